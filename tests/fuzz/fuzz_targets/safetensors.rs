@@ -1,0 +1,23 @@
+//! Any bytes as a safetensors file: an error, or tensors that can all be read.
+//!
+//! `cargo fuzz run --fuzz-dir tests/fuzz safetensors corpus tests/fuzz/seeds/safetensors -- -rss_limit_mb=512`
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use quantize::files::checkpoint::Checkpoint;
+use quantize::files::input::Input;
+use quantize::files::safetensors::Safetensors;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(file) = Safetensors::new(Input::from_bytes(bytes.to_vec())) else { return };
+    let Ok(checkpoint) = Checkpoint::new(Box::new(file)) else { return };
+    let file = checkpoint.container();
+    let mut total = 0;
+    for (index, tensor) in file.tensors().iter().enumerate() {
+        let mut data = vec![0; tensor.bytes() as usize];
+        file.read(index, 0, &mut data).expect("a header that was accepted describes bytes that are there");
+        total += data.len();
+    }
+    assert!(total < bytes.len(), "no byte belongs to two tensors");
+});
