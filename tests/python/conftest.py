@@ -1,0 +1,6 @@
+"""Put the slow reference on the path of the tests."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))

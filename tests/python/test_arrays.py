@@ -1,0 +1,355 @@
+"""The product against the slow reference, bit for bit, over formats, dtypes, memory layouts, shapes, groups and threads."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from helpers import BFLOAT16, KINDS, as_bits, same, same_parts, sample
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from reference import FORMATS
+
+import quantize as qz
+
+SETTINGS = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+BLOCKS = [name for name in FORMATS if name.startswith("gguf:")]
+
+
+def test_every_format_has_a_reference():
+    assert sorted(FORMATS) == sorted(row["name"] for row in qz.formats())
+
+
+# Every layout takes a C-order array and returns an array of the same shape and dtype that lies differently in memory;
+# "broadcast" also changes values, so that the expected parts are always made from the array that it returned.
+
+
+def strided(a):
+    wide = np.full([2 * n + 1 for n in a.shape], 7, a.dtype)
+    inner = wide[tuple(slice(1, None, 2) for _ in a.shape)]
+    inner[...] = a
+    return inner
+
+
+def reversed_(a):
+    backwards = (slice(None, None, -1),) * a.ndim
+    return a[backwards].copy()[backwards]
+
+
+def broadcast(a):
+    return np.broadcast_to(a[:1], a.shape) if len(a) else a
+
+
+def repeated(a):
+    return np.broadcast_to(a[..., :1], a.shape) if a.shape[-1] else a
+
+
+def windows(a):
+    """Rows that overlap in memory: row i starts one element after row i - 1."""
+    if a.ndim != 2 or not a.size:
+        return a
+    line = np.concatenate([a[0], a[:, -1]])
+    return np.lib.stride_tricks.as_strided(line, a.shape, (line.itemsize, line.itemsize), writeable=False)
+
+
+def swapped(a):
+    return a if a.dtype == BFLOAT16 else a.astype(a.dtype.newbyteorder())
+
+
+def unaligned(a):
+    raw = np.empty(a.nbytes + 1, np.uint8)[1:]
+    raw[:] = np.frombuffer(a.tobytes(), np.uint8)
+    return np.frombuffer(raw, a.dtype).reshape(a.shape) if a.size else a
+
+
+def read_only(a):
+    a = a.copy()
+    a.setflags(write=False)
+    return a
+
+
+def transposed(a):
+    return np.ascontiguousarray(a.T).T
+
+
+LAYOUTS = {
+    "C": lambda a: a,
+    "Fortran": np.asfortranarray,
+    "strided": strided,
+    "reversed": reversed_,
+    "broadcast": broadcast,
+    "repeated": repeated,
+    "windows": windows,
+    "byte-swapped": swapped,
+    "unaligned": unaligned,
+    "read-only": read_only,
+    "transposed": transposed,
+    "swapped and strided": lambda a: strided(swapped(a)),
+}
+
+DTYPES = ("float32", "float16", "float64", "bfloat16", "bfloat16 bits")
+
+
+def cast(x, dtype):
+    """``x`` in ``dtype``; what overflows becomes 1, so that the array stays finite."""
+    with np.errstate(over="ignore"):
+        a = x.astype(BFLOAT16 if "bfloat16" in dtype else dtype)
+    a[~np.isfinite(a.astype(np.float32))] = 1
+    if dtype == "float64":
+        a = a * (1 + 1e-9)  # values that float32 has to round
+        a[~np.isfinite(a.astype(np.float32))] = 1
+    return a.view(np.uint16) if dtype == "bfloat16 bits" else a
+
+
+@st.composite
+def shapes(draw, multiple):
+    """A shape of one to four axes and the group axis, whose length lies around lane, block and tile widths."""
+    ndim = draw(st.integers(1, 4))
+    axis = draw(st.integers(-ndim, ndim - 1))
+    lengths = [0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 511, 512, 513, 1055]
+    shape = [draw(st.integers(0, 12) if ndim < 3 else st.integers(1, 4)) for _ in range(ndim)]
+    shape[axis] = 32 * draw(st.sampled_from([0, 1, 2, 3, 16, 17, 33])) if multiple == 32 else draw(st.sampled_from(lengths))
+    return tuple(shape), axis
+
+
+@st.composite
+def calls(draw):
+    """A format, an array, the options of a call, and the values that the array stands for."""
+    name = draw(st.sampled_from(sorted(FORMATS)))
+    shape, axis = draw(shapes(32 if name in BLOCKS else 1))
+    x = sample(shape, draw(st.integers(0, 2**32 - 1)), draw(st.sampled_from(KINDS)))
+    dtype, layout = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(sorted(LAYOUTS)))
+    array = LAYOUTS[layout](cast(x, dtype))
+    values = array.astype(np.uint16).view(BFLOAT16) if dtype == "bfloat16 bits" else array
+    options = {"axis": axis, "group_size": None, "scale_dtype": None}
+    if name not in BLOCKS:
+        options["group_size"] = draw(st.sampled_from([None, 1, 2, 3, 5, 16, 31, 32, 33, 64, 128, 512, 1000, "row", "tensor"]))
+        options["scale_dtype"] = draw(st.sampled_from([None, "float16", "bfloat16", "float32"]))
+    extra = {"threads": draw(st.sampled_from([None, 1, 2, 5]))}
+    if dtype == "bfloat16 bits":
+        extra["dtype"] = "bfloat16"
+    return name, array, values, options, extra
+
+
+def expected_parts(name, values, options):
+    scale_dtype = options["scale_dtype"] or "float16"
+    return FORMATS[name].encode(values, axis=options["axis"], group_size=options["group_size"], scale_dtype=scale_dtype)
+
+
+@SETTINGS
+@given(calls())
+def test_parts_and_values_are_those_of_the_reference(call):
+    name, array, values, options, extra = call
+    try:
+        expected = expected_parts(name, values, options)
+    except OverflowError:
+        with pytest.raises(ValueError, match="beyond the largest"):
+            qz.quantize(array, name, **options, **extra)
+        return
+    q = qz.quantize(array, name, **options, **extra)
+    same_parts(q.parts, {part: as_bits(a) for part, a in expected.items()})
+    decoded = FORMATS[name].decode(expected, array.shape, axis=options["axis"], group_size=options["group_size"])
+    same(q.dequantize(threads=extra["threads"]), decoded)
+
+    assert q.format == name
+    assert q.shape == array.shape
+    assert q.ndim == array.ndim
+    assert q.size == array.size
+    assert q.axis % q.ndim == options["axis"] % q.ndim
+    assert q.group_size == (options["group_size"] or 32)
+    assert q.dtype == np.float32
+    assert q.nbytes == sum(part.nbytes for part in expected.values())
+    if array.size:
+        assert q.bits_per_weight == 8 * q.nbytes / q.size
+
+
+def values_from_codes(q):
+    """What the public pieces of ``q`` say its values are: codes, scales, and zero points or minimums."""
+    codes = np.moveaxis(q.codes(), q.axis, -1).astype(np.float32)
+    size = {"row": max(codes.shape[-1], 1), "tensor": 1}.get(q.group_size, q.group_size)
+
+    def spread(groups):
+        if q.group_size == "tensor":
+            return np.broadcast_to(groups.reshape(-1)[:1], codes.shape) if codes.size else np.zeros_like(codes)
+        return np.repeat(groups, size, -1)[..., : codes.shape[-1]]
+
+    if q.minimums is not None:
+        values = codes * spread(q.scales) + spread(q.minimums)
+    elif q.zero_points is not None:
+        values = (codes - spread(q.zero_points)) * spread(q.scales)
+    else:
+        values = codes * spread(q.scales)
+    return np.moveaxis(values, -1, q.axis)
+
+
+@SETTINGS
+@given(calls())
+def test_codes_scales_and_offsets_say_what_the_values_are(call):
+    name, array, values, options, extra = call
+    try:
+        expected = expected_parts(name, values, options)
+    except OverflowError:
+        return
+    q = qz.quantize(array, name, **options, **extra)
+    codes = q.codes()
+    signed = name in ("int4", "gguf:q4_0")
+    assert codes.dtype == np.int8
+    assert codes.shape == array.shape
+    if codes.size:
+        assert codes.min() >= (-8 if signed else 0)
+        assert codes.max() <= (7 if signed else 15)
+    assert q.scales.dtype == np.float32
+    if "scales" in expected:
+        same(q.scales, expected["scales"].astype(np.float32))
+    assert (q.zero_points is not None) == (name == "uint4")
+    assert (q.minimums is not None) == (name == "gguf:q4_1")
+    for offsets in (q.zero_points, q.minimums):
+        assert offsets is None or (offsets.shape == q.scales.shape and offsets.dtype == np.float32)
+    same(values_from_codes(q), q.dequantize())
+
+
+@SETTINGS
+@given(calls(), st.sampled_from(["float16", "float32", "float64", "bfloat16", BFLOAT16]), st.booleans())
+def test_decode_to_every_dtype(call, dtype, into):
+    name, array, values, options, extra = call
+    try:
+        expected = expected_parts(name, values, options)
+    except OverflowError:
+        return
+    q = qz.quantize(array, name, **options, **extra)
+    decoded = FORMATS[name].decode(expected, array.shape, axis=options["axis"], group_size=options["group_size"])
+    with np.errstate(over="ignore"):
+        wanted = decoded.astype(BFLOAT16 if dtype == "bfloat16" else dtype)
+    if dtype == "bfloat16":
+        wanted = wanted.view(np.uint16)
+    out = np.full(array.shape, 7, wanted.dtype) if into else None
+    result = q.dequantize(dtype=dtype, out=out, threads=extra["threads"])
+    assert not into or result is out
+    same(result, np.ascontiguousarray(wanted))
+    same(qz.dequantize(q, dtype=dtype), np.ascontiguousarray(wanted))
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4"])
+def test_scale_dtype_by_name_gives_bits_and_by_ml_dtypes_its_own_dtype(name):
+    x = sample((3, 40))
+    expected = FORMATS[name].encode(x, scale_dtype="bfloat16")
+    same(qz.quantize(x, name, scale_dtype="bfloat16").parts["scales"], expected["scales"].view(np.uint16))
+    same(qz.quantize(x, name, scale_dtype=ml_dtypes.bfloat16).parts["scales"], expected["scales"])
+    same(qz.quantize(x, name, scale_dtype=np.float32).parts["scales"], FORMATS[name].encode(x, scale_dtype="float32")["scales"])
+    same(qz.quantize(x, name, scale_dtype=np.dtype("float16")).parts["scales"], FORMATS[name].encode(x)["scales"])
+
+
+# Large enough for threads: a call below 512 Ki elements stays on its thread.
+LARGE = [
+    ("int4", (1031, 1024), {}),
+    ("int4", (513, 2049), {"group_size": 37, "scale_dtype": "bfloat16"}),
+    ("int4", (7, 150_001), {"group_size": "row", "scale_dtype": "float32"}),
+    ("int4", (1031, 1023), {"group_size": "tensor"}),
+    ("int4", (1, 1_100_003), {"group_size": 64}),
+    ("uint4", (1031, 1024), {}),
+    ("uint4", (3, 350_000), {"group_size": 100_000}),
+    ("uint4", (1024, 1031), {"group_size": 128, "axis": 0}),
+    ("uint4", (2, 517, 1023), {"group_size": "tensor"}),
+    ("gguf:q4_0", (1031, 1024), {}),
+    ("gguf:q4_0", (1024, 1031), {"axis": 0}),
+    ("gguf:q4_1", (1031, 1024), {}),
+    ("gguf:q4_1", (4, 320, 1024), {"axis": 1}),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "options"), LARGE)
+def test_large_arrays_at_any_thread_count(name, shape, options):
+    x = sample(shape)
+    expected = FORMATS[name].encode(x, **options)
+    decoded = FORMATS[name].decode(expected, shape, axis=options.get("axis", -1), group_size=options.get("group_size"))
+    for threads in (1, 2, 3, 8):
+        q = qz.quantize(x, name, threads=threads, **options)
+        same_parts(q.parts, {part: as_bits(a) for part, a in expected.items()}, threads)
+        same(q.dequantize(threads=threads), np.ascontiguousarray(decoded), threads)
+    half = np.full(shape, np.nan, np.float16)
+    same(q.dequantize(dtype=np.float16, out=half), np.ascontiguousarray(decoded.astype(np.float16)))
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_large_arrays_of_any_layout(name, layout):
+    array = LAYOUTS[layout](sample((640, 1024)))
+    same_parts(qz.quantize(array, name, threads=2).parts, FORMATS[name].encode(array))
+
+
+@pytest.mark.parametrize("first", [-5, 5])
+def test_the_first_of_equal_extremes_decides_also_across_threads(first):
+    x = sample((1100, 1000))
+    x[300, 17], x[900, 3] = first, -first
+    for options in ({"group_size": "tensor"}, {"group_size": "row", "axis": 0}):
+        for threads in (1, 2, 8):
+            same_parts(qz.quantize(x, "int4", threads=threads, **options).parts, FORMATS["int4"].encode(x, **options))
+    assert qz.quantize(x, group_size="tensor").scales.item() == first / -8
+
+
+@SETTINGS
+@given(calls(), st.data())
+def test_parts_of_a_whole_are_the_whole_of_the_parts(call, data):
+    """Cut an array along an axis that is not the group axis, or between groups: the parts are those of the whole, cut."""
+    name, array, values, options, extra = call
+    if options["group_size"] == "tensor" or array.ndim < 2:
+        return
+    try:
+        expected_parts(name, values, options)
+    except OverflowError:
+        return
+    whole = qz.quantize(array, name, **options, **extra)
+    axis = options["axis"] % array.ndim
+    others = [n for n in range(array.ndim) if n != axis]
+    along = data.draw(st.sampled_from(others))
+    at = data.draw(st.integers(0, array.shape[along]))
+    first, second = np.split(array, [at], axis=along)
+    pieces = [qz.quantize(piece, name, **options, **extra).parts for piece in (first, second)]
+    joined_axis = others.index(along)  # in the parts the group axis has moved to the end
+    for part, whole_part in whole.parts.items():
+        same(np.concatenate([piece[part] for piece in pieces], joined_axis), whole_part, part)
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_cut_between_groups_changes_nothing(name, dtype):
+    x = sample((5, 512)).astype(dtype)
+    whole = qz.quantize(x, name)
+    for at in (64, 256, 448):
+        left, right = qz.quantize(x[:, :at], name).parts, qz.quantize(x[:, at:], name).parts
+        for part, array in whole.parts.items():
+            same(np.concatenate([left[part], right[part]], -1), array, part)
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_the_input_is_left_alone(name):
+    x = sample((40, 64))
+    before = x.copy()
+    q = qz.quantize(x, name, axis=0 if name not in BLOCKS else -1)
+    parts = {part: array.copy() for part, array in q.parts.items()}
+    q.dequantize()
+    same(x, before)
+    same_parts(q.parts, parts)
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4"])
+@pytest.mark.parametrize("count", [1, 3, 31, 33, 255, 257])
+def test_padding_is_zero_and_does_not_depend_on_memory(name, count):
+    for fill in (0x00, 0xFF):
+        q = qz.quantize(sample((4, count)), name, group_size=5)
+        out = {part: np.full_like(array, 0) for part, array in q.parts.items()}
+        for array in out.values():
+            array.view(np.uint8)[...] = fill
+        filled = qz.quantize(sample((4, count)), name, group_size=5, out=out)
+        same_parts(filled.parts, dict(q.parts))
+        if count % 2:
+            assert (q.parts["packed"][:, -1] >> 4 == 0).all()
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_quantizing_what_was_decoded_changes_nothing(name):
+    """Idempotence, where the scheme allows it: exact steps of a power of two with the extreme at code -8 (or both ends)."""
+    codes = np.random.default_rng(5).integers(-8, 8, (6, 128)).astype(np.float32)
+    codes[:, ::32], codes[:, 1::32] = -8, 7
+    x = codes * np.float32(0.25)
+    q = qz.quantize(x, name)
+    same(q.dequantize() + 0, x + 0)  # + 0 makes -0.0 the 0.0 that it equals
+    assert qz.quantize(q.dequantize(), name).identical(q)

@@ -1,0 +1,143 @@
+"""compare() against the formulas, written in numpy with float64."""
+
+import math
+
+import numpy as np
+import pytest
+from helpers import BFLOAT16, sample
+from reference import FORMATS
+
+import quantize as qz
+
+ALL = sorted(FORMATS)
+
+
+def figures(a, b, axis=None):
+    """The definitions: over the whole array, or along ``axis``."""
+    a, b = np.asarray(a).astype(np.float32).astype(np.float64), np.asarray(b).astype(np.float32).astype(np.float64)
+    error = b - a
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            "rmse": np.sqrt((error**2).mean(axis)),
+            "max_abs_error": np.abs(error).max(axis),
+            "sqnr_db": 10 * np.log10((a**2).sum(axis) / (error**2).sum(axis)),
+            "cosine": (a * b).sum(axis) / np.sqrt((a**2).sum(axis) * (b**2).sum(axis)),
+        }
+
+
+def close(comparison, expected):
+    for name, value in expected.items():
+        np.testing.assert_allclose(getattr(comparison, name), value, rtol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "wide", "positive"])
+@pytest.mark.parametrize("name", ALL)
+def test_figures_of_a_quantized_array(name, kind):
+    x = sample((40, 96), kind=kind)
+    q = qz.quantize(x, name)
+    result = qz.compare(x, q)
+    assert isinstance(result, qz.Comparison)
+    close(result, figures(x, q.dequantize()))
+    assert result.bits_per_weight == q.bits_per_weight
+    assert all(isinstance(getattr(result, name), float) for name in ("rmse", "max_abs_error", "sqnr_db", "cosine"))
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_groups_along_another_axis(axis):
+    x = sample((50, 70))
+    q = qz.quantize(x, axis=axis, group_size=7)
+    close(qz.compare(x, q), figures(x, q.dequantize()))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, BFLOAT16])
+def test_a_reference_of_any_dtype_and_layout(dtype):
+    x = sample((40, 64)).astype(dtype)
+    q = qz.quantize(x)
+    for reference in (x, np.asfortranarray(x), x[::-1].copy()[::-1]):
+        close(qz.compare(reference, q), figures(x, q.dequantize()))
+
+
+def test_two_arrays():
+    a, b = sample((30, 40)), sample((30, 40), seed=1)
+    close(qz.compare(a, b), figures(a, b))
+    close(qz.compare(a, b.astype(np.float64)), figures(a, b))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1, -3])
+def test_along_an_axis(axis):
+    """One figure for every position of the other axes, as numpy's reductions have it."""
+    x = sample((6, 8, 64))
+    for q in (qz.quantize(x), qz.quantize(x, axis=0, group_size=3)):
+        result = qz.compare(x, q, axis=axis)
+        close(result, figures(x, q.dequantize(), axis))
+        assert result.rmse.shape == np.delete(x.shape, axis).tolist() or result.rmse.shape == tuple(np.delete(x.shape, axis))
+
+
+def test_large_arrays():
+    x = sample((1100, 1024))
+    q = qz.quantize(x)
+    close(qz.compare(x, q), figures(x, q.dequantize()))
+
+
+def saturated(x, q):
+    """Elements at the lowest or highest code whose error is more than half a step: they were clipped."""
+    codes, error = q.codes(), np.abs(q.dequantize() - x)
+    lowest = -8 if q.zero_points is None and q.minimums is None else 0
+    step = np.abs(np.repeat(q.scales, q.group_size, -1))
+    return np.count_nonzero(((codes == lowest) | (codes == lowest + 15)) & (error > step / 2))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_saturated_elements_are_counted(name):
+    x = sample((40, 96))
+    q = qz.quantize(x, name)
+    assert qz.compare(x, q).saturated == saturated(x, q)
+    assert qz.compare(3 * x, q).saturated == saturated(3 * x, q) > 100
+
+
+def test_saturated_at_the_far_end_of_a_symmetric_group():
+    x = np.zeros((1, 32), np.float32)
+    x[0, :2] = -8, 8  # 8 has no code of its own: it becomes 7
+    assert qz.compare(x, qz.quantize(x)).saturated == 1
+
+
+def test_equal_arrays():
+    x = sample((4, 64))
+    result = qz.compare(x, x)
+    assert (result.rmse, result.max_abs_error, result.sqnr_db) == (0, 0, math.inf)
+    assert result.cosine == pytest.approx(1)
+
+
+def test_zeros():
+    x = np.zeros((4, 64), np.float32)
+    result = qz.compare(x, qz.quantize(x))
+    assert (result.rmse, result.max_abs_error, result.saturated) == (0, 0, 0)
+
+
+def test_empty_arrays():
+    x = np.empty((0, 64), np.float32)
+    result = qz.compare(x, qz.quantize(x))
+    assert result.saturated == 0
+
+
+def test_values_that_squares_would_overflow():
+    x = sample((4, 64), kind="huge")
+    q = qz.quantize(x, scale_dtype="float32")
+    close(qz.compare(x, q), figures(x, q.dequantize()))
+
+
+def test_shapes_must_agree():
+    q = qz.quantize(sample((4, 64)))
+    with pytest.raises(ValueError, match=r"\(4, 65\)"):
+        qz.compare(sample((4, 65)), q)
+    with pytest.raises(ValueError, match=r"\(1, 64\)"):
+        qz.compare(sample((1, 64)), q)
+    with pytest.raises(ValueError, match="axis"):
+        qz.compare(sample((4, 64)), q, axis=2)
+    with pytest.raises(TypeError, match="int32"):
+        qz.compare(np.ones((4, 64), np.int32), q)
+
+
+def test_repr_shows_the_figures():
+    x = sample((4, 64))
+    assert "rmse" in repr(qz.compare(x, qz.quantize(x)))

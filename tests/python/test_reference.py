@@ -1,0 +1,164 @@
+"""The slow reference against the projects that own the formats, and against readings of the rules that share no line with it."""
+
+import importlib.util
+import math
+import struct
+
+import ml_dtypes
+import numpy as np
+import pytest
+from helpers import KINDS, VECTORS, load, same, sample
+from reference import FORMATS
+
+INPUTS = load("inputs")
+
+
+@pytest.mark.parametrize("name", ["gguf:q4_0", "gguf:q4_1"])
+def test_ggml_bytes(name):
+    vectors = load(name.replace(":", "_"))
+    cases = sorted({key.split("/")[0] for key in vectors})
+    assert len(cases) == 13
+    for case in cases:
+        parts = FORMATS[name].encode(INPUTS[case])
+        same(parts["blocks"], vectors[f"{case}/packed"], case)
+        same(FORMATS[name].decode(parts, INPUTS[case].shape), vectors[f"{case}/dequant"], case)
+
+
+def f32(value):
+    """Round a Python float (float64) to float32. One operation in float64, then this, is one float32 operation."""
+    return float(np.float32(value))
+
+
+def round_scale(value, dtype):
+    """A float32 scale in the dtype that stores it, by struct or by the bits; subnormal as float32 becomes 0."""
+    if dtype == "float16":
+        value = struct.unpack("<e", struct.pack("<e", value))[0]
+    elif dtype == "bfloat16":
+        word = struct.unpack("<I", struct.pack("<f", value))[0]
+        word += 0x7FFF + (word >> 16 & 1)
+        value = struct.unpack("<f", struct.pack("<I", word & 0xFFFF0000))[0]
+    return value if abs(value) >= 2.0**-126 else 0.0
+
+
+def read_int4(group, dtype):
+    """One group in plain Python: scale and codes."""
+    largest = 0.0
+    for x in group:
+        if abs(x) > abs(largest):
+            largest = x
+    scale = round_scale(f32(largest / -8), dtype)
+    if scale == 0:
+        return 0.0, [0] * len(group)
+    inverse = f32(1 / scale)
+    return scale, [max(-8, min(7, round(f32(x * inverse)))) for x in group]
+
+
+def read_uint4(group, dtype):
+    """One group in plain Python: scale, zero point and codes."""
+    low, high = min(0.0, *group), max(0.0, *group)
+    scale = round_scale(f32(f32(high / 15) - f32(low / 15)), dtype)
+    if scale == 0:
+        return 0.0, 0, [0] * len(group)
+    inverse = f32(1 / scale)
+    zero_point = max(0, min(15, round(f32(-low * inverse))))
+    return scale, zero_point, [max(0, min(15, round(f32(x * inverse)) + zero_point)) for x in group]
+
+
+def cut(row, size):
+    return [row[start : start + size] for start in range(0, len(row), size)]
+
+
+def nibbles(codes):
+    """Two codes a byte, the first one low."""
+    codes = [code & 15 for code in codes] + [0] * (len(codes) % 2)
+    return [low | high << 4 for low, high in zip(codes[0::2], codes[1::2], strict=True)]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "huge"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("size", [1, 5, 32, "row"])
+def test_int4_by_hand(kind, dtype, size):
+    x = sample((3, 67), kind=kind)
+    parts = FORMATS["int4"].encode(x, group_size=size, scale_dtype=dtype)
+    decoded = FORMATS["int4"].decode(parts, x.shape, group_size=size)
+    for row, packed, scales, values in zip(x.tolist(), parts["packed"], parts["scales"], decoded, strict=True):
+        groups = [read_int4(group, dtype) for group in cut(row, 67 if size == "row" else size)]
+        assert packed.tolist() == nibbles([code for _, codes in groups for code in codes])
+        assert scales.tolist() == [scale for scale, _ in groups]
+        expected = [f32(code * scale) for scale, codes in groups for code in codes]
+        assert [math.copysign(1, v) * (v or 2) for v in values.tolist()] == [math.copysign(1, v) * (v or 2) for v in expected]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "huge"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("size", [1, 5, 32, "row"])
+def test_uint4_by_hand(kind, dtype, size):
+    x = sample((3, 67), kind=kind)
+    parts = FORMATS["uint4"].encode(x, group_size=size, scale_dtype=dtype)
+    decoded = FORMATS["uint4"].decode(parts, x.shape, group_size=size)
+    rows = zip(x.tolist(), parts["packed"], parts["scales"], parts["zero_points"], decoded, strict=True)
+    for row, packed, scales, zero_points, values in rows:
+        groups = [read_uint4(group, dtype) for group in cut(row, 67 if size == "row" else size)]
+        assert packed.tolist() == nibbles([code for *_, codes in groups for code in codes])
+        assert scales.tolist() == [scale for scale, *_ in groups]
+        assert zero_points.tolist() == nibbles([zero_point for _, zero_point, _ in groups])
+        assert values.tolist() == [f32((code - z) * scale) for scale, z, codes in groups for code in codes]
+
+
+def test_the_whole_tensor_is_one_group():
+    x = sample((4, 9), seed=3)
+    for name in ("int4", "uint4"):
+        flat = FORMATS[name].encode(x.reshape(1, -1), group_size="row")
+        parts = FORMATS[name].encode(x, group_size="tensor")
+        assert parts["scales"].shape == (1, 1)
+        same(parts["scales"], flat["scales"])
+        same(
+            FORMATS[name].decode(parts, x.shape, group_size="tensor").reshape(1, -1), FORMATS[name].decode(flat, (1, 36), group_size="row")
+        )
+
+
+def test_nibbles_are_those_of_onnx():
+    """One group with scale 1: the codes are the elements, the bytes those of an INT4 tensor."""
+    vectors = load("plain_int4")
+    codes = vectors["n16/int4_codes"]
+    x = np.concatenate([codes, [-8]]).astype(np.float32)
+    parts = FORMATS["int4"].encode(x, group_size="row")
+    assert parts["scales"] == [1]
+    same(parts["packed"][:8], vectors["n16/int4_packed"])
+
+
+def test_policies_for_what_is_not_finite():
+    x = np.array([[1, -3, np.nan, np.inf], [np.inf, np.nan, -np.inf, -np.inf]], np.float32)
+    int4 = FORMATS["int4"]
+    with pytest.raises(ValueError, match="6 elements"):
+        int4.encode(x)
+    zeroed = np.array([[1, -3, 0, 0], [0, 0, 0, 0]], np.float32)
+    clipped = np.array([[1, -3, 0, 3], [0, 0, 0, 0]], np.float32)
+    same(int4.encode(x, nonfinite="zero")["packed"], int4.encode(zeroed)["packed"])
+    same(int4.encode(x, nonfinite="clip")["packed"], int4.encode(clipped)["packed"])
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_a_scale_beyond_its_dtype_is_an_error(name):
+    x = np.full((1, 32), 3e38, np.float32)
+    x[0, 1] = -3e38
+    with pytest.raises(OverflowError):
+        FORMATS[name].encode(x)
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4"])
+def test_own_vectors_are_frozen(name):
+    spec = importlib.util.spec_from_file_location("make_own", VECTORS / "make_own.py")
+    make_own = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_own)
+    made, frozen = make_own.vectors(name), load(name)
+    assert list(made) == list(frozen)
+    for key, array in made.items():
+        same(array, frozen[key], key)
+
+
+def test_bfloat16_scales_round_to_even():
+    """The halfway case of a bfloat16 scale, which ml_dtypes and the bits must settle alike."""
+    for word in (0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001):
+        value = struct.unpack("<f", struct.pack("<I", word))[0]
+        assert float(np.float32(value).astype(ml_dtypes.bfloat16)) == round_scale(value, "bfloat16")
