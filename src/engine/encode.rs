@@ -1,0 +1,348 @@
+//! From an array to parts.
+//!
+//! Groups up to 256 KiB are ranged and coded in one go. Longer ones, and the one group of a whole tensor, take two passes: the
+//! ranges of all groups, then their codes. Elements that are not finite show in the ranges; only then are they looked for.
+
+use super::cut::{self, Grid, PartsMut, Task};
+use super::groups::pack_long_scales;
+use super::stage::Stage;
+use super::{Outcome, Run, SERIAL, STREAM};
+use crate::element::Source;
+use crate::error::{Error, Result};
+use crate::formats::{self, Context, Faults, Format, Groups, Need, Range};
+use crate::kernels::encode::RangeOf;
+use crate::level::Level;
+use crate::pool;
+use crate::spec::Layout;
+use crate::tensor::Quantized;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What becomes of elements that are not finite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NonFinite {
+    /// An error that counts them and names the first.
+    Raise,
+    /// Each becomes 0.
+    Zero,
+    /// An infinity becomes the largest finite magnitude of its group with its sign, 0 if there is none; NaN becomes 0.
+    Clip,
+}
+
+/// Encode an array into parts, which are in the order of the spec and of exactly the bytes that the layout says.
+///
+/// The bytes depend on nothing but the elements and the layout. On an error the parts hold nothing of use.
+///
+/// # Errors
+///
+/// [`Error::NonFinite`], [`Error::ScaleOverflow`], [`Error::Cancelled`].
+///
+/// # Panics
+///
+/// Where the shape of the source or the length of a part is not the layout's.
+pub fn quantize(source: &Source<'_>, layout: &Layout, nonfinite: NonFinite, parts: &mut [&mut [u8]], run: &Run<'_>) -> Result<Outcome> {
+    assert_eq!(source.shape(), layout.shape, "the shape of the layout");
+    let threads = if layout.elements() < SERIAL { 1 } else { run.threads };
+    let mut job = Job {
+        source,
+        slice: source.as_slice(),
+        layout,
+        format: formats::find(layout.spec.name)?,
+        grid: Grid::new(layout, threads),
+        run: Run { threads, ..*run },
+        policy: None,
+        replaced: AtomicU64::new(0),
+        bounds: Vec::new(),
+    };
+    let (mut faults, mut pool_failed) = job.encode(cut::borrow_mut(layout, parts))?;
+    if faults.element {
+        if nonfinite == NonFinite::Raise {
+            return Err(job.first_not_finite());
+        }
+        job.policy = Some(nonfinite);
+        (faults, pool_failed) = job.encode(cut::borrow_mut(layout, parts))?;
+    }
+    if faults.scale {
+        return Err(job.first_overflow());
+    }
+    Ok(Outcome { replaced: job.replaced.into_inner(), pool_failed })
+}
+
+/// Encode an array into parts of its own, on the calling thread.
+///
+/// # Errors
+///
+/// As [`quantize`], and [`Error::Memory`].
+pub fn quantize_owned(source: &Source<'_>, layout: Layout) -> Result<Quantized> {
+    let mut quantized = Quantized::zeroed(layout)?;
+    let mut parts: Vec<&mut [u8]> = quantized.parts.iter_mut().map(Vec::as_mut_slice).collect();
+    quantize(source, &quantized.layout, NonFinite::Raise, &mut parts, &Run::serial(Level::current()?))?;
+    Ok(quantized)
+}
+
+struct Job<'a> {
+    source: &'a Source<'a>,
+    /// The whole source, where it is f32 in order.
+    slice: Option<&'a [f32]>,
+    layout: &'a Layout,
+    format: &'static dyn Format,
+    grid: Grid,
+    run: Run<'a>,
+    /// How elements that are not finite are replaced; `None` while it is hoped that there are none.
+    policy: Option<NonFinite>,
+    replaced: AtomicU64,
+    /// The largest finite magnitude of each long group, under a policy that needs it.
+    bounds: Vec<f32>,
+}
+
+/// What a worker keeps from span to span.
+#[derive(Default)]
+struct Scratch {
+    x: Vec<f32>,
+    groups: Groups,
+}
+
+impl Job<'_> {
+    fn encode(&mut self, parts: PartsMut<'_>) -> Result<(Faults, bool)> {
+        if self.grid.elements() == 0 {
+            return Ok((Faults::default(), false));
+        }
+        if self.grid.long { self.encode_long(parts) } else { self.encode_short(parts) }
+    }
+
+    fn context(&self) -> Context {
+        Context { level: self.run.level, group: self.grid.group, scale_dtype: self.layout.scale_dtype }
+    }
+
+    fn encode_short(&self, mut parts: PartsMut<'_>) -> Result<(Faults, bool)> {
+        let stream = self.source.len() * self.source.item_size() > STREAM;
+        let all = Mutex::new(Faults::default());
+        let tasks = self.grid.tasks().map(|(start, len)| Task { start, len, parts: cut::split_mut(&mut parts, self.grid.bytes(self.layout, len)) });
+        let pool_failed = pool::for_each(tasks, self.run.threads, self.run.interrupted, |task| {
+            let faults = if stream { self.encode_streamed(task) } else { self.encode_task(task) };
+            if faults.any() {
+                *all.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) |= faults;
+            }
+        })?;
+        Ok((all.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()), pool_failed))
+    }
+
+    fn encode_task(&self, mut task: Task<PartsMut<'_>>) -> Faults {
+        let mut scratch = Scratch::default();
+        let mut faults = Faults::default();
+        for (start, len) in self.spans_of(&task) {
+            let mut parts = cut::split_mut(&mut task.parts, self.grid.bytes(self.layout, len));
+            faults |= self.encode_span(start, len, &mut scratch, &mut parts);
+        }
+        faults
+    }
+
+    fn encode_streamed(&self, task: Task<PartsMut<'_>>) -> Faults {
+        let mut scratch = Scratch::default();
+        let mut faults = Faults::default();
+        let spans = self.spans_of(&task);
+        let mut stages = task.parts.map(|part| Stage::new(self.run.level, part));
+        for (start, len) in spans {
+            let sizes = self.grid.bytes(self.layout, len);
+            let mut sizes = sizes.iter();
+            let mut parts: PartsMut<'_> = stages.each_mut().map(|stage| stage.next(*sizes.next().expect("a size for every part")));
+            faults |= self.encode_span(start, len, &mut scratch, &mut parts);
+        }
+        stages.map(Stage::finish);
+        faults
+    }
+
+    fn spans_of<'t, P>(&'t self, task: &Task<P>) -> impl Iterator<Item = (usize, usize)> + use<'t, P> {
+        self.grid.segments(task.start, task.len).flat_map(|(start, len)| self.grid.spans(start, len))
+    }
+
+    fn encode_span(&self, start: usize, len: usize, scratch: &mut Scratch, parts: &mut PartsMut<'_>) -> Faults {
+        let x = match (self.slice, self.policy) {
+            (Some(slice), None) => &slice[start..start + len],
+            (_, policy) => {
+                scratch.x.resize(len, 0.0);
+                self.source.load(self.run.level, start, &mut scratch.x);
+                if let Some(policy) = policy {
+                    let groups = scratch.x.chunks_mut(self.grid.group);
+                    let replaced: u64 = groups.map(|group| clean(group, policy, largest_finite(group))).sum();
+                    self.replaced.fetch_add(replaced, Ordering::Relaxed);
+                }
+                &scratch.x[..]
+            }
+        };
+        self.format.encode(self.context(), x, &mut scratch.groups, &mut parts[..self.layout.spec.parts.len()])
+    }
+
+    fn encode_long(&mut self, mut parts: PartsMut<'_>) -> Result<(Faults, bool)> {
+        if self.policy == Some(NonFinite::Clip) {
+            self.bounds = self.fold(0.0, largest_finite, f32::max)?;
+        }
+        let need = self.format.need();
+        let surveyed = self.fold((None, false), |x| survey(self.run.level, need, x), |earlier, later| join(need, earlier, later))?;
+        let mut faults = Faults { element: surveyed.iter().any(|&(_, fault)| fault), scale: false };
+        if faults.element {
+            return Ok((faults, false));
+        }
+        let ranges: Vec<Range> = surveyed.into_iter().filter_map(|(range, _)| range).collect();
+        faults |= self.write_scales(&ranges, &mut parts);
+        let tasks = self.grid.tasks().map(|(start, len)| Task { start, len, parts: cut::split_mut(&mut parts, self.grid.bytes(self.layout, len)) });
+        let pool_failed = pool::for_each(tasks, self.run.threads, self.run.interrupted, |mut task| {
+            let mut scratch = Scratch::default();
+            for (start, len) in self.spans_of(&task) {
+                let mut parts = cut::split_mut(&mut task.parts, self.grid.bytes(self.layout, len));
+                let context = Context { group: len, ..self.context() };
+                let Scratch { x, groups } = &mut scratch;
+                groups.resize(self.layout.spec, context, len);
+                let group = self.grid.group_of(start);
+                self.format.quantize(context, self.long_span(start, len, group, x), Some(ranges[group]), groups);
+                self.format.pack(context, groups, &mut parts[..self.layout.spec.parts.len()]);
+            }
+        })?;
+        // The first pass saw the replaced elements too.
+        if self.policy.is_some() {
+            let passes = 2;
+            *self.replaced.get_mut() /= passes;
+        }
+        Ok((faults, pool_failed))
+    }
+
+    /// One value for every long group, from those of its spans in order.
+    fn fold<T: Copy + Send>(&self, empty: T, of: impl Fn(&[f32]) -> T + Sync, then: impl Fn(T, T) -> T) -> Result<Vec<T>> {
+        let spans: usize = self.grid.tasks().map(|(start, len)| self.spans_of(&Task { start, len, parts: () }).count()).sum();
+        let mut values = vec![(0, empty); spans];
+        let mut rest = &mut values[..];
+        let tasks = self.grid.tasks().map(|(start, len)| {
+            let task = Task { start, len, parts: () };
+            let (first, others) = std::mem::take(&mut rest).split_at_mut(self.spans_of(&task).count());
+            rest = others;
+            (task, first)
+        });
+        pool::for_each(tasks, self.run.threads, self.run.interrupted, |(task, values)| {
+            let mut scratch = Vec::new();
+            for ((start, len), value) in self.spans_of(&task).zip(values) {
+                let group = self.grid.group_of(start);
+                *value = (group, of(self.long_span(start, len, group, &mut scratch)));
+            }
+        })?;
+        let groups = self.grid.rows_of_groups() * self.grid.groups_of_a_row();
+        let mut folded = vec![empty; groups];
+        for (group, value) in values {
+            folded[group] = then(folded[group], value);
+        }
+        Ok(folded)
+    }
+
+    /// A span of a long group, cleaned where a policy says so and the bounds are known.
+    fn long_span<'t>(&'t self, start: usize, len: usize, group: usize, scratch: &'t mut Vec<f32>) -> &'t [f32] {
+        match (self.slice, self.policy) {
+            (Some(slice), None) => &slice[start..start + len],
+            (_, policy) => {
+                scratch.resize(len, 0.0);
+                self.source.load(self.run.level, start, scratch);
+                let bound = self.bounds.get(group).copied();
+                if let Some(policy) = policy
+                    && (policy == NonFinite::Zero || bound.is_some())
+                {
+                    self.replaced.fetch_add(clean(scratch, policy, bound.unwrap_or(0.0)), Ordering::Relaxed);
+                }
+                scratch
+            }
+        }
+    }
+
+    /// The parts that hold one element a group; what is left of `parts` is the codes.
+    fn write_scales(&self, ranges: &[Range], parts: &mut PartsMut<'_>) -> Faults {
+        let mut faults = Faults::default();
+        let context = Context { group: 1, ..self.context() };
+        let (mut all, mut one) = (Groups::default(), Groups::default());
+        one.resize(self.layout.spec, context, 1);
+        for &range in ranges {
+            faults |= self.format.quantize(context, &[0.0], Some(range), &mut one);
+            all.scales.push(one.scales[0]);
+            all.offsets.extend(&one.offsets);
+        }
+        pack_long_scales(self.layout, &self.grid, self.format, self.run.level, &all, parts);
+        faults
+    }
+
+    /// How many elements are not finite, and which is the first.
+    fn first_not_finite(&self) -> Error {
+        let (mut count, mut first) = (0, None);
+        let mut x = vec![0.0; 4096];
+        for start in (0..self.source.len()).step_by(x.len()) {
+            let len = x.len().min(self.source.len() - start);
+            self.source.load(self.run.level, start, &mut x[..len]);
+            for (i, value) in x[..len].iter().enumerate().filter(|(_, value)| !value.is_finite()) {
+                count += 1;
+                first.get_or_insert((start + i, f64::from(*value)));
+            }
+        }
+        let (flat, value) = first.expect("a range was not finite, and nobody changes the array meanwhile");
+        Error::NonFinite { count, first: self.source.caller_index(flat, &self.layout.shape), value }
+    }
+
+    /// Which group is the first whose scale or minimum its dtype cannot hold.
+    fn first_overflow(&mut self) -> Error {
+        let groups_shape = self.layout.groups_shape();
+        let (group, part) = self.overflowing().unwrap_or((0, "scale"));
+        Error::ScaleOverflow { part, dtype: self.layout.scale_dtype.name(), group: self.source.caller_index(group, &groups_shape) }
+    }
+
+    fn overflowing(&mut self) -> Option<(usize, &'static str)> {
+        let context = self.context();
+        let mut one = Groups::default();
+        let mut scratch = Vec::new();
+        let mut ranges: Vec<Option<Range>> = Vec::new();
+        let need = self.format.need();
+        self.run.threads = 1;
+        if self.grid.long {
+            let surveyed = self.fold((None, false), |x| survey(self.run.level, need, x), |earlier, later| join(need, earlier, later)).ok()?;
+            ranges.extend(surveyed.into_iter().map(|(range, _)| range));
+        }
+        let (rows, groups) = (self.grid.rows_of_groups(), self.grid.groups_of_a_row());
+        let groups = (0..rows).flat_map(|row| (0..groups).map(move |group| (row, group)));
+        for (index, (row, group)) in groups.enumerate() {
+            let start = row * self.grid.columns + group * self.grid.group;
+            let len = if self.grid.long { 1 } else { self.grid.group.min(self.grid.columns - group * self.grid.group) };
+            one.resize(self.layout.spec, Context { group: len, ..context }, len);
+            let x = self.long_span(start, len, index, &mut scratch);
+            self.format.quantize(Context { group: len, ..context }, x, ranges.get(index).copied().flatten(), &mut one);
+            if !one.scales[0].is_finite() {
+                return Some((index, "scale"));
+            }
+            if one.offsets.first().is_some_and(|offset| !offset.is_finite()) {
+                return Some((index, "minimum"));
+            }
+        }
+        None
+    }
+}
+
+fn survey(level: Level, need: Need, x: &[f32]) -> (Option<Range>, bool) {
+    let (range, fault) = level.run(RangeOf { x, need });
+    (Some(range), fault)
+}
+
+fn join(need: Need, earlier: (Option<Range>, bool), later: (Option<Range>, bool)) -> (Option<Range>, bool) {
+    let range = match (earlier.0, later.0) {
+        (Some(a), Some(b)) => Some(a.then(b, need)),
+        (a, b) => a.or(b),
+    };
+    (range, earlier.1 || later.1)
+}
+
+/// The largest magnitude among the finite elements, 0 where there is none.
+fn largest_finite(x: &[f32]) -> f32 {
+    x.iter().map(|x| x.abs()).filter(|x| x.is_finite()).fold(0.0, f32::max)
+}
+
+/// Replace what is not finite; `bound` is the largest finite magnitude of the group. The answer is how many were replaced.
+fn clean(x: &mut [f32], policy: NonFinite, bound: f32) -> u64 {
+    let mut replaced = 0;
+    for x in x.iter_mut().filter(|x| !x.is_finite()) {
+        let clipped = policy == NonFinite::Clip && x.is_infinite();
+        *x = if clipped { bound.copysign(*x) } else { 0.0 };
+        replaced += 1;
+    }
+    replaced
+}

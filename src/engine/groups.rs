@@ -1,0 +1,127 @@
+//! The codes, scales and offsets of whole tensors: from parts and to parts.
+
+use super::cut::{self, Grid, Parts, PartsMut, Task};
+use super::{Outcome, Run, SERIAL};
+use crate::error::Result;
+use crate::formats::{self, Context, Format, Groups};
+use crate::level::Level;
+use crate::pool;
+use crate::spec::Layout;
+
+/// Unpack parts: one code an element in C order of the layout's shape, one scale and offset a group in C order of its
+/// `groups_shape`. `offsets` is empty in a symmetric scheme; `codes` may be empty where only the scales are wanted.
+///
+/// # Errors
+///
+/// None but that of a format that is not in the list.
+///
+/// # Panics
+///
+/// Where a length is not the layout's.
+pub fn unpack(layout: &Layout, parts: &[&[u8]], codes: &mut [i8], scales: &mut [f32], offsets: &mut [f32]) -> Result<()> {
+    let (format, level) = (formats::find(layout.spec.name)?, Level::current()?);
+    let mut rest = cut::borrow(layout, parts);
+    let grid = Grid::new(layout, 1);
+    if grid.elements() == 0 {
+        return Ok(());
+    }
+    if grid.long {
+        let all = long_scales(layout, &grid, format, level, &mut rest);
+        scales.copy_from_slice(&all.scales);
+        offsets.copy_from_slice(&all.offsets);
+        if codes.is_empty() {
+            return Ok(());
+        }
+    }
+    let mut tile = Groups::default();
+    for (start, len) in grid.tasks() {
+        let mut parts = cut::split(&mut rest, grid.bytes(layout, len));
+        for (start, len) in grid.segments(start, len).flat_map(|(start, len)| grid.spans(start, len)) {
+            let parts = cut::split(&mut parts, grid.bytes(layout, len));
+            let context = Context { level, group: if grid.long { len } else { grid.group }, scale_dtype: layout.scale_dtype };
+            tile.resize(layout.spec, context, len);
+            format.unpack(context, &parts[..layout.spec.parts.len()], &mut tile);
+            if let Some(codes) = codes.get_mut(start..start + len) {
+                codes.copy_from_slice(&tile.codes);
+            }
+            if !grid.long {
+                let group = grid.group_of(start);
+                scales[group..][..tile.scales.len()].copy_from_slice(&tile.scales);
+                if !tile.offsets.is_empty() {
+                    offsets[group..][..tile.offsets.len()].copy_from_slice(&tile.offsets);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The scales and offsets of long groups, from the parts that hold one element a group; what is left of `rest` is the codes.
+pub(super) fn long_scales(layout: &Layout, grid: &Grid, format: &dyn Format, level: Level, rest: &mut Parts<'_>) -> Groups {
+    let context = Context { level, group: 1, scale_dtype: layout.scale_dtype };
+    let mut all = Groups::default();
+    let mut row = Groups::default();
+    row.resize(layout.spec, context, grid.groups_of_a_row());
+    row.codes.clear();
+    for _ in 0..grid.rows_of_groups() {
+        let parts = cut::split(rest, grid.group_bytes(layout));
+        format.unpack(context, &parts[..layout.spec.parts.len()], &mut row);
+        all.scales.extend(&row.scales);
+        all.offsets.extend(&row.offsets);
+    }
+    all
+}
+
+/// Write parts from codes, scales and offsets, in the order of [`unpack`].
+///
+/// # Errors
+///
+/// [`crate::error::Error::Cancelled`].
+///
+/// # Panics
+///
+/// Where a length is not the layout's.
+pub fn pack_groups(layout: &Layout, all: &Groups, parts: &mut [&mut [u8]], run: &Run<'_>) -> Result<Outcome> {
+    let format = formats::find(layout.spec.name)?;
+    let threads = if layout.elements() < SERIAL { 1 } else { run.threads };
+    let mut rest = cut::borrow_mut(layout, parts);
+    let grid = Grid::new(layout, threads);
+    if grid.elements() == 0 {
+        return Ok(Outcome::default());
+    }
+    if grid.long {
+        pack_long_scales(layout, &grid, format, run.level, all, &mut rest);
+    }
+    let tasks = grid.tasks().map(|(start, len)| Task { start, len, parts: cut::split_mut(&mut rest, grid.bytes(layout, len)) });
+    let pool_failed = pool::for_each(tasks, threads, run.interrupted, |mut task| {
+        let mut tile = Groups::default();
+        for (start, len) in grid.segments(task.start, task.len).flat_map(|(start, len)| grid.spans(start, len)) {
+            let mut parts = cut::split_mut(&mut task.parts, grid.bytes(layout, len));
+            let context = Context { level: run.level, group: if grid.long { len } else { grid.group }, scale_dtype: layout.scale_dtype };
+            tile.resize(layout.spec, context, len);
+            tile.codes.copy_from_slice(&all.codes[start..start + len]);
+            if !grid.long {
+                let group = grid.group_of(start);
+                let groups = tile.scales.len();
+                tile.scales.copy_from_slice(&all.scales[group..][..groups]);
+                if layout.spec.has_offsets() {
+                    tile.offsets.copy_from_slice(&all.offsets[group..][..groups]);
+                }
+            }
+            format.pack(context, &tile, &mut parts[..layout.spec.parts.len()]);
+        }
+    })?;
+    Ok(Outcome { replaced: 0, pool_failed })
+}
+
+/// Write the parts that hold one element a group, of long groups; what is left of `rest` is the codes.
+pub(super) fn pack_long_scales(layout: &Layout, grid: &Grid, format: &dyn Format, level: Level, all: &Groups, rest: &mut PartsMut<'_>) {
+    let context = Context { level, group: 1, scale_dtype: layout.scale_dtype };
+    let groups = grid.groups_of_a_row();
+    for row in 0..grid.rows_of_groups() {
+        let of_row = |values: &[f32]| values.get(row * groups..(row + 1) * groups).unwrap_or_default().to_vec();
+        let row = Groups { codes: Vec::new(), scales: of_row(&all.scales), offsets: of_row(&all.offsets) };
+        let mut parts = cut::split_mut(rest, grid.group_bytes(layout));
+        format.pack(context, &row, &mut parts[..layout.spec.parts.len()]);
+    }
+}

@@ -1,0 +1,109 @@
+//! From the parts of one format to those of another, every value untouched; refused where that cannot be.
+//!
+//! Codes travel through [`Groups`]. Between schemes they are shifted, which changes no value:
+//!
+//! ```text
+//! symmetric code * scale  =  (code + 8 - 8) * scale           affine, zero point 8
+//! (code - zero_point) * scale  =  code * scale + minimum       minimum = -zero_point * scale, where that is exact
+//! ```
+
+use super::groups::{pack_groups, unpack};
+use super::{Outcome, Run};
+use crate::error::{Error, Result};
+use crate::formats::Groups;
+use crate::spec::{Layout, ScaleDtype, Scheme};
+use half::{bf16, f16};
+
+/// Convert parts of `from` to parts of `to`, two layouts of one tensor.
+///
+/// # Errors
+///
+/// [`Error::Lossy`] names the fact that differs: the group size, a zero point, a scale that the target cannot hold.
+/// [`Error::Cancelled`]. On an error `out` holds nothing of use.
+///
+/// # Panics
+///
+/// Where the shapes differ, or the length of a part is not its layout's.
+pub fn repack(from: &Layout, parts: &[&[u8]], to: &Layout, out: &mut [&mut [u8]], run: &Run<'_>) -> Result<Outcome> {
+    assert_eq!(from.shape, to.shape, "two layouts of one tensor");
+    let lossy = |reason: String| Error::Lossy { from: from.spec.name.into(), to: to.spec.name.into(), reason };
+    if from.elements() == 0 {
+        return Ok(Outcome::default());
+    }
+    if (from.group_elements(), from.groups_shape()) != (to.group_elements(), to.groups_shape()) {
+        return Err(lossy(format!("group sizes differ ({}, {})", from.group_size, to.group_size)));
+    }
+    let groups = from.groups_shape().iter().product();
+    let mut all = Groups { codes: Vec::new(), scales: vec![0.0; groups], offsets: Vec::new() };
+    all.offsets.resize(if from.spec.has_offsets() { groups } else { 0 }, 0.0);
+    unpack(from, parts, &mut [], &mut all.scales, &mut all.offsets)?;
+    let shift = shift_between(from.spec.scheme, to, &mut all).map_err(lossy)?;
+    let elements = from.elements();
+    all.codes.try_reserve_exact(elements).map_err(|_| Error::Memory { what: "the codes".into(), bytes: elements as u64 })?;
+    all.codes.resize(elements, 0);
+    let (mut scales, mut offsets) = (vec![0.0; groups], vec![0.0; if from.spec.has_offsets() { groups } else { 0 }]);
+    unpack(from, parts, &mut all.codes, &mut scales, &mut offsets)?;
+    for code in &mut all.codes {
+        *code += shift;
+    }
+    pack_groups(to, &all, out, run)
+}
+
+/// What is added to every code, with the offsets of `all` turned into those of the target; or why that cannot be.
+fn shift_between(scheme: Scheme, to: &Layout, all: &mut Groups) -> std::result::Result<i8, String> {
+    if let Some((group, scale)) = all.scales.iter().enumerate().find(|(_, scale)| !holds(to.scale_dtype, **scale)) {
+        return Err(format!("scale {scale} of group {group} is not a {} number", to.scale_dtype.name()));
+    }
+    let name = to.spec.name;
+    let zero_points = all.scales.iter().zip(all.offsets.iter().chain(std::iter::repeat(&8.0))).enumerate();
+    let shift = match (scheme, to.spec.scheme) {
+        (Scheme::Symmetric, Scheme::Symmetric) | (Scheme::Affine, Scheme::Affine) | (Scheme::Minimum, Scheme::Minimum) => 0,
+        (Scheme::Affine, Scheme::Symmetric) => {
+            if let Some((group, zero_point)) = all.offsets.iter().enumerate().find(|(_, zero_point)| **zero_point != 8.0) {
+                return Err(format!("group {group} has zero point {zero_point}; {name} has none, which means 8"));
+            }
+            -8
+        }
+        (Scheme::Symmetric | Scheme::Affine, Scheme::Minimum) => {
+            let mut minimums = Vec::with_capacity(all.scales.len());
+            for (group, (&scale, &zero_point)) in zero_points {
+                let minimum = -zero_point * scale;
+                if !holds(to.scale_dtype, minimum) {
+                    return Err(format!("the minimum {minimum} of group {group} is not a {} number", to.scale_dtype.name()));
+                }
+                minimums.push(minimum);
+            }
+            all.offsets = minimums;
+            if scheme == Scheme::Symmetric { 8 } else { 0 }
+        }
+        (Scheme::Symmetric, Scheme::Affine) => {
+            all.offsets = vec![8.0; all.scales.len()];
+            8
+        }
+        (Scheme::Minimum, target) => {
+            for (group, (&scale, offset)) in all.scales.iter().zip(&mut all.offsets).enumerate() {
+                let zero_point = if scale == 0.0 { 0.0 } else { -*offset / scale };
+                let is_exact = (0.0..=15.0).contains(&zero_point) && zero_point.fract() == 0.0 && -zero_point * scale == *offset;
+                if !is_exact || target == Scheme::Symmetric && zero_point != 8.0 {
+                    return Err(format!("group {group} has minimum {offset} at scale {scale}; {name} would need a zero point of {zero_point}"));
+                }
+                *offset = zero_point;
+            }
+            if target == Scheme::Symmetric { -8 } else { 0 }
+        }
+    };
+    if !to.spec.has_offsets() {
+        all.offsets.clear();
+    }
+    Ok(shift)
+}
+
+/// Whether a number is one of `dtype`, so that storing it changes nothing. A number that is not finite is none.
+fn holds(dtype: ScaleDtype, value: f32) -> bool {
+    let stored = match dtype {
+        ScaleDtype::F16 => f16::from_f32(value).to_f32(),
+        ScaleDtype::Bf16 => bf16::from_f32(value).to_f32(),
+        ScaleDtype::F32 => value,
+    };
+    value.is_finite() && stored == value
+}

@@ -1,0 +1,108 @@
+//! From codes to floats: `x = values(code, scale, offset)`, the plain IEEE operations of the scheme.
+//!
+//! [`Tables`] computes the 16 floats that a group can hold once, then looks each nibble up, so that every uniform format and
+//! every codebook is the same loop. [`Values`] does the same from unpacked codes, for groups of any length.
+
+use super::encode::Rule;
+use crate::simd::{Kernel, LANES, Simd};
+
+/// Where a format keeps what a group is decoded from.
+pub trait Shelf: Copy {
+    /// Whether the nibbles of a byte are 16 elements apart instead of adjacent.
+    const HALVES: bool;
+
+    /// The scales of `count` groups (at most 16) from `first` on, a lane each.
+    fn scales<S: Simd>(self, simd: S, first: usize, count: usize) -> S::F32;
+    /// Their offsets.
+    fn offsets<S: Simd>(self, simd: S, first: usize, count: usize) -> S::F32;
+    /// The packed codes of a group.
+    fn packed(&self, group: usize) -> &[u8];
+}
+
+/// Decode whole groups whose length is a multiple of 32.
+pub struct Tables<'a, R, P> {
+    /// The numerics.
+    pub rule: R,
+    /// The layout.
+    pub shelf: P,
+    /// Elements of a group.
+    pub group: usize,
+    /// The floats.
+    pub x: &'a mut [f32],
+}
+
+impl<R: Rule, P: Shelf> Kernel for Tables<'_, R, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let codes = simd.load(&R::CODES.map(f32::from));
+        let mut groups = self.x.chunks_exact_mut(self.group);
+        let mut first = 0;
+        while groups.len() > 0 {
+            let count = groups.len().min(LANES);
+            let (scales, offsets) = (self.shelf.scales(simd, first, count), self.shelf.offsets(simd, first, count));
+            for (lane, x) in groups.by_ref().take(count).enumerate() {
+                let table = R::values(simd, codes, simd.lane(scales, lane), simd.lane(offsets, lane));
+                let packed = self.shelf.packed(first + lane);
+                if P::HALVES {
+                    for (packed, x) in packed.as_chunks::<16>().0.iter().zip(x.as_chunks_mut::<32>().0) {
+                        let halves = simd.unpack_halves(packed);
+                        for (codes, x) in halves.into_iter().zip(x.as_chunks_mut::<LANES>().0) {
+                            simd.store(simd.look_up(table, codes), x);
+                        }
+                    }
+                } else {
+                    for (packed, x) in packed.as_chunks::<8>().0.iter().zip(x.as_chunks_mut::<LANES>().0) {
+                        simd.store(simd.look_up(table, simd.unpack_pairs(packed)), x);
+                    }
+                }
+            }
+            first += count;
+        }
+    }
+}
+
+/// Decode unpacked codes (without bias) in groups of any length, the last of them possibly short.
+pub struct Values<'a, R> {
+    /// The numerics.
+    pub rule: R,
+    /// One code an element.
+    pub codes: &'a [i8],
+    /// Elements of a group.
+    pub group: usize,
+    /// One scale a group.
+    pub scales: &'a [f32],
+    /// One offset a group; empty in a symmetric scheme.
+    pub offsets: &'a [f32],
+    /// The floats.
+    pub x: &'a mut [f32],
+}
+
+impl<R: Rule> Kernel for Values<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for (index, (codes, x)) in self.codes.chunks(self.group).zip(self.x.chunks_mut(self.group)).enumerate() {
+            let scale = simd.splat(self.scales[index]);
+            let offset = simd.splat(self.offsets.get(index).copied().unwrap_or(0.0));
+            let (vectors, rest) = codes.as_chunks::<LANES>();
+            let (x_vectors, x_rest) = x.as_chunks_mut::<LANES>();
+            for (codes, x) in vectors.iter().zip(x_vectors) {
+                values::<S, R>(simd, codes, scale, offset, x);
+            }
+            if !rest.is_empty() {
+                let (mut last, mut x) = ([0; LANES], [0.0; LANES]);
+                last[..rest.len()].copy_from_slice(rest);
+                values::<S, R>(simd, &last, scale, offset, &mut x);
+                x_rest.copy_from_slice(&x[..rest.len()]);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn values<S: Simd, R: Rule>(simd: S, codes: &[i8; LANES], scale: S::F32, offset: S::F32, x: &mut [f32; LANES]) {
+    simd.store(R::values(simd, simd.load(&codes.map(f32::from)), scale, offset), x);
+}

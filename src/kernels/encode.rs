@@ -1,0 +1,306 @@
+//! From floats to codes: the range of each group, its scale and offset, then a code for each element.
+//!
+//! ```text
+//! range -> fit: scale, offset, inverse -> code = clamp(rule(x, inverse, offset))
+//! ```
+//!
+//! The rule is the format's (see [`Rule`]); the loops are here, twice: [`Tiles`] for groups of 32, 64, ... 512 elements, fused
+//! from the load to the packed bytes, and [`Pieces`] for groups of any length. Both give the same codes and scales.
+
+use super::range::{INFINITE, Keys, Need, Range, Ranges};
+use super::scales::round_to;
+use crate::simd::{Kernel, LANES, Simd};
+use crate::spec::ScaleDtype;
+
+/// The numerics of a format: how a range becomes a scale, a float a code, a code a float.
+///
+/// Codes are handled with [`Rule::BIAS`] added, so that they lie in 0..=15.
+pub trait Rule: Copy + Send + Sync + 'static {
+    /// What the scale is made from.
+    const NEED: Need;
+    /// What is added to a code of the scheme so that it lies in 0..=15.
+    const BIAS: i8;
+    /// The code that each stored nibble stands for.
+    const CODES: [i8; 16];
+    /// Whether the offset is stored in the dtype of the scales (a minimum), so that it can overflow.
+    const MINIMUM: bool = false;
+
+    /// Scale, offset and inverse of 16 groups.
+    fn fit<S: Simd>(simd: S, ranges: Ranges<S>, dtype: ScaleDtype) -> Fit<S>;
+    /// Codes with the bias added; the caller clamps them to 0..=15.
+    fn codes<S: Simd>(simd: S, x: S::F32, inverse: S::F32, offset: S::F32) -> S::I32;
+    /// The floats that codes (without bias) stand for.
+    fn values<S: Simd>(simd: S, codes: S::F32, scale: S::F32, offset: S::F32) -> S::F32;
+}
+
+/// What a rule makes of the ranges of 16 groups, a lane each.
+#[derive(Clone, Copy)]
+pub struct Fit<S: Simd> {
+    /// The scale, before or after it is rounded to the dtype that stores it.
+    pub scale: S::F32,
+    /// The zero point or the minimum; 0 in a symmetric scheme.
+    pub offset: S::F32,
+    /// What an element is multiplied by.
+    pub inverse: S::F32,
+}
+
+/// 1 / scale, 0 where the scale is 0, and NaN where the reciprocal is infinite: then every code becomes 0, which is what the
+/// conversion of an infinite product gives in ggml on x86.
+#[inline(always)]
+pub fn reciprocal_or_nan<S: Simd>(simd: S, scale: S::F32) -> S::F32 {
+    let zero = simd.splat(0.0);
+    let inverse = simd.div(simd.splat(1.0), scale);
+    let finite = simd.sub(inverse, inverse);   // 0, or NaN where it is infinite
+    simd.select(simd.equal(scale, zero), zero, simd.add(inverse, finite))
+}
+
+/// (scale, 1 / scale), and (+0, 0) where the magnitude of the scale is below the smallest normal number.
+#[inline(always)]
+pub fn scale_and_reciprocal<S: Simd>(simd: S, scale: S::F32) -> (S::F32, S::F32) {
+    let zero = simd.splat(0.0);
+    let magnitude = simd.from_bits(simd.and(simd.bits(scale), simd.splat_i32(i32::MAX)));
+    let subnormal = simd.less(magnitude, simd.splat(f32::MIN_POSITIVE));
+    let inverse = simd.div(simd.splat(1.0), scale);
+    (simd.select(subnormal, zero, scale), simd.select(subnormal, zero, inverse))
+}
+
+/// What was wrong with a tile: the caller looks for the place only then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// An element is NaN or infinite.
+    pub element: bool,
+    /// A scale or minimum is beyond the largest number of its dtype.
+    pub scale: bool,
+}
+
+impl Faults {
+    /// Either fault.
+    pub fn any(self) -> bool {
+        self.element || self.scale
+    }
+}
+
+impl std::ops::BitOrAssign for Faults {
+    fn bitor_assign(&mut self, other: Faults) {
+        self.element |= other.element;
+        self.scale |= other.scale;
+    }
+}
+
+/// The largest magnitudes seen, as bits: they carry what is not finite to the end of the loop.
+#[derive(Clone, Copy)]
+struct Worst<S: Simd> {
+    element: S::I32,
+    scale: S::I32,
+}
+
+impl<S: Simd> Worst<S> {
+    #[inline(always)]
+    fn new(simd: S) -> Self {
+        Worst { element: simd.splat_i32(0), scale: simd.splat_i32(0) }
+    }
+
+    #[inline(always)]
+    fn take(&mut self, simd: S, v: S::F32) {
+        self.scale = simd.max_i32(self.scale, simd.and(simd.bits(v), simd.splat_i32(i32::MAX)));
+    }
+
+    #[inline(always)]
+    fn faults(self, simd: S) -> Faults {
+        let (mut element, mut scale) = ([0; LANES], [0; LANES]);
+        simd.store_i32(self.element, &mut element);
+        simd.store_i32(self.scale, &mut scale);
+        let beyond = |lanes: [i32; LANES]| lanes.iter().any(|&bits| bits >= INFINITE);
+        Faults { element: beyond(element), scale: beyond(scale) }
+    }
+}
+
+/// Where a format keeps what a tile of 512 elements becomes.
+pub trait Place {
+    /// Store the scales and offsets of the groups of tile `tile`: every `run`-th lane.
+    fn fit<S: Simd>(&mut self, simd: S, tile: usize, fit: &Fit<S>, run: usize);
+    /// Store 128 biased codes, number `line` of the tiles' lines.
+    fn codes<S: Simd>(&mut self, simd: S, line: usize, codes: &[S::I32; 8]);
+}
+
+/// Elements of a tile: 16 sub-blocks of 32.
+pub const TILE: usize = 512;
+const SUB_BLOCK: usize = 32;
+
+/// Encode whole tiles of groups of `32 * RUN` elements; `x` is a multiple of 512 long.
+///
+/// A tile is seen as 16 sub-blocks of 32, one a lane, and larger groups fold lanes. Loads ascend; the loop over sub-blocks has
+/// a trip count that the compiler cannot see, so that it stays rolled: hardware prefetchers follow few load instructions.
+pub struct Tiles<'a, R, P, const RUN: usize> {
+    /// The numerics.
+    pub rule: R,
+    /// The layout.
+    pub place: P,
+    /// The elements.
+    pub x: &'a [f32],
+    /// The dtype of the scales.
+    pub dtype: ScaleDtype,
+}
+
+impl<R: Rule, P: Place, const RUN: usize> Kernel for Tiles<'_, R, P, RUN> {
+    type Output = Faults;
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) -> Faults {
+        let mut worst = Worst::new(simd);
+        let sub_blocks = std::hint::black_box(16);
+        for (index, tile) in self.x.as_chunks::<TILE>().0.iter().enumerate() {
+            let vectors = tile.as_chunks::<LANES>().0;
+            let (mut high, mut low) = ([simd.splat_i32(0); 16], [simd.splat_i32(0); 16]);
+            let mut first = 0;
+            while first < sub_blocks {
+                for block in first..first + 4 {
+                    let mut keys = Keys::new(simd, R::NEED);
+                    keys.take(simd, R::NEED, simd.load(&vectors[2 * block & 31]));
+                    keys.take(simd, R::NEED, simd.load(&vectors[(2 * block + 1) & 31]));
+                    high[block & 15] = keys.high();
+                    low[block & 15] = keys.low();
+                }
+                first += 4;
+            }
+            let keys = Keys::<S>::transpose(simd, &high, &low).fold(simd, RUN);
+            worst.element = simd.max_i32(worst.element, keys.worst(simd));
+            let lanes = tile.chunks(SUB_BLOCK * RUN).flat_map(|group| std::iter::repeat_n(group, RUN));
+            let fit = R::fit(simd, keys.ranges(simd, R::NEED).settle(simd, R::NEED, lanes), self.dtype);
+            worst.take(simd, round_to(simd, fit.scale, self.dtype));
+            if R::MINIMUM {
+                worst.take(simd, round_to(simd, fit.offset, self.dtype));
+            }
+            self.place.fit(simd, index, &fit, RUN);
+            for line in 0..4 {
+                let mut codes = [simd.splat_i32(0); 8];
+                for (k, codes) in codes.iter_mut().enumerate() {
+                    let vector = 8 * line + k;
+                    let (inverse, offset) = (simd.lane(fit.inverse, vector / 2), simd.lane(fit.offset, vector / 2));
+                    *codes = R::codes(simd, simd.load(&vectors[vector]), inverse, offset);
+                }
+                self.place.codes(simd, 4 * index + line, &codes);
+            }
+        }
+        worst.faults(simd)
+    }
+}
+
+/// The range of one group, or of a piece of it; `x` is not empty.
+pub struct RangeOf<'a> {
+    /// The elements.
+    pub x: &'a [f32],
+    /// What is needed of them.
+    pub need: Need,
+}
+
+impl Kernel for RangeOf<'_> {
+    /// The range, and whether an element is not finite.
+    type Output = (Range, bool);
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> (Range, bool) {
+        let (ranges, worst) = range_of(simd, self.need, self.x);
+        let (mut high, mut low, mut worst_lanes) = ([0.0; 16], [0.0; 16], [0; 16]);
+        simd.store(ranges.high, &mut high);
+        simd.store(ranges.low, &mut low);
+        simd.store_i32(worst, &mut worst_lanes);
+        (Range { high: high[0], low: low[0] }, worst_lanes[0] >= INFINITE)
+    }
+}
+
+/// The range of `x` in every lane, and its worst key.
+#[inline(always)]
+fn range_of<S: Simd>(simd: S, need: Need, x: &[f32]) -> (Ranges<S>, S::I32) {
+    let mut keys = Keys::new(simd, need);
+    let (vectors, rest) = x.as_chunks::<LANES>();
+    for vector in vectors {
+        keys.take(simd, need, simd.load(vector));
+    }
+    if !rest.is_empty() {
+        keys.take(simd, need, simd.load(&padded(rest)));
+    }
+    let keys = keys.fold(simd, LANES);
+    (keys.ranges(simd, need).settle(simd, need, std::iter::once(x)), keys.worst(simd))
+}
+
+/// Fewer than 16 elements, filled up with the first one, which changes no range.
+#[inline(always)]
+fn padded(rest: &[f32]) -> [f32; LANES] {
+    let mut vector = [rest[0]; LANES];
+    vector[..rest.len()].copy_from_slice(rest);
+    vector
+}
+
+/// Encode groups of any length, the last of them possibly short, to codes, scales and offsets.
+pub struct Pieces<'a, R> {
+    /// The numerics.
+    pub rule: R,
+    /// The elements.
+    pub x: &'a [f32],
+    /// Elements of a group.
+    pub group: usize,
+    /// The range of the group that all of `x` belongs to, where it is known; else each group's is found here.
+    pub range: Option<Range>,
+    /// The dtype of the scales.
+    pub dtype: ScaleDtype,
+    /// One code an element, without bias.
+    pub codes: &'a mut [i8],
+    /// One scale a group, as it is stored.
+    pub scales: &'a mut [f32],
+    /// One offset a group, as it is stored; empty in a symmetric scheme.
+    pub offsets: &'a mut [f32],
+}
+
+impl<R: Rule> Kernel for Pieces<'_, R> {
+    type Output = Faults;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> Faults {
+        let mut worst = Worst::new(simd);
+        for (index, (x, codes)) in self.x.chunks(self.group).zip(self.codes.chunks_mut(self.group)).enumerate() {
+            let ranges = match self.range {
+                Some(range) => Ranges::splat(simd, range),
+                None => {
+                    let (ranges, keys) = range_of(simd, R::NEED, x);
+                    worst.element = simd.max_i32(worst.element, keys);
+                    ranges
+                }
+            };
+            let fit = R::fit(simd, ranges, self.dtype);
+            let scale = round_to(simd, fit.scale, self.dtype);
+            worst.take(simd, scale);
+            self.scales[index] = first(simd, scale);
+            if let Some(stored) = self.offsets.get_mut(index) {
+                let offset = if R::MINIMUM { round_to(simd, fit.offset, self.dtype) } else { fit.offset };
+                if R::MINIMUM {
+                    worst.take(simd, offset);
+                }
+                *stored = first(simd, offset);
+            }
+            let (vectors, rest) = x.as_chunks::<LANES>();
+            let (code_vectors, code_rest) = codes.as_chunks_mut::<LANES>();
+            for (vector, codes) in vectors.iter().zip(code_vectors) {
+                *codes = codes_of::<S, R>(simd, vector, &fit);
+            }
+            if !rest.is_empty() {
+                code_rest.copy_from_slice(&codes_of::<S, R>(simd, &padded(rest), &fit)[..rest.len()]);
+            }
+        }
+        worst.faults(simd)
+    }
+}
+
+#[inline(always)]
+fn codes_of<S: Simd, R: Rule>(simd: S, x: &[f32; LANES], fit: &Fit<S>) -> [i8; LANES] {
+    let mut lanes = [0; LANES];
+    simd.store_i32(R::codes(simd, simd.load(x), fit.inverse, fit.offset), &mut lanes);
+    lanes.map(|code| code.clamp(0, 15) as i8 - R::BIAS)
+}
+
+#[inline(always)]
+fn first<S: Simd>(simd: S, v: S::F32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    simd.store(v, &mut lanes);
+    lanes[0]
+}

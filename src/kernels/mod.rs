@@ -1,0 +1,12 @@
+//! One operation a file, written once over [`crate::simd::Simd`], the formula first.
+//!
+//! A kernel is a struct of its operands that implements [`crate::simd::Kernel`]; `level.run(kernel)` runs it.
+
+pub mod convert;
+pub mod decode;
+pub mod encode;
+pub mod nibbles;
+pub mod range;
+pub mod scales;
+pub mod stream;
+pub mod sums;

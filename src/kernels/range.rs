@@ -1,0 +1,187 @@
+//! The range of a group: its largest and smallest element, and which of two equals came first.
+//!
+//! Floats are compared as integers: `key(x) = bits ^ ((bits >> 31) & 0x7fff_ffff)` orders them, with NaN beyond the infinities
+//! of its sign, so that NaN is carried to the end and one test a group finds it (`f32::max` would drop it).
+//! The smallest element is found as the largest of `!key(x)`, so that one reduction serves both.
+
+use crate::simd::Simd;
+
+/// Bits of infinity: a key from here on is not a finite number.
+pub const INFINITE: i32 = 0x7f80_0000;
+
+/// The largest and the smallest element of each of 16 groups.
+#[derive(Clone, Copy)]
+pub struct Ranges<S: Simd> {
+    /// The largest element.
+    pub high: S::F32,
+    /// The smallest element.
+    pub low: S::F32,
+}
+
+/// The largest and the smallest element of one group, or of a piece of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Range {
+    /// The largest element.
+    pub high: f32,
+    /// The smallest element.
+    pub low: f32,
+}
+
+/// What a scheme needs to know of a group beyond its largest and smallest element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// The range together with zero, and of its two ends only the one of larger magnitude, the first one where both have it;
+    /// the other end may be 0.
+    Extreme,
+    /// The range together with zero. The sign of a zero does not matter.
+    WithZero,
+    /// The range itself. A smallest element of 0 has the sign of the first zero.
+    Itself,
+}
+
+/// Running maxima of `key(x)` and `!key(x)`.
+#[derive(Clone, Copy)]
+pub(crate) struct Keys<S: Simd> {
+    high: S::I32,
+    low: S::I32,
+}
+
+impl<S: Simd> Keys<S> {
+    /// The neutral element; with zero in the range, 0 (a negative number is a negative integer and loses to it).
+    #[inline(always)]
+    pub(crate) fn new(simd: S, need: Need) -> Self {
+        let start = simd.splat_i32(if need == Need::Itself { i32::MIN } else { 0 });
+        Keys { high: start, low: start }
+    }
+
+    #[inline(always)]
+    pub(crate) fn take(&mut self, simd: S, need: Need, x: S::F32) {
+        let bits = simd.bits(x);
+        let (high, low) = if need == Need::Itself {
+            let key = order(simd, bits);
+            (key, simd.xor(key, simd.splat_i32(-1)))
+        } else {
+            (bits, simd.xor(bits, simd.splat_i32(i32::MIN)))
+        };
+        self.high = simd.max_i32(self.high, high);
+        self.low = simd.max_i32(self.low, low);
+    }
+
+    /// Lane i is the range of `keys[i]`.
+    #[inline(always)]
+    pub(crate) fn transpose(simd: S, high: &[S::I32; 16], low: &[S::I32; 16]) -> Self {
+        Keys { high: simd.max_of_each(high), low: simd.max_of_each(low) }
+    }
+
+    /// Every run of lanes gets the range of the run.
+    #[inline(always)]
+    pub(crate) fn fold(self, simd: S, run: usize) -> Self {
+        Keys { high: simd.max_of_runs(self.high, run), low: simd.max_of_runs(self.low, run) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn high(self) -> S::I32 {
+        self.high
+    }
+
+    #[inline(always)]
+    pub(crate) fn low(self) -> S::I32 {
+        self.low
+    }
+
+    /// The larger key of both ends: at least [`INFINITE`] where the group holds something that is not finite.
+    #[inline(always)]
+    pub(crate) fn worst(self, simd: S) -> S::I32 {
+        simd.max_i32(self.high, self.low)
+    }
+
+    /// The ends as floats.
+    #[inline(always)]
+    pub(crate) fn ranges(self, simd: S, need: Need) -> Ranges<S> {
+        if need == Need::Itself {
+            let low = simd.xor(self.low, simd.splat_i32(-1));
+            Ranges { high: simd.from_bits(order(simd, self.high)), low: simd.from_bits(order(simd, low)) }
+        } else {
+            let low = simd.xor(self.low, simd.splat_i32(i32::MIN));
+            Ranges { high: simd.from_bits(self.high), low: simd.from_bits(low) }
+        }
+    }
+}
+
+/// key(x); the same step leads back.
+#[inline(always)]
+fn order<S: Simd>(simd: S, bits: S::I32) -> S::I32 {
+    simd.xor(bits, simd.and(simd.shift_right(bits, 31), simd.splat_i32(i32::MAX)))
+}
+
+impl<S: Simd> Ranges<S> {
+    /// The same range in all lanes.
+    #[inline(always)]
+    pub(crate) fn splat(simd: S, range: Range) -> Self {
+        Ranges { high: simd.splat(range.high), low: simd.splat(range.low) }
+    }
+
+    /// Settle what the order of the elements decides; `groups` are the elements of lane 0, lane 1, and so on. Rare, so it
+    /// looks at the elements again.
+    #[inline(always)]
+    pub(crate) fn settle<'a>(self, simd: S, need: Need, groups: impl Iterator<Item = &'a [f32]>) -> Self {
+        if !self.unsettled(simd, need) {
+            return self;
+        }
+        let (mut high, mut low) = ([0.0; 16], [0.0; 16]);
+        simd.store(self.high, &mut high);
+        simd.store(self.low, &mut low);
+        for ((high, low), group) in high.iter_mut().zip(&mut low).zip(groups) {
+            let settled = Range { high: *high, low: *low }.settle(need, group);
+            (*high, *low) = (settled.high, settled.low);
+        }
+        Ranges { high: simd.load(&high), low: simd.load(&low) }
+    }
+
+    #[inline(always)]
+    fn unsettled(self, simd: S, need: Need) -> bool {
+        let zero = simd.splat(0.0);
+        match need {
+            Need::WithZero => false,
+            Need::Itself => simd.any(simd.equal(self.low, zero)),
+            Need::Extreme => {
+                let tie = simd.equal(self.high, simd.sub(zero, self.low));
+                simd.any(simd.and(tie, simd.less(zero, self.high)))
+            }
+        }
+    }
+}
+
+impl Range {
+    /// Settle what the order of `group`'s elements decides.
+    #[cold]
+    fn settle(self, need: Need, group: &[f32]) -> Self {
+        match need {
+            Need::Extreme if self.high == -self.low && self.high > 0.0 => {
+                let first = group.iter().find(|x| x.abs() == self.high).copied().unwrap_or(self.high);
+                Range { high: first.max(0.0), low: first.min(0.0) }
+            }
+            Need::Itself if self.low == 0.0 => {
+                let first = group.iter().find(|&&x| x == 0.0).copied().unwrap_or(self.low);
+                Range { low: first, ..self }
+            }
+            _ => self,
+        }
+    }
+
+    /// The range of a piece followed by the next piece.
+    pub fn then(self, next: Range, need: Need) -> Range {
+        match need {
+            Need::Extreme if next.magnitude() > self.magnitude() => next,
+            Need::Extreme => self,
+            Need::WithZero | Need::Itself => Range {
+                high: if next.high > self.high { next.high } else { self.high },
+                low: if next.low < self.low { next.low } else { self.low },
+            },
+        }
+    }
+
+    fn magnitude(self) -> f32 {
+        self.high.max(-self.low)
+    }
+}

@@ -1,0 +1,129 @@
+//! Scales, zero points and minimums in memory: 16 groups at a time, in the dtype that stores them.
+
+use crate::simd::{Kernel, LANES, Simd};
+use crate::spec::ScaleDtype;
+
+/// Round to `dtype`, half to even; beyond its largest number it becomes infinite.
+#[inline(always)]
+pub fn round_to<S: Simd>(simd: S, v: S::F32, dtype: ScaleDtype) -> S::F32 {
+    match dtype {
+        ScaleDtype::F16 => {
+            let mut halves = [0; 16];
+            simd.store_f16(v, &mut halves);
+            simd.load_f16(&halves)
+        }
+        ScaleDtype::Bf16 => simd.from_bits(simd.shift_left(bf16_bits(simd, v), 16)),
+        ScaleDtype::F32 => v,
+    }
+}
+
+/// The bits of each lane rounded to bfloat16, half to even; NaN stays NaN.
+#[inline(always)]
+pub fn bf16_bits<S: Simd>(simd: S, v: S::F32) -> S::I32 {
+    let bits = simd.bits(v);
+    let upper = simd.shift_right(bits, 16);
+    let odd = simd.and(upper, simd.splat_i32(1));
+    let rounded = simd.shift_right(simd.add_i32(bits, simd.add_i32(odd, simd.splat_i32(0x7fff))), 16);
+    // The carry could turn a NaN into infinity or zero: keep its upper half, made quiet.
+    let quiet = simd.or(upper, simd.splat_i32(0x40));
+    let finite = simd.equal(v, v);
+    simd.bits(simd.select(finite, simd.from_bits(rounded), simd.from_bits(quiet)))
+}
+
+/// Write every `run`-th lane, as many as `out` holds, as little-endian numbers of `dtype`.
+#[inline(always)]
+pub fn store<S: Simd>(simd: S, v: S::F32, dtype: ScaleDtype, run: usize, out: &mut [u8]) {
+    match dtype {
+        ScaleDtype::F32 => {
+            let mut lanes = [0.0; 16];
+            simd.store(v, &mut lanes);
+            for (bytes, lane) in out.as_chunks_mut::<4>().0.iter_mut().zip(lanes.iter().step_by(run)) {
+                *bytes = lane.to_le_bytes();
+            }
+        }
+        ScaleDtype::F16 | ScaleDtype::Bf16 => {
+            let mut lanes = [0; 16];
+            if dtype == ScaleDtype::F16 {
+                simd.store_f16(v, &mut lanes);
+            } else {
+                simd.store_u16(bf16_bits(simd, v), &mut lanes);
+            }
+            for (bytes, lane) in out.as_chunks_mut::<2>().0.iter_mut().zip(lanes.iter().step_by(run)) {
+                *bytes = lane.to_le_bytes();
+            }
+        }
+    }
+}
+
+/// Up to 16 little-endian numbers of `dtype`; the lanes beyond them are 0.
+#[inline(always)]
+pub fn load<S: Simd>(simd: S, dtype: ScaleDtype, bytes: &[u8]) -> S::F32 {
+    match dtype {
+        ScaleDtype::F32 => {
+            let mut lanes = [0.0; 16];
+            for (lane, bytes) in lanes.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *lane = f32::from_le_bytes(*bytes);
+            }
+            simd.load(&lanes)
+        }
+        ScaleDtype::F16 | ScaleDtype::Bf16 => {
+            let mut lanes = [0; 16];
+            for (lane, bytes) in lanes.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *lane = u16::from_le_bytes(*bytes);
+            }
+            if dtype == ScaleDtype::F16 {
+                simd.load_f16(&lanes)
+            } else {
+                simd.from_bits(simd.shift_left(simd.load_u16(&lanes), 16))
+            }
+        }
+    }
+}
+
+/// Values to memory, as many as both sides hold.
+pub struct Store<'a> {
+    /// One value a group.
+    pub values: &'a [f32],
+    /// The dtype in memory.
+    pub dtype: ScaleDtype,
+    /// Little-endian numbers of that dtype.
+    pub bytes: &'a mut [u8],
+}
+
+impl Kernel for Store<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let size = LANES * self.dtype.size();
+        for (values, bytes) in self.values.chunks(LANES).zip(self.bytes.chunks_mut(size)) {
+            let mut lanes = [0.0; LANES];
+            lanes[..values.len()].copy_from_slice(values);
+            store(simd, simd.load(&lanes), self.dtype, 1, bytes);
+        }
+    }
+}
+
+/// Values from memory.
+pub struct Load<'a> {
+    /// Little-endian numbers of `dtype`.
+    pub bytes: &'a [u8],
+    /// The dtype in memory.
+    pub dtype: ScaleDtype,
+    /// One value a group.
+    pub values: &'a mut [f32],
+}
+
+impl Kernel for Load<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let size = LANES * self.dtype.size();
+        for (values, bytes) in self.values.chunks_mut(LANES).zip(self.bytes.chunks(size)) {
+            let mut lanes = [0.0; LANES];
+            simd.store(load(simd, self.dtype, bytes), &mut lanes);
+            values.copy_from_slice(&lanes[..values.len()]);
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! AVX2 with F16C: a vector is two registers.
+
+use super::scalar::check_lines;
+use super::{Kernel, Simd};
+use std::arch::x86_64::*;
+
+/// The proof that this CPU has AVX2 and F16C.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx2(());
+
+impl Avx2 {
+    /// The proof, where the CPU gives it.
+    pub fn new() -> Option<Self> {
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")).then_some(Self(()))
+    }
+}
+
+type F32 = [__m256; 2];
+type I32 = [__m256i; 2];
+
+/// Primitives as one expression each; the argument for their safety is the same for all.
+macro_rules! primitives {
+    ($(fn $name:ident($($argument:ident: $kind:ty),*) $(-> $output:ty)? { $body:expr })*) => {$(
+        #[inline(always)]
+        #[allow(unsafe_code, reason = "intrinsics")]
+        fn $name(self, $($argument: $kind),*) $(-> $output)? {
+            // SAFETY: an `Avx2` exists only after `new` found the features that these intrinsics need, and the pointers
+            // among their operands come from references to arrays of exactly the bytes that are read or written.
+            unsafe { $body }
+        }
+    )*};
+}
+
+impl Simd for Avx2 {
+    type F32 = F32;
+    type I32 = I32;
+
+    #[inline(always)]
+    #[allow(unsafe_code, reason = "calls a function with target features")]
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,f16c")]
+        fn enabled<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
+            kernel.run(simd)
+        }
+        // SAFETY: an `Avx2` exists only after `new` found these features.
+        unsafe { enabled(self, kernel) }
+    }
+
+    primitives! {
+        fn splat(x: f32) -> F32 { [_mm256_set1_ps(x); 2] }
+        fn splat_i32(x: i32) -> I32 { [_mm256_set1_epi32(x); 2] }
+        fn load(x: &[f32; 16]) -> F32 { [_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x[8..].as_ptr())] }
+        fn load_i32(x: &[i32; 16]) -> I32 { [_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x[8..].as_ptr().cast())] }
+        fn store(v: F32, x: &mut [f32; 16]) { { _mm256_storeu_ps(x.as_mut_ptr(), v[0]); _mm256_storeu_ps(x[8..].as_mut_ptr(), v[1]) } }
+        fn store_i32(v: I32, x: &mut [i32; 16]) { {
+            _mm256_storeu_si256(x.as_mut_ptr().cast(), v[0]);
+            _mm256_storeu_si256(x[8..].as_mut_ptr().cast(), v[1])
+        } }
+        fn load_f16(x: &[u16; 16]) -> F32 {
+            [_mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())), _mm256_cvtph_ps(_mm_loadu_si128(x[8..].as_ptr().cast()))]
+        }
+        fn store_f16(v: F32, x: &mut [u16; 16]) { {
+            _mm_storeu_si128(x.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[0]));
+            _mm_storeu_si128(x[8..].as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[1]))
+        } }
+        fn load_u16(x: &[u16; 16]) -> I32 {
+            [_mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast())), _mm256_cvtepu16_epi32(_mm_loadu_si128(x[8..].as_ptr().cast()))]
+        }
+        fn store_u16(v: I32, x: &mut [u16; 16]) { {
+            let low = _mm256_set1_epi32(0xffff);
+            let words = _mm256_packus_epi32(_mm256_and_si256(v[0], low), _mm256_and_si256(v[1], low));
+            _mm256_storeu_si256(x.as_mut_ptr().cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(words))
+        } }
+        fn prefetch(address: *const f32) { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+
+        fn add(a: F32, b: F32) -> F32 { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+        fn sub(a: F32, b: F32) -> F32 { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
+        fn mul(a: F32, b: F32) -> F32 { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+        fn div(a: F32, b: F32) -> F32 { [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])] }
+        fn less(a: F32, b: F32) -> I32 {
+            [_mm256_castps_si256(_mm256_cmp_ps::<_CMP_LT_OQ>(a[0], b[0])), _mm256_castps_si256(_mm256_cmp_ps::<_CMP_LT_OQ>(a[1], b[1]))]
+        }
+        fn equal(a: F32, b: F32) -> I32 {
+            [_mm256_castps_si256(_mm256_cmp_ps::<_CMP_EQ_OQ>(a[0], b[0])), _mm256_castps_si256(_mm256_cmp_ps::<_CMP_EQ_OQ>(a[1], b[1]))]
+        }
+        fn select(mask: I32, a: F32, b: F32) -> F32 {
+            [_mm256_blendv_ps(b[0], a[0], _mm256_castsi256_ps(mask[0])), _mm256_blendv_ps(b[1], a[1], _mm256_castsi256_ps(mask[1]))]
+        }
+        fn any(mask: I32) -> bool { _mm256_movemask_epi8(_mm256_or_si256(mask[0], mask[1])) != 0 }
+
+        fn add_i32(a: I32, b: I32) -> I32 { [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])] }
+        fn and(a: I32, b: I32) -> I32 { [_mm256_and_si256(a[0], b[0]), _mm256_and_si256(a[1], b[1])] }
+        fn or(a: I32, b: I32) -> I32 { [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])] }
+        fn xor(a: I32, b: I32) -> I32 { [_mm256_xor_si256(a[0], b[0]), _mm256_xor_si256(a[1], b[1])] }
+        fn max_i32(a: I32, b: I32) -> I32 { [_mm256_max_epi32(a[0], b[0]), _mm256_max_epi32(a[1], b[1])] }
+        fn shift_left(v: I32, n: u32) -> I32 { {
+            let n = _mm_cvtsi32_si128(n.cast_signed());
+            [_mm256_sll_epi32(v[0], n), _mm256_sll_epi32(v[1], n)]
+        } }
+        fn shift_right(v: I32, n: u32) -> I32 { {
+            let n = _mm_cvtsi32_si128(n.cast_signed());
+            [_mm256_sra_epi32(v[0], n), _mm256_sra_epi32(v[1], n)]
+        } }
+        fn bits(v: F32) -> I32 { [_mm256_castps_si256(v[0]), _mm256_castps_si256(v[1])] }
+        fn from_bits(v: I32) -> F32 { [_mm256_castsi256_ps(v[0]), _mm256_castsi256_ps(v[1])] }
+        fn round(v: F32) -> I32 { [_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1])] }
+        fn truncate(v: F32) -> I32 { [_mm256_cvttps_epi32(v[0]), _mm256_cvttps_epi32(v[1])] }
+        fn to_f32(v: I32) -> F32 { [_mm256_cvtepi32_ps(v[0]), _mm256_cvtepi32_ps(v[1])] }
+
+        fn lane(v: F32, index: usize) -> F32 { [_mm256_permutevar8x32_ps(v[index / 8], _mm256_set1_epi32(index as i32 % 8)); 2] }
+        fn lane_i32(v: I32, index: usize) -> I32 { [_mm256_permutevar8x32_epi32(v[index / 8], _mm256_set1_epi32(index as i32 % 8)); 2] }
+        fn max_of_each(v: &[I32; 16]) -> I32 { [eight(&v.as_chunks::<8>().0[0]), eight(&v.as_chunks::<8>().0[1])] }
+        fn max_of_runs(v: I32, run: usize) -> I32 { {
+            let v = [run_of(v[0], run), run_of(v[1], run)];
+            if run == 16 { [_mm256_max_epi32(v[0], v[1]); 2] } else { v }
+        } }
+        fn look_up(table: F32, codes: I32) -> F32 { [entries(table, codes[0]), entries(table, codes[1])] }
+
+        fn pack_pairs(codes: &[I32; 8], packed: &mut [u8; 64]) {
+            for (bytes, codes) in packed.as_chunks_mut::<32>().0.iter_mut().zip(codes.as_chunks::<4>().0) {
+                let nibbles = _mm256_set1_epi16(0x1001);   // low + 16 * high
+                let first = _mm256_maddubs_epi16(clamped(codes[0], codes[1]), nibbles);
+                let second = _mm256_maddubs_epi16(clamped(codes[2], codes[3]), nibbles);
+                // Each half holds, for its four lanes of every register, 16 bits; the halves take turns.
+                let both = _mm256_packus_epi16(first, second);
+                let (low, high) = (_mm256_castsi256_si128(both), _mm256_extracti128_si256::<1>(both));
+                let ordered = _mm256_set_m128i(_mm_unpackhi_epi16(low, high), _mm_unpacklo_epi16(low, high));
+                _mm256_storeu_si256(bytes.as_mut_ptr().cast(), ordered);
+            }
+        }
+        fn pack_halves(codes: &[I32; 8], packed: &mut [u8; 64]) {
+            for (bytes, codes) in packed.as_chunks_mut::<32>().0.iter_mut().zip(codes.as_chunks::<4>().0) {
+                let (low, high) = (clamped(codes[0], codes[2]), clamped(codes[1], codes[3]));
+                let both = _mm256_or_si256(low, _mm256_slli_epi16::<4>(high));
+                let ordered = _mm256_permutevar8x32_epi32(both, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+                _mm256_storeu_si256(bytes.as_mut_ptr().cast(), ordered);
+            }
+        }
+        fn unpack_pairs(packed: &[u8; 8]) -> I32 { {
+            let shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+            let words = packed.as_chunks::<4>().0;
+            let lanes = |word: &[u8; 4]| i32::from_le_bytes(*word);
+            [_mm256_srlv_epi32(_mm256_set1_epi32(lanes(&words[0])), shifts), _mm256_srlv_epi32(_mm256_set1_epi32(lanes(&words[1])), shifts)]
+        } }
+        fn unpack_halves(packed: &[u8; 16]) -> [I32; 2] { {
+            let bytes = _mm_loadu_si128(packed.as_ptr().cast());
+            let low = [_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes))];
+            [low, [_mm256_srli_epi32::<4>(low[0]), _mm256_srli_epi32::<4>(low[1])]]
+        } }
+        fn pack_bytes(codes: &[u8; 128], bias: u8, packed: &mut [u8; 64]) -> bool { {
+            let bias = _mm256_set1_epi8(bias.cast_signed());
+            let mut beyond = _mm256_setzero_si256();
+            for (bytes, codes) in packed.as_chunks_mut::<32>().0.iter_mut().zip(codes.as_chunks::<64>().0) {
+                let mut pairs = [_mm256_setzero_si256(); 2];
+                for (pairs, codes) in pairs.iter_mut().zip(codes.as_chunks::<32>().0) {
+                    let v = _mm256_loadu_si256(codes.as_ptr().cast());
+                    beyond = _mm256_or_si256(beyond, _mm256_add_epi8(v, bias));
+                    *pairs = _mm256_maddubs_epi16(_mm256_and_si256(v, _mm256_set1_epi8(15)), _mm256_set1_epi16(0x1001));
+                }
+                let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi16(pairs[0], pairs[1]));
+                _mm256_storeu_si256(bytes.as_mut_ptr().cast(), ordered);
+            }
+            _mm256_testz_si256(beyond, _mm256_set1_epi8(0xf0u8.cast_signed())) == 1
+        } }
+        fn unpack_bytes(packed: &[u8; 64], table: &[u8; 16], codes: &mut [u8; 128]) { {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            for (bytes, codes) in packed.as_chunks::<16>().0.iter().zip(codes.as_chunks_mut::<32>().0) {
+                let wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(bytes.as_ptr().cast()));
+                let nibbles = _mm256_and_si256(_mm256_or_si256(wide, _mm256_slli_epi16::<4>(wide)), _mm256_set1_epi8(15));
+                _mm256_storeu_si256(codes.as_mut_ptr().cast(), _mm256_shuffle_epi8(table, nibbles));
+            }
+        } }
+        fn stream(from: &[u8], to: &mut [u8]) { {
+            check_lines(from, to);   // so that each half line below is a whole one at a multiple of 32
+            for (from, to) in from.as_chunks::<32>().0.iter().zip(to.as_chunks_mut::<32>().0) {
+                _mm256_stream_si256(to.as_mut_ptr().cast(), _mm256_loadu_si256(from.as_ptr().cast()));
+            }
+            _mm_sfence()   // the lines are visible to other threads before this one says that it is done
+        } }
+    }
+}
+
+/// Lane i: the largest lane of vector i.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn eight(v: &[I32; 8]) -> __m256i {
+    let one = |i: usize| _mm256_max_epi32(v[i][0], v[i][1]);
+    let low = two(two(one(0), one(2)), two(one(1), one(3)));
+    let high = two(two(one(4), one(6)), two(one(5), one(7)));
+    _mm256_max_epi32(_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high))
+}
+
+/// In each half: [a0, b0, a1, b1] against [a2, b2, a3, b3].
+#[inline]
+#[target_feature(enable = "avx2")]
+fn two(a: __m256i, b: __m256i) -> __m256i {
+    _mm256_max_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b))
+}
+
+/// Every run of `run` lanes gets its largest, as far as one register reaches.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn run_of(mut v: __m256i, run: usize) -> __m256i {
+    if run >= 2 {
+        v = _mm256_max_epi32(v, _mm256_shuffle_epi32::<0b10_11_00_01>(v));
+    }
+    if run >= 4 {
+        v = _mm256_max_epi32(v, _mm256_shuffle_epi32::<0b01_00_11_10>(v));
+    }
+    if run >= 8 {
+        v = _mm256_max_epi32(v, _mm256_permute2x128_si256::<0x01>(v, v));
+    }
+    v
+}
+
+/// Eight entries of a table of 16: the permutation reads the low three bits of a code, the blend its bit 3.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn entries(table: F32, codes: __m256i) -> __m256 {
+    let (low, high) = (_mm256_permutevar8x32_ps(table[0], codes), _mm256_permutevar8x32_ps(table[1], codes));
+    _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes)))
+}
+
+/// 32 codes as bytes, clamped to 0..=15; each half holds four of a[0], of a[1], of b[0], of b[1].
+#[inline]
+#[target_feature(enable = "avx2")]
+fn clamped(a: I32, b: I32) -> __m256i {
+    let bytes = _mm256_packus_epi16(_mm256_packs_epi32(a[0], a[1]), _mm256_packs_epi32(b[0], b[1]));
+    _mm256_min_epu8(bytes, _mm256_set1_epi8(15))
+}

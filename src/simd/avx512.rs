@@ -1,0 +1,219 @@
+//! AVX-512 (F, BW, DQ, VL, VBMI): a vector is one register.
+
+use super::scalar::check_lines;
+use super::{Kernel, Simd};
+use std::arch::x86_64::*;
+
+/// The proof that this CPU has AVX-512 F, BW, DQ, VL and VBMI.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512(());
+
+impl Avx512 {
+    /// The proof, where the CPU gives it.
+    pub fn new() -> Option<Self> {
+        let found = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vbmi")
+            && is_x86_feature_detected!("f16c");
+        found.then_some(Self(()))
+    }
+}
+
+/// Primitives as one expression each; the argument for their safety is the same for all.
+macro_rules! primitives {
+    ($(fn $name:ident($($argument:ident: $kind:ty),*) $(-> $output:ty)? { $body:expr })*) => {$(
+        #[inline(always)]
+        #[allow(unsafe_code, reason = "intrinsics")]
+        fn $name(self, $($argument: $kind),*) $(-> $output)? {
+            // SAFETY: an `Avx512` exists only after `new` found the features that these intrinsics need, and the pointers
+            // among their operands come from references to arrays of exactly the bytes that are read or written.
+            unsafe { $body }
+        }
+    )*};
+}
+
+impl Simd for Avx512 {
+    type F32 = __m512;
+    type I32 = __m512i;
+
+    #[inline(always)]
+    #[allow(unsafe_code, reason = "calls a function with target features")]
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,f16c")]
+        fn enabled<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
+            kernel.run(simd)
+        }
+        // SAFETY: an `Avx512` exists only after `new` found these features.
+        unsafe { enabled(self, kernel) }
+    }
+
+    primitives! {
+        fn splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
+        fn splat_i32(x: i32) -> __m512i { _mm512_set1_epi32(x) }
+        fn load(x: &[f32; 16]) -> __m512 { _mm512_loadu_ps(x.as_ptr()) }
+        fn load_i32(x: &[i32; 16]) -> __m512i { _mm512_loadu_si512(x.as_ptr().cast()) }
+        fn store(v: __m512, x: &mut [f32; 16]) { _mm512_storeu_ps(x.as_mut_ptr(), v) }
+        fn store_i32(v: __m512i, x: &mut [i32; 16]) { _mm512_storeu_si512(x.as_mut_ptr().cast(), v) }
+        fn load_f16(x: &[u16; 16]) -> __m512 { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
+        fn store_f16(v: __m512, x: &mut [u16; 16]) {
+            _mm256_storeu_si256(x.as_mut_ptr().cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v))
+        }
+        fn load_u16(x: &[u16; 16]) -> __m512i { _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast())) }
+        fn store_u16(v: __m512i, x: &mut [u16; 16]) { _mm256_storeu_si256(x.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(v)) }
+        fn prefetch(address: *const f32) { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+
+        fn add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
+        fn sub(a: __m512, b: __m512) -> __m512 { _mm512_sub_ps(a, b) }
+        fn mul(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
+        fn div(a: __m512, b: __m512) -> __m512 { _mm512_div_ps(a, b) }
+        fn less(a: __m512, b: __m512) -> __m512i { _mm512_movm_epi32(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b)) }
+        fn equal(a: __m512, b: __m512) -> __m512i { _mm512_movm_epi32(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b)) }
+        fn select(mask: __m512i, a: __m512, b: __m512) -> __m512 { _mm512_mask_blend_ps(_mm512_movepi32_mask(mask), b, a) }
+        fn any(mask: __m512i) -> bool { _mm512_movepi32_mask(mask) != 0 }
+
+        fn add_i32(a: __m512i, b: __m512i) -> __m512i { _mm512_add_epi32(a, b) }
+        fn and(a: __m512i, b: __m512i) -> __m512i { _mm512_and_si512(a, b) }
+        fn or(a: __m512i, b: __m512i) -> __m512i { _mm512_or_si512(a, b) }
+        fn xor(a: __m512i, b: __m512i) -> __m512i { _mm512_xor_si512(a, b) }
+        fn max_i32(a: __m512i, b: __m512i) -> __m512i { _mm512_max_epi32(a, b) }
+        fn shift_left(v: __m512i, n: u32) -> __m512i { _mm512_sll_epi32(v, _mm_cvtsi32_si128(n.cast_signed())) }
+        fn shift_right(v: __m512i, n: u32) -> __m512i { _mm512_sra_epi32(v, _mm_cvtsi32_si128(n.cast_signed())) }
+        fn bits(v: __m512) -> __m512i { _mm512_castps_si512(v) }
+        fn from_bits(v: __m512i) -> __m512 { _mm512_castsi512_ps(v) }
+        fn round(v: __m512) -> __m512i { _mm512_cvtps_epi32(v) }
+        fn truncate(v: __m512) -> __m512i { _mm512_cvttps_epi32(v) }
+        fn to_f32(v: __m512i) -> __m512 { _mm512_cvtepi32_ps(v) }
+
+        fn lane(v: __m512, index: usize) -> __m512 { _mm512_permutexvar_ps(_mm512_set1_epi32(index as i32), v) }
+        fn lane_i32(v: __m512i, index: usize) -> __m512i { _mm512_permutexvar_epi32(_mm512_set1_epi32(index as i32), v) }
+        fn max_of_each(v: &[__m512i; 16]) -> __m512i { {
+            // 4 vectors to one: each 128-bit quarter holds a maximum of each of the four.
+            let quarters = [four(v[0], v[1], v[2], v[3]), four(v[4], v[5], v[6], v[7]), four(v[8], v[9], v[10], v[11]), four(v[12], v[13], v[14], v[15])];
+            // Then the quarters of one vector are folded on each other, two vectors at a time.
+            let (low, high) = (halves(quarters[0], quarters[1]), halves(quarters[2], quarters[3]));
+            _mm512_max_epi32(_mm512_shuffle_i32x4::<0b10_00_10_00>(low, high), _mm512_shuffle_i32x4::<0b11_01_11_01>(low, high))
+        } }
+        fn max_of_runs(v: __m512i, run: usize) -> __m512i { {
+            let mut v = v;
+            if run >= 2 { v = _mm512_max_epi32(v, _mm512_shuffle_epi32::<0b10_11_00_01>(v)) }
+            if run >= 4 { v = _mm512_max_epi32(v, _mm512_shuffle_epi32::<0b01_00_11_10>(v)) }
+            if run >= 8 { v = _mm512_max_epi32(v, _mm512_shuffle_i32x4::<0b10_11_00_01>(v, v)) }
+            if run >= 16 { v = _mm512_max_epi32(v, _mm512_shuffle_i32x4::<0b01_00_11_10>(v, v)) }
+            v
+        } }
+        fn look_up(table: __m512, codes: __m512i) -> __m512 { _mm512_permutexvar_ps(codes, table) }
+
+        fn pack_pairs(codes: &[__m512i; 8], packed: &mut [u8; 64]) { {
+            let nibbles = _mm512_set1_epi16(0x1001);   // low + 16 * high
+            let first = _mm512_maddubs_epi16(clamped(codes[0], codes[1], codes[2], codes[3]), nibbles);
+            let second = _mm512_maddubs_epi16(clamped(codes[4], codes[5], codes[6], codes[7]), nibbles);
+            let order = _mm512_loadu_si512(PAIR_ORDER.as_ptr().cast());
+            let bytes = _mm512_permutexvar_epi16(order, _mm512_packus_epi16(first, second));
+            _mm512_storeu_si512(packed.as_mut_ptr().cast(), bytes)
+        } }
+        fn pack_halves(codes: &[__m512i; 8], packed: &mut [u8; 64]) { {
+            let low = clamped(codes[0], codes[2], codes[4], codes[6]);
+            let high = clamped(codes[1], codes[3], codes[5], codes[7]);
+            let order = _mm512_loadu_si512(HALF_ORDER.as_ptr().cast());
+            let bytes = _mm512_permutexvar_epi32(order, _mm512_or_si512(low, _mm512_slli_epi16::<4>(high)));
+            _mm512_storeu_si512(packed.as_mut_ptr().cast(), bytes)
+        } }
+        fn unpack_pairs(packed: &[u8; 8]) -> __m512i {
+            _mm512_multishift_epi64_epi8(_mm512_loadu_si512(NIBBLE_SHIFTS.as_ptr().cast()), _mm512_set1_epi64(i64::from_le_bytes(*packed)))
+        }
+        fn unpack_halves(packed: &[u8; 16]) -> [__m512i; 2] { {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(packed.as_ptr().cast()));
+            [bytes, _mm512_srli_epi32::<4>(bytes)]
+        } }
+        fn pack_bytes(codes: &[u8; 128], bias: u8, packed: &mut [u8; 64]) -> bool { {
+            let bias = _mm512_set1_epi8(bias.cast_signed());
+            let mut beyond = _mm512_setzero_si512();
+            for (bytes, half) in packed.as_chunks_mut::<32>().0.iter_mut().zip(codes.as_chunks::<64>().0) {
+                let v = _mm512_loadu_si512(half.as_ptr().cast());
+                beyond = _mm512_or_si512(beyond, _mm512_add_epi8(v, bias));
+                let pairs = _mm512_maddubs_epi16(_mm512_and_si512(v, _mm512_set1_epi8(15)), _mm512_set1_epi16(0x1001));
+                _mm256_storeu_si256(bytes.as_mut_ptr().cast(), _mm512_cvtepi16_epi8(pairs));
+            }
+            _mm512_test_epi8_mask(beyond, _mm512_set1_epi8(0xf0u8.cast_signed())) == 0
+        } }
+        fn unpack_bytes(packed: &[u8; 64], table: &[u8; 16], codes: &mut [u8; 128]) { {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            for (bytes, half) in packed.as_chunks::<32>().0.iter().zip(codes.as_chunks_mut::<64>().0) {
+                let wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256(bytes.as_ptr().cast()));
+                let nibbles = _mm512_and_si512(_mm512_or_si512(wide, _mm512_slli_epi16::<4>(wide)), _mm512_set1_epi8(15));
+                _mm512_storeu_si512(half.as_mut_ptr().cast(), _mm512_shuffle_epi8(table, nibbles));
+            }
+        } }
+        fn stream(from: &[u8], to: &mut [u8]) { {
+            check_lines(from, to);   // so that each line below is a whole one at a multiple of 64
+            for (from, to) in from.as_chunks::<64>().0.iter().zip(to.as_chunks_mut::<64>().0) {
+                _mm512_stream_si512(to.as_mut_ptr().cast(), _mm512_loadu_si512(from.as_ptr().cast()));
+            }
+            _mm_sfence()   // the lines are visible to other threads before this one says that it is done
+        } }
+    }
+}
+
+/// Output unit of 16 bits o is vector o / 4, quarter o % 4.
+const PAIR_ORDER: [u16; 32] = {
+    let mut order = [0; 32];
+    let mut o = 0;
+    while o < 32 {
+        order[o] = (o % 4 * 8 + o / 4) as u16;
+        o += 1;
+    }
+    order
+};
+
+/// Output unit of 32 bits o is block o / 4, quarter o % 4.
+const HALF_ORDER: [u32; 16] = {
+    let mut order = [0; 16];
+    let mut o = 0;
+    while o < 16 {
+        order[o] = (o % 4 * 4 + o / 4) as u32;
+        o += 1;
+    }
+    order
+};
+
+/// Lane i of a pair of 32-bit lanes takes the eight bits that begin at bit 4 i of the eight bytes.
+const NIBBLE_SHIFTS: [u8; 64] = {
+    let mut shifts = [0; 64];
+    let mut lane = 0;
+    while lane < 16 {
+        shifts[4 * lane] = 4 * lane as u8;
+        lane += 1;
+    }
+    shifts
+};
+
+/// Each quarter of the result: the largest of that quarter of a, of b, of c, of d.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn four(a: __m512i, b: __m512i, c: __m512i, d: __m512i) -> __m512i {
+    two(two(a, c), two(b, d))
+}
+
+/// In each quarter: [a0, b0, a1, b1] against [a2, b2, a3, b3].
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn two(a: __m512i, b: __m512i) -> __m512i {
+    _mm512_max_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b))
+}
+
+/// Quarters: a0 with a2, a1 with a3, b0 with b2, b1 with b3.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn halves(a: __m512i, b: __m512i) -> __m512i {
+    _mm512_max_epi32(_mm512_shuffle_i32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_i32x4::<0b11_10_11_10>(a, b))
+}
+
+/// 64 codes as bytes, clamped to 0..=15; each quarter holds four of a, four of b, four of c, four of d.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn clamped(a: __m512i, b: __m512i, c: __m512i, d: __m512i) -> __m512i {
+    let bytes = _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+    _mm512_min_epu8(bytes, _mm512_set1_epi8(15))
+}

@@ -1,0 +1,134 @@
+//! Sixteen lanes of f32 or i32 on every instruction set: the primitives that the kernels are written over.
+//!
+//! An instruction set is a token that proves that the CPU has it, [`Simd::run`], and the primitives. All of them give the
+//! same bits on every level: one rounding an operation, nothing fused, nothing reassociated.
+//! This folder is the home of `unsafe`: everything above it calls safe functions.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
+pub(crate) mod scalar;
+
+/// Lanes of a vector.
+pub const LANES: usize = 16;
+
+/// Work that is written once and runs at any level: its operands are its fields.
+pub trait Kernel {
+    /// What the work returns.
+    type Output;
+
+    /// The work. Mark it and everything it calls `#[inline(always)]`, so that all of it is compiled with the instructions of `S`.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// An instruction set.
+///
+/// Masks are vectors of i32 whose lanes are all ones or all zeros.
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// 16 lanes of f32.
+    type F32: Copy;
+    /// 16 lanes of i32.
+    type I32: Copy;
+
+    /// Run a kernel with the instructions of this level.
+    fn run<K: Kernel>(self, kernel: K) -> K::Output;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::F32;
+    /// All lanes `x`.
+    fn splat_i32(self, x: i32) -> Self::I32;
+    /// 16 floats from memory.
+    fn load(self, x: &[f32; 16]) -> Self::F32;
+    /// 16 integers from memory.
+    fn load_i32(self, x: &[i32; 16]) -> Self::I32;
+    /// 16 floats to memory.
+    fn store(self, v: Self::F32, x: &mut [f32; 16]);
+    /// 16 integers to memory.
+    fn store_i32(self, v: Self::I32, x: &mut [i32; 16]);
+    /// 16 binary16 numbers from memory, widened exactly.
+    fn load_f16(self, x: &[u16; 16]) -> Self::F32;
+    /// Rounded to binary16, half to even, overflow to infinity.
+    fn store_f16(self, v: Self::F32, x: &mut [u16; 16]);
+    /// 16 unsigned 16-bit integers from memory.
+    fn load_u16(self, x: &[u16; 16]) -> Self::I32;
+    /// The low 16 bits of each lane.
+    fn store_u16(self, v: Self::I32, x: &mut [u16; 16]);
+    /// Copy whole cache lines past the caches where the level can: for output that is larger than they are.
+    ///
+    /// # Panics
+    ///
+    /// Unless both have the same length, a multiple of 64, and `to` begins at a multiple of 64.
+    fn stream(self, from: &[u8], to: &mut [u8]);
+    /// Ask for the cache line at `address`, which may be any address at all.
+    fn prefetch(self, address: *const f32);
+
+    /// a + b
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// a - b
+    fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// a * b
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// a / b, the correctly rounded quotient
+    fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// a < b, false where one is NaN
+    fn less(self, a: Self::F32, b: Self::F32) -> Self::I32;
+    /// a == b, so that -0.0 equals 0.0 and NaN nothing
+    fn equal(self, a: Self::F32, b: Self::F32) -> Self::I32;
+    /// a where the mask is set, else b
+    fn select(self, mask: Self::I32, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// Whether any lane of the mask is set.
+    fn any(self, mask: Self::I32) -> bool;
+
+    /// a + b, wrapping
+    fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    /// a & b
+    fn and(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    /// a | b
+    fn or(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    /// a ^ b
+    fn xor(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    /// The larger of two signed integers.
+    fn max_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    /// v << n
+    fn shift_left(self, v: Self::I32, n: u32) -> Self::I32;
+    /// v >> n, the sign shifted in
+    fn shift_right(self, v: Self::I32, n: u32) -> Self::I32;
+    /// The bits of floats.
+    fn bits(self, v: Self::F32) -> Self::I32;
+    /// Floats from their bits.
+    fn from_bits(self, v: Self::I32) -> Self::F32;
+
+    /// The nearest integer, half to even. Any value where `v` is beyond i32 or NaN.
+    fn round(self, v: Self::F32) -> Self::I32;
+    /// The integer part. Any value below 1 where `v` is NaN, any at all where it is beyond i32.
+    fn truncate(self, v: Self::F32) -> Self::I32;
+    /// The nearest float to an integer.
+    fn to_f32(self, v: Self::I32) -> Self::F32;
+
+    /// All lanes the one at `index`.
+    fn lane(self, v: Self::F32, index: usize) -> Self::F32;
+    /// All lanes the one at `index`.
+    fn lane_i32(self, v: Self::I32, index: usize) -> Self::I32;
+    /// Lane i is the largest lane of vector i.
+    fn max_of_each(self, v: &[Self::I32; 16]) -> Self::I32;
+    /// Every run of `run` lanes (1, 2, 4, 8 or 16) gets the largest of the run.
+    fn max_of_runs(self, v: Self::I32, run: usize) -> Self::I32;
+    /// Lane i is `table[codes[i] & 15]`.
+    fn look_up(self, table: Self::F32, codes: Self::I32) -> Self::F32;
+
+    /// 128 codes in order, clamped to 0..=15, two a byte, the even one in the low nibble.
+    fn pack_pairs(self, codes: &[Self::I32; 8], packed: &mut [u8; 64]);
+    /// Four blocks of 32 codes, clamped to 0..=15: byte j of a block holds code j low and code j + 16 high.
+    fn pack_halves(self, codes: &[Self::I32; 8], packed: &mut [u8; 64]);
+    /// 16 codes from 8 bytes, the low nibble first. Only the low four bits of a lane count.
+    fn unpack_pairs(self, packed: &[u8; 8]) -> Self::I32;
+    /// 32 codes from 16 bytes: the low nibbles, then the high ones. Only the low four bits of a lane count.
+    fn unpack_halves(self, packed: &[u8; 16]) -> [Self::I32; 2];
+    /// 128 bytes to 64: the low nibbles of pairs, the even one low. Returns whether `code + bias` was in 0..=15 for each of them.
+    fn pack_bytes(self, codes: &[u8; 128], bias: u8, packed: &mut [u8; 64]) -> bool;
+    /// 64 bytes to 128 codes, low nibble first, each looked up in `table`.
+    fn unpack_bytes(self, packed: &[u8; 64], table: &[u8; 16], codes: &mut [u8; 128]);
+}

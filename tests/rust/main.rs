@@ -1,0 +1,4 @@
+//! The core from outside: every level, every format, properties.
+
+mod formats;
+mod levels;
