@@ -275,7 +275,13 @@ mod tests {
     fn a_call_does_not_wait_for_the_workers_of_another() {
         let hold = Barrier::new(2);
         thread::scope(|scope| {
-            let long = scope.spawn(|| for_each(0..2, 2, NEVER, |index| if index == 0 { drop(hold.wait()) }));
+            let long = scope.spawn(|| {
+                for_each(0..2, 2, NEVER, |index| {
+                    if index == 0 {
+                        drop(hold.wait())
+                    }
+                })
+            });
             assert_eq!(squares(50, 2).len(), 50); // ends although the long call does not
             hold.wait();
             assert!(!long.join().unwrap().unwrap());

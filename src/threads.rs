@@ -187,7 +187,8 @@ mod linux_tests {
 
     #[test]
     fn a_quota_of_version_2() {
-        for (quota, expected) in [("50000 100000", 1), ("100000 100000", 1), ("350000 100000", 3), ("max 100000", 8), ("9000000 100000", 8)] {
+        for (quota, expected) in [("50000 100000", 1), ("100000 100000", 1), ("350000 100000", 3), ("max 100000", 8), ("9000000 100000", 8)]
+        {
             let files = [
                 ("proc/self/status", &*status("0-7")),
                 ("proc/self/cgroup", "0::/system.slice/service\n"),

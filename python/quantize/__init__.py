@@ -1,0 +1,47 @@
+"""Float arrays to 4-bit codes and back: fast, exact, in every layout in use.
+
+>>> import numpy as np, quantize as qz
+>>> w = np.linspace(-1, 1, 256, dtype=np.float32).reshape(4, 64)
+>>> q = qz.quantize(w, "int4", group_size=64)
+>>> q
+QuantizedArray(int4, shape=(4, 64), 4.25 bits/weight, 136 bytes)
+>>> bool(np.abs(q.dequantize() - w).max() < 0.08)
+True
+"""
+
+import sys as _sys
+
+from quantize import _original
+from quantize._api import compare, cpu_features, dequantize, formats, from_parts, pack, quantize, unpack
+from quantize._core import CorruptFileError, LossyConversionError, QuantizeWarning, __version__
+from quantize._original import dequantize_from_int4, pack_int4_to_int8, quantize_to_int4, unpack_int8_to_int4
+from quantize._threads import set_threads, threads
+from quantize._types import Comparison, CpuFeatures, FormatInfo, QuantizedArray
+
+# The original package had a module of this name. A file quantize.py here would take the place of the function above.
+_sys.modules["quantize.quantize"] = _original
+
+__all__ = [
+    "Comparison",
+    "CorruptFileError",
+    "CpuFeatures",
+    "FormatInfo",
+    "LossyConversionError",
+    "QuantizeWarning",
+    "QuantizedArray",
+    "__version__",
+    "compare",
+    "cpu_features",
+    "dequantize",
+    "dequantize_from_int4",
+    "formats",
+    "from_parts",
+    "pack",
+    "pack_int4_to_int8",
+    "quantize",
+    "quantize_to_int4",
+    "set_threads",
+    "threads",
+    "unpack",
+    "unpack_int8_to_int4",
+]

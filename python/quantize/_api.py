@@ -1,0 +1,425 @@
+"""The functions of the package: arguments in, the core does the work. Never loops over data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from quantize import _core
+from quantize._threads import requested
+from quantize._types import (
+    FLOATS,
+    Comparison,
+    CpuFeatures,
+    FormatInfo,
+    GroupSize,
+    NonFinite,
+    QuantizedArray,
+    SupportsDLPack,
+    float_dtype,
+    format_info,
+    wrap,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+
+def quantize(
+    array: ArrayLike | SupportsDLPack,
+    format: str = "int4",
+    *,
+    axis: int = -1,
+    group_size: GroupSize | None = None,
+    scale_dtype: DTypeLike | Literal["bfloat16"] | None = None,
+    dtype: DTypeLike | Literal["bfloat16"] | None = None,
+    method: Literal["nearest"] = "nearest",
+    nonfinite: NonFinite = "raise",
+    out: Mapping[str, NDArray[Any]] | None = None,
+    threads: int | None = None,
+    **options: object,
+) -> QuantizedArray:
+    """Quantize ``array`` to four bits.
+
+    Parameters
+    ----------
+    array : (..., n) float16, bfloat16, float32 or float64
+        Any memory layout and byte order; also anything with ``__dlpack__`` on the CPU or ``__array__``, and nested lists
+        of numbers. float64 is rounded to float32 first. Nobody may write to it during the call.
+    format : str
+        Name or alias; see :func:`formats`.
+    axis : int
+        The axis that groups run along. The parts are those of ``numpy.moveaxis(array, axis, -1)``.
+    group_size : int, "row" or "tensor", optional
+        Elements per scale. Default: the format's own. ``-1`` and ``"channel"`` mean ``"row"``.
+    scale_dtype : "float16", "bfloat16", "float32" or a dtype, optional
+        What scales are stored as, where the format leaves a choice. ``"bfloat16"`` gives its bits in uint16, the dtype of
+        ``ml_dtypes`` gives that dtype.
+    dtype : optional
+        What ``array`` holds. Needed only for bits of bfloat16 in uint16: ``dtype="bfloat16"``.
+    method : "nearest"
+        How scales are chosen: by the rule of the format's home project.
+    nonfinite : "raise", "zero" or "clip"
+        What to do with NaN and infinities: raise; make them 0; or give an infinity the group's largest finite magnitude and
+        make NaN 0. The last two warn with the count.
+    out : mapping from part name to ndarray, optional
+        Write into these arrays, every part of exactly its shape and dtype, C-contiguous and without overlap.
+    threads : int, optional
+        At most so many threads; see :func:`set_threads`. The bytes do not depend on it.
+    **options
+        Options of the format, where it has more.
+
+    Returns
+    -------
+    QuantizedArray
+
+    Raises
+    ------
+    ValueError
+        Unknown format, a group size that the format does not have, an axis that its blocks do not divide, an element that is
+        not finite, a scale beyond its dtype, or an ``out`` that does not fit.
+    TypeError
+        An array that is not of floats or is on another device, an option that the format lacks, a wrong dtype in ``out``.
+    MemoryError
+        The parts cannot be allocated.
+
+    Examples
+    --------
+    >>> import numpy as np, quantize as qz
+    >>> q = qz.quantize(np.ones((2, 64), np.float32), "gguf:q4_0")
+    >>> q.parts["blocks"].shape
+    (2, 36)
+    """
+    bits = False
+    if type(array) is not np.ndarray or dtype is not None:
+        array, bits = _floats(array, dtype)
+    if method != "nearest":
+        raise ValueError(f"method is {method!r}; expected 'nearest'")
+    if options:
+        _core.refuse_option(format, next(iter(options)))
+    scale_name, view = (None, None) if scale_dtype is None else float_dtype(scale_dtype)
+    given = None if out is None else dict(out)
+    tensor, parts = _core.quantize(array, bits, format, axis, group_size, scale_name, nonfinite, given, requested(threads))
+    return wrap(tensor, parts, None if out is not None else view)
+
+
+def dequantize(
+    q: QuantizedArray,
+    *,
+    dtype: DTypeLike | Literal["bfloat16"] = np.float32,
+    out: NDArray[Any] | None = None,
+    threads: int | None = None,
+) -> NDArray[Any]:
+    """Decode to floats, each the plain product of code and scale.
+
+    Parameters
+    ----------
+    q : QuantizedArray
+    dtype : float32, float64, float16 or bfloat16
+        float64 is exact, float16 may overflow to infinity. ``"bfloat16"`` gives its bits in uint16, the dtype of
+        ``ml_dtypes`` gives that dtype.
+    out : ndarray, optional
+        Write into this array of exactly that shape and dtype, C-contiguous, and return it.
+    threads : int, optional
+        At most so many threads; see :func:`set_threads`.
+
+    Returns
+    -------
+    ndarray
+        Of shape ``q.shape``.
+
+    Raises
+    ------
+    TypeError
+        ``dtype`` is none of the four, or ``out`` has another one.
+    ValueError
+        ``out`` has another shape, is read-only, not C-contiguous or overlaps the parts.
+
+    Examples
+    --------
+    >>> import numpy as np, quantize as qz
+    >>> qz.dequantize(qz.quantize([[8.0, -7.0, 0.0]]))
+    array([[ 8., -7.,  0.]], dtype=float32)
+    """
+    if not isinstance(q, QuantizedArray):
+        raise TypeError(f"q is of type {type(q).__name__}; expected a QuantizedArray, as quantize() and from_parts() give it")
+    return q.dequantize(dtype=dtype, out=out, threads=threads)
+
+
+def pack(codes: ArrayLike, *, signed: bool = True, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """Pack codes two a byte along the last axis, the even one in the low nibble.
+
+    Parameters
+    ----------
+    codes : (..., n) integers
+        In -8..7, or in 0..15 where not ``signed``.
+    signed : bool
+        Whether codes are two's complement.
+    out : (..., ceil(n / 2)) uint8, optional
+        Write into this array and return it.
+
+    Returns
+    -------
+    (..., ceil(n / 2)) uint8
+        An odd row ends in a zero nibble.
+
+    Raises
+    ------
+    ValueError
+        A code is out of range; it never wraps.
+    TypeError
+        ``codes`` are not integers.
+
+    Examples
+    --------
+    >>> import quantize as qz
+    >>> qz.pack([-8, 7, 1])
+    array([120,   1], dtype=uint8)
+    """
+    codes = np.asarray(codes)
+    if codes.dtype.kind not in "iu":
+        raise TypeError(f"codes has dtype {codes.dtype}; expected integers")
+    low, high = (-8, 7) if signed else (0, 15)
+    own = np.int8 if signed else np.uint8
+    # Clipping to one beyond the range keeps every wrong code wrong in the narrow dtype.
+    narrow = codes if codes.dtype == own else np.clip(codes, low - 1 if signed else None, high + 1).astype(own)
+    packed, wrong = _core.pack(narrow, signed, out, requested(None))
+    if wrong is not None:
+        where = tuple(int(i) for i in np.unravel_index(wrong, codes.shape))
+        raise ValueError(f"codes has {codes[where]} at {where}; expected {low} to {high} with signed={signed}")
+    return packed
+
+
+def unpack(packed: ArrayLike, count: int, *, signed: bool = True, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Unpack what :func:`pack` packed.
+
+    Parameters
+    ----------
+    packed : (..., m) uint8
+    count : int
+        Codes of a row: ``2 * m`` or ``2 * m - 1``.
+    signed : bool
+        Whether codes are two's complement.
+    out : (..., count) int8, or uint8 where not ``signed``, optional
+        Write into this array and return it.
+
+    Returns
+    -------
+    (..., count) int8, or uint8 where not ``signed``
+
+    Raises
+    ------
+    ValueError
+        ``count`` does not fit the length of the rows.
+    TypeError
+        ``packed`` is not uint8.
+
+    Examples
+    --------
+    >>> import numpy as np, quantize as qz
+    >>> qz.unpack(np.array([120, 1], np.uint8), 3)
+    array([-8,  7,  1], dtype=int8)
+    """
+    return _core.unpack(np.asarray(packed), count, signed, out, requested(None))
+
+
+def from_parts(
+    format: str,
+    parts: Mapping[str, ArrayLike],
+    *,
+    shape: Sequence[int] | None = None,
+    axis: int = -1,
+    group_size: GroupSize | None = None,
+    **options: Any,
+) -> QuantizedArray:
+    """Make a QuantizedArray of arrays that exist already, without copying them.
+
+    Parameters
+    ----------
+    format : str
+        Name or alias; see :func:`formats`.
+    parts : mapping from part name to array
+        All parts of the format. bfloat16 scales may be of ``ml_dtypes`` or bits in uint16.
+    shape : sequence of int, optional
+        Shape of the array that the parts stand for. Default: the longest rows that the parts allow.
+    axis : int
+        The axis of that array that groups run along.
+    group_size : int, "row" or "tensor", optional
+        Elements per scale. Default: the format's own.
+    **options
+        Options of the format. Where the parts show them too, both must agree.
+
+    Returns
+    -------
+    QuantizedArray
+
+    Raises
+    ------
+    ValueError
+        Parts are missing or of shapes that do not fit, or an option contradicts them.
+    TypeError
+        A part of the wrong dtype, or an option that the format lacks.
+
+    Examples
+    --------
+    >>> import numpy as np, quantize as qz
+    >>> qz.from_parts("q4_0", {"blocks": np.zeros((4, 36), np.uint8)})
+    QuantizedArray(gguf:q4_0, shape=(4, 64), 4.50 bits/weight, 144 bytes)
+    """
+    scale_dtype = options.pop("scale_dtype", None)
+    if options:
+        _core.refuse_option(format, next(iter(options)))
+    name = None if scale_dtype is None else float_dtype(scale_dtype)[0]
+    arrays = {part: np.asarray(array) for part, array in parts.items()}
+    return wrap(*_core.from_parts(format, arrays, shape, axis, group_size, name))
+
+
+def compare(
+    reference: ArrayLike | SupportsDLPack, other: QuantizedArray | ArrayLike | SupportsDLPack, *, axis: int | None = None
+) -> Comparison:
+    """Measure how far ``other`` is from ``reference``, in float64.
+
+    Parameters
+    ----------
+    reference : array of floats
+    other : QuantizedArray or array of floats
+        Of the same shape.
+    axis : int, optional
+        Measure along this axis only; the fields are then arrays of the other axes.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    ValueError
+        The shapes differ.
+    TypeError
+        As for :func:`quantize`.
+
+    Examples
+    --------
+    >>> import numpy as np, quantize as qz
+    >>> w = np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 64)
+    >>> round(qz.compare(w, qz.quantize(w)).sqnr_db, 1)
+    23.1
+    """
+    expected, expected_bits = _floats(reference, None)
+    quantized = other if isinstance(other, QuantizedArray) else None
+    found, found_bits = (quantized.dequantize(), False) if quantized is not None else _floats(other, None)
+    sums = _core.compare(expected, expected_bits, found, found_bits, axis, requested(None))
+    count, error_squares, squares, other_squares, products, max_abs_error = np.moveaxis(sums, -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rmse = np.sqrt(error_squares / np.maximum(count, 1))
+        sqnr_db = np.where(error_squares == 0, np.inf, 10 * np.log10(squares / error_squares))
+        both_zero = (squares == 0) & (other_squares == 0)
+        cosine = np.where(both_zero, 1.0, products / np.sqrt(squares * other_squares))
+    fields = [rmse, max_abs_error, sqnr_db, cosine]
+    if quantized is not None:
+        fields.append(_saturated(expected, found, quantized, axis))
+    if axis is None:
+        fields = [field.item() for field in fields]
+    if quantized is None:
+        return Comparison(*fields, None, None)
+    return Comparison(*fields, quantized.bits_per_weight)
+
+
+def formats() -> tuple[FormatInfo, ...]:
+    """List the formats: a table, as data.
+
+    Returns
+    -------
+    tuple of FormatInfo
+
+    Examples
+    --------
+    >>> import quantize as qz
+    >>> qz.formats()[0].name
+    'int4'
+    """
+    return tuple(FormatInfo(*row) for row in _core.formats())
+
+
+def cpu_features() -> CpuFeatures:
+    """Tell which instruction set the calls use, and which ones this CPU has.
+
+    ``QUANTIZE_LEVEL=scalar|avx2|avx512|neon`` in the environment forces one. All give the same bytes.
+
+    Returns
+    -------
+    CpuFeatures
+
+    Raises
+    ------
+    ValueError
+        The variable holds an unknown name.
+    """
+    level, available = _core.cpu_features()
+    return CpuFeatures(level, tuple(available))
+
+
+# DLPack device types, https://dmlc.github.io/dlpack; 1, 3 and 11 are memory that the CPU reads in place.
+_HOST = (1, 3, 11)
+_DEVICES = {2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 9: "vpi", 10: "rocm", 13: "cuda (managed)", 14: "oneapi", 15: "webgpu"}
+
+
+def _floats(array: ArrayLike | SupportsDLPack, dtype: DTypeLike | Literal["bfloat16"] | None) -> tuple[NDArray[Any], bool]:
+    """Give a numpy array over the data, and whether it is uint16 that holds bfloat16."""
+    bits = False
+    if isinstance(array, np.ndarray):
+        if isinstance(array, np.ma.MaskedArray):
+            raise TypeError("array is a masked array; expected no mask: fill it with array.filled(value)")
+        found = np.asarray(array)
+    elif hasattr(array, "__dlpack__"):
+        found, bits = _from_dlpack(array)
+    elif isinstance(array, (list, tuple)):
+        return _from_numbers(array), False
+    else:
+        found = np.asarray(array)
+    if dtype is None:
+        return found, bits
+    name = float_dtype(dtype)[0]
+    holds_bits = name == "bfloat16" and found.dtype == np.uint16
+    if not holds_bits and found.dtype.name != name:
+        raise TypeError(f"array has dtype {found.dtype}; expected {name}, as dtype= says")
+    return found, bits or holds_bits
+
+
+def _from_numbers(values: Sequence[Any]) -> NDArray[np.float64]:
+    """Nested lists of numbers. They count as float32, which the core rounds to."""
+    found = np.asarray(values)
+    if found.dtype.kind not in "iuf" and not (found.size == 0 or found.dtype.name in FLOATS):
+        raise TypeError(f"array is a list of {found.dtype}; expected numbers")
+    return found.astype(np.float64, copy=False)
+
+
+def _from_dlpack(array: SupportsDLPack) -> tuple[NDArray[Any], bool]:
+    kind, index = (int(value) for value in array.__dlpack_device__())
+    if kind not in _HOST:
+        device = f"{_DEVICES.get(kind, f'DLPack device type {kind}')}:{index}"
+        raise TypeError(
+            f"array is on {device}; expected memory of the host: copy it there, "
+            "for example with array.cpu(), jax.device_get(array) or cupy.asnumpy(array)"
+        )
+    try:
+        capsule = array.__dlpack__(max_version=(1, 0))  # type: ignore[call-arg]
+    except TypeError:  # a library from before version 1
+        capsule = array.__dlpack__()
+    return _core.from_dlpack(capsule)
+
+
+def _saturated(expected: NDArray[Any], found: NDArray[Any], q: QuantizedArray, axis: int | None) -> Any:
+    """Count the elements at either end of the codes that are off by more than half a step."""
+    codes, scales, _ = _core.groups(q._tensor, q._parts)
+    low, high = format_info(q.format).codes
+    at = np.nonzero((codes == low) | (codes == high))
+    group = at[-1] // q.group_size if isinstance(q.group_size, int) else np.zeros_like(at[-1])
+    step = np.abs(np.broadcast_to(scales, (*codes.shape[:-1], scales.shape[-1]))[(*at[:-1], group)].astype(np.float64))
+    ends = [np.moveaxis(side, q.axis, -1)[at].astype(np.float64) for side in (expected, found)]
+    clipped = np.zeros(codes.shape, bool)
+    clipped[at] = np.abs(ends[0] - ends[1]) > step / 2
+    return np.moveaxis(clipped, -1, q.axis).sum(axis)

@@ -1,0 +1,75 @@
+"""The compiled core. Not for callers: its functions change without notice."""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantize._types import GroupSize
+
+# format, shape, axis, group_size, scale_dtype
+_Tensor: TypeAlias = tuple[str, tuple[int, ...], int, int | str, str]
+_Parts: TypeAlias = dict[str, NDArray[Any]]
+_Quantized: TypeAlias = tuple[_Tensor, _Parts]
+
+__version__: str
+
+class QuantizeWarning(UserWarning):
+    """Something was done otherwise than asked, and is right: elements replaced, threads or an instruction set missing."""
+
+class LossyConversionError(ValueError):
+    """The target format cannot hold the same values; ``requantize=True`` goes through floats."""
+
+class CorruptFileError(ValueError):
+    """A file breaks the rules of its container. Nothing was read from it."""
+
+def quantize(
+    array: NDArray[Any],
+    bits: bool,
+    format: str,
+    axis: int,
+    group_size: int | str | None,
+    scale_dtype: str | None,
+    nonfinite: str,
+    out: _Parts | None,
+    threads: int | None,
+) -> _Quantized: ...
+def dequantize(
+    tensor: _Tensor, parts: _Parts, dtype: str, out: NDArray[Any] | None, threads: int | None
+) -> NDArray[Any]: ...
+def groups(tensor: _Tensor, parts: _Parts) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32] | None]: ...
+def repack(
+    tensor: _Tensor,
+    parts: _Parts,
+    format: str,
+    group_size: GroupSize | None,
+    scale_dtype: str | None,
+    requantize: bool,
+    threads: int | None,
+) -> _Quantized: ...
+def from_parts(
+    format: str,
+    parts: _Parts,
+    shape: tuple[int, ...] | None,
+    axis: int,
+    group_size: int | str | None,
+    scale_dtype: str | None,
+) -> _Quantized: ...
+def part_shapes(tensor: _Tensor) -> list[tuple[int, ...]]: ...
+def pack(
+    codes: NDArray[Any], signed: bool, out: NDArray[Any] | None, threads: int | None
+) -> tuple[NDArray[np.uint8], int | None]: ...
+def unpack(packed: NDArray[Any], count: int, signed: bool, out: NDArray[Any] | None, threads: int | None) -> NDArray[Any]: ...
+def compare(
+    reference: NDArray[Any],
+    reference_bits: bool,
+    other: NDArray[Any],
+    other_bits: bool,
+    axis: int | None,
+    threads: int | None,
+) -> NDArray[np.float64]: ...
+def from_dlpack(capsule: object) -> tuple[NDArray[Any], bool]: ...
+def formats() -> list[tuple[Any, ...]]: ...
+def refuse_option(format: str, option: str) -> None: ...
+def cpu_features() -> tuple[str, list[str]]: ...
+def _panic_for_tests(in_pool: bool) -> None: ...

@@ -1,0 +1,284 @@
+//! Files as Python sees them: open one, convert one, compare two.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use pyo3::create_exception;
+use pyo3::exceptions::{PyFileExistsError, PyIsADirectoryError, PyValueError};
+use pyo3::prelude::*;
+
+use super::api::named_policy;
+use super::arrays::{Array, Item, Outputs, Wanted};
+use super::errors::{CorruptFileError, guarded};
+use super::tensor::{Tensor, named_scale_dtype};
+use crate::engine::{Run, Sums};
+use crate::error::{Error, Result};
+use crate::files::checkpoint::{Checkpoint, Entry};
+use crate::files::compare::{self, Compared, Stored, Verdict};
+use crate::files::convert::{Action, Effect, Failure, Plan, Selection, Step, Target};
+use crate::level::Level;
+use crate::spec::{GroupSize, Layout, Options};
+use crate::{files, formats, threads};
+
+create_exception!(
+    quantize,
+    PolicyError,
+    PyValueError,
+    "A tensor of a file cannot be converted under the policy that was chosen. No file was written."
+);
+
+/// An open file.
+#[pyclass(frozen, module = "quantize._core")]
+pub(super) struct File {
+    checkpoint: Checkpoint,
+    path: PathBuf,
+}
+
+/// One tensor of a file: name, dtype, shape, bytes, and how it is quantized.
+type Info = (String, &'static str, Vec<usize>, u64, Option<Tensor>);
+
+#[pymethods]
+impl File {
+    #[new]
+    fn new(path: PathBuf) -> PyResult<File> {
+        guarded(|| {
+            let checkpoint = open(&path)?;
+            Ok(File { checkpoint, path })
+        })
+    }
+
+    /// The name of the container.
+    #[getter]
+    fn container(&self) -> &'static str {
+        self.checkpoint.container().container()
+    }
+
+    /// The free text of the file, by key.
+    #[getter]
+    fn metadata(&self) -> std::collections::BTreeMap<String, String> {
+        self.checkpoint.container().metadata().clone()
+    }
+
+    /// `(name, dtype, shape, bytes, tensor)` of every tensor, `tensor` None for what is not quantized.
+    fn tensors(&self) -> Vec<Info> {
+        let info = |entry: &Entry| {
+            let tensor = entry.layout().map(settled);
+            (entry.name.clone(), entry.dtype.name(), entry.shape.clone(), self.checkpoint.bytes(entry), tensor)
+        };
+        self.checkpoint.entries().iter().map(info).collect()
+    }
+
+    /// The bytes of tensor `index`: one uint8 array, or one for each part.
+    fn read<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Vec<Array<'py>>> {
+        guarded(|| {
+            let entry = &self.checkpoint.entries()[index];
+            let wanted = |(_, tensor): (usize, &files::Tensor)| Wanted {
+                argument: format!("'{}'", tensor.name),
+                item: Item::U8,
+                shape: vec![tensor.bytes() as usize],
+            };
+            let wanted: Vec<Wanted> = self.checkpoint.stored(entry).map(wanted).collect();
+            let mut outputs = Outputs::new(py, &wanted)?;
+            let mut slices = outputs.slices();
+            watched(py, None, |watch| {
+                let read = self.checkpoint.read(entry, &mut slices, &mut |_| watch.look(None));
+                read.map_err(|error| watch.exception(error, Some(&self.path)))
+            })?;
+            Ok(outputs.into_arrays())
+        })
+    }
+}
+
+/// The numbers that errors are made of, as `compare` of arrays gives them.
+type Errors = (u64, f64, f64, f64, f64, f64);
+
+/// One tensor of a conversion: name, shape, dtype, action, reason, how it is quantized in the new file, bytes before and after,
+/// errors, elements replaced.
+type Row = (String, Vec<usize>, &'static str, &'static str, Option<String>, Option<Tensor>, u64, u64, Option<Errors>, u64);
+
+/// `convert(source, target, format, group_size, scale_dtype, nonfinite, include, exclude, keep, overwrite, threads, progress)`
+/// gives one row a tensor. Without a format: back to floats. Without a target: the plan alone.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "the options of the public function, one each")]
+pub(super) fn convert(
+    py: Python<'_>,
+    source: PathBuf,
+    target: Option<PathBuf>,
+    format: Option<&str>,
+    group_size: Option<GroupSize>,
+    scale_dtype: Option<&str>,
+    nonfinite: &str,
+    include: Vec<String>,
+    exclude: Vec<String>,
+    keep: Vec<String>,
+    overwrite: bool,
+    threads: Option<isize>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Vec<Row>> {
+    guarded(|| {
+        let options = Options { group_size, scale_dtype: scale_dtype.map(named_scale_dtype).transpose()? };
+        let wanted = match format {
+            Some(name) => Target::Format(formats::find(name)?.spec(), options),
+            None => Target::Floats,
+        };
+        let nonfinite = named_policy(nonfinite)?;
+        let selection = Selection { include, exclude, keep };
+        let (level, threads) = (Level::current()?, thread_count(threads)?);
+        watched(py, progress, |watch| {
+            let file = open(&source)?;
+            let plan = Plan::new(&file, wanted, &selection)?;
+            let effects = match target {
+                None => vec![Effect::default(); plan.steps.len()],
+                Some(target) => {
+                    let total = plan.steps.iter().map(|step| step.bytes_before).sum();
+                    let mut advance = watch.counter(total);
+                    let interrupted = || watch.look(None).is_err();
+                    let run = Run { level, threads, interrupted: &interrupted, reused: false };
+                    let done = plan.run(file, &target, overwrite, nonfinite, &run, &mut advance);
+                    done.map_err(|Failure { tensor, error }| match tensor {
+                        Some(name) => PolicyError::new_err(format!("{}: tensor '{name}': {error}", source.display())),
+                        None => watch.exception(error, Some(&source)),
+                    })?
+                }
+            };
+            Ok(plan.steps.into_iter().zip(effects).map(|(step, effect)| row(step, effect)).collect())
+        })
+    })
+}
+
+fn row(step: Step, effect: Effect) -> Row {
+    let (action, reason) = match step.action {
+        Action::Keep(reason) => ("keep", Some(reason)),
+        Action::Quantize => ("quantize", None),
+        Action::Dequantize => ("dequantize", None),
+    };
+    let tensor = step.layout.as_ref().map(settled);
+    let errors = effect.errors.map(numbers);
+    (step.name, step.shape, step.dtype.name(), action, reason, tensor, step.bytes_before, step.bytes_after, errors, effect.replaced)
+}
+
+/// What a file has under a name: format or dtype, shape, bytes.
+type Kept = (&'static str, Vec<usize>, u64);
+
+/// `compare_files(reference, other, threads, progress)` gives `(name, reference, other, verdict, errors)` for every name.
+/// The verdict is `measured`, `same`, `different`, `shapes`, `dtypes`, or None where one file lacks the tensor.
+#[pyfunction]
+pub(super) fn compare_files(
+    py: Python<'_>,
+    reference: PathBuf,
+    other: PathBuf,
+    threads: Option<isize>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Vec<(String, Option<Kept>, Option<Kept>, Option<&'static str>, Option<Errors>)>> {
+    guarded(|| {
+        let (level, threads) = (Level::current()?, thread_count(threads)?);
+        watched(py, progress, |watch| {
+            let (reference, other) = (open(&reference)?, open(&other)?);
+            let total = reference.entries().iter().map(|entry| reference.bytes(entry)).sum();
+            let interrupted = || watch.look(None).is_err();
+            let run = Run { level, threads, interrupted: &interrupted, reused: true };
+            let compared = compare::compare(&reference, &other, &run, &mut watch.counter(total));
+            let compared = compared.map_err(|error| watch.exception(error, None))?;
+            let kept = |stored: Stored| (stored.kind, stored.shape, stored.bytes);
+            let tuple = |compared: Compared| {
+                let (verdict, errors) = match compared.verdict {
+                    None => (None, None),
+                    Some(Verdict::Measured(sums)) => (Some("measured"), Some(numbers(sums))),
+                    Some(Verdict::SameBytes(same)) => (Some(if same { "same" } else { "different" }), None),
+                    Some(Verdict::Shapes) => (Some("shapes"), None),
+                    Some(Verdict::Dtypes) => (Some("dtypes"), None),
+                };
+                (compared.name, compared.reference.map(kept), compared.other.map(kept), verdict, errors)
+            };
+            Ok(compared.into_iter().map(tuple).collect())
+        })
+    })
+}
+
+fn open(path: &Path) -> PyResult<Checkpoint> {
+    files::open(path).and_then(Checkpoint::new).map_err(|error| exception(error, Some(path)))
+}
+
+/// An error of a file as an exception that names the file.
+fn exception(error: Error, path: Option<&Path>) -> PyErr {
+    const EEXIST: i32 = 17;
+    const EISDIR: i32 = 21;
+    match (error, path) {
+        (Error::Corrupt { container, reason }, Some(path)) => {
+            CorruptFileError::new_err(format!("{}: {}", path.display(), Error::Corrupt { container, reason }))
+        }
+        (Error::Io { source, path }, _) if source.kind() == ErrorKind::AlreadyExists => {
+            PyFileExistsError::new_err((EEXIST, "the file exists; overwrite replaces it", path))
+        }
+        (Error::Io { source, path }, _) if source.kind() == ErrorKind::IsADirectory => {
+            PyIsADirectoryError::new_err((EISDIR, "a file is needed, this is a folder", path))
+        }
+        (error, _) => error.into(),
+    }
+}
+
+fn thread_count(requested: Option<isize>) -> Result<usize> {
+    let refuse = |n: isize| Error::value("threads", n.to_string(), "expected 1 or more");
+    let requested = requested.map(|n| usize::try_from(n).ok().filter(|&n| n > 0).ok_or_else(|| refuse(n))).transpose()?;
+    Ok(threads::count(requested))
+}
+
+fn settled(layout: &Layout) -> Tensor {
+    Tensor { layout: layout.clone(), axis: layout.shape.len() - 1 }
+}
+
+fn numbers(sums: Sums) -> Errors {
+    (sums.count, sums.error_squares, sums.squares, sums.other_squares, sums.products, sums.max_abs_error)
+}
+
+/// What stops long work: a signal's handler, or the caller's progress callback.
+struct Watch {
+    progress: Option<Py<PyAny>>,
+    /// The exception of either.
+    raised: Mutex<Option<PyErr>>,
+}
+
+/// Do work without the interpreter, under a watch.
+fn watched<T: Send>(py: Python<'_>, progress: Option<Py<PyAny>>, work: impl FnOnce(&Watch) -> PyResult<T> + Send) -> PyResult<T> {
+    py.detach(|| work(&Watch { progress, raised: Mutex::new(None) }))
+}
+
+impl Watch {
+    /// Let handlers of signals run, and the callback if there is something to tell: `(done, total, name)`.
+    fn look(&self, news: Option<(u64, u64, &str)>) -> Result<()> {
+        // Without an interpreter to ask, as at its exit, nobody stops the work.
+        let asked = Python::try_attach(|py| {
+            py.check_signals()?;
+            match (&self.progress, news) {
+                (Some(progress), Some(news)) => progress.call1(py, news).map(drop),
+                _ => Ok(()),
+            }
+        });
+        match asked {
+            Some(Err(raised)) => {
+                *self.slot() = Some(raised);
+                Err(Error::Cancelled)
+            }
+            Some(Ok(())) | None => Ok(()),
+        }
+    }
+
+    /// Counts bytes up to `total` and tells of them.
+    fn counter(&self, total: u64) -> impl FnMut(u64, &str) -> Result<()> {
+        let mut done = 0;
+        move |bytes, name| {
+            done += bytes;
+            self.look(Some((done, total, name)))
+        }
+    }
+
+    /// What the caller gets to see of an error: where something was raised meanwhile, that.
+    fn exception(&self, error: Error, path: Option<&Path>) -> PyErr {
+        self.slot().take().unwrap_or_else(|| exception(error, path))
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<PyErr>> {
+        self.raised.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

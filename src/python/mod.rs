@@ -1,0 +1,30 @@
+//! The extension module `quantize._core`: a list of names.
+
+mod api;
+mod arrays;
+mod dlpack;
+mod errors;
+mod tensor;
+
+/// What the typed package in `python/quantize` stands on. Not for callers: its functions change without notice.
+#[pyo3::pymodule(gil_used = false)]
+mod _core {
+    #[pymodule_export]
+    use super::api::{
+        compare, cpu_features, dequantize, from_parts, groups, list_formats, pack, panic_for_tests, part_shapes, quantize, refuse_option,
+        repack, unpack,
+    };
+    #[pymodule_export]
+    use super::dlpack::from_dlpack;
+    #[pymodule_export]
+    use super::errors::{CorruptFileError, LossyConversionError, QuantizeWarning};
+
+    #[pymodule_export]
+    #[expect(non_upper_case_globals, reason = "the name that Python gives it")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+
+    #[pymodule_init]
+    fn init(_module: &pyo3::Bound<'_, pyo3::types::PyModule>) {
+        super::errors::keep_panics_quiet();
+    }
+}
