@@ -148,7 +148,7 @@ impl Job<'_> {
             let mut parts: PartsMut<'_> = stages.each_mut().map(|stage| stage.next(*sizes.next().expect("a size for every part")));
             faults |= self.encode_span(start, len, &mut scratch, &mut parts);
         }
-        stages.map(Stage::finish);
+        stages.into_iter().for_each(Stage::finish);
         faults
     }
 

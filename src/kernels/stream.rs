@@ -22,7 +22,9 @@ impl Kernel for Stream<'_> {
         let lines = to.len() / 64 * 64;
         let (to, to_tail) = to.split_at_mut(lines);
         let (from, from_tail) = from.split_at(lines);
-        simd.stream(from, to);
+        if lines > 0 {
+            simd.stream(from, to);
+        }
         to_tail.copy_from_slice(from_tail);
     }
 }

@@ -1,0 +1,267 @@
+//! Every format: the same bytes at every level and thread count, from every memory order, fused or not, whole or in pieces.
+
+use proptest::prelude::*;
+use quantize::element::{Dtype, Sink, Source};
+use quantize::engine::{self, NonFinite, Run};
+use quantize::error::Error;
+use quantize::formats::{self, Context, FORMATS, Groups};
+use quantize::level::Level;
+use quantize::spec::{GroupSize, GroupSizes, Layout, Options, ScaleDtype};
+use quantize::tensor::Quantized;
+
+/// Group sizes that take every path: fused, by pieces, a row, the tensor.
+fn group_sizes(sizes: GroupSizes) -> Vec<GroupSize> {
+    match sizes {
+        GroupSizes::Fixed(n) => vec![GroupSize::Elements(n)],
+        GroupSizes::Any { .. } => {
+            let elements = [1, 3, 16, 31, 32, 48, 64, 100, 128, 256, 512, 1024].map(GroupSize::Elements);
+            elements.into_iter().chain([GroupSize::Row, GroupSize::Tensor]).collect()
+        }
+    }
+}
+
+fn layouts(shape: &[usize]) -> Vec<Layout> {
+    let mut layouts = Vec::new();
+    for format in FORMATS {
+        let spec = format.spec();
+        for group_size in group_sizes(spec.group_sizes) {
+            for &scale_dtype in spec.scale_dtypes {
+                let scale_dtype = (spec.scale_dtypes.len() > 1).then_some(scale_dtype);
+                layouts.extend(Layout::new(spec, shape, Options { group_size: Some(group_size), scale_dtype }));
+            }
+        }
+    }
+    layouts
+}
+
+/// A run of numbers with zeros, ties of magnitude, negative zeros and subnormals among them.
+fn sample(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let one = |bits: u64| match bits >> 56 {
+        0..8 => 0.0,
+        8..12 => -0.0,
+        12..24 => ((bits & 15) as f32 - 8.0) / 4.0,
+        24..26 => f32::from_bits(bits as u32 & 0x807f_ffff),
+        26..28 => 2.0 * if bits & 1 == 0 { 1.0 } else { -1.0 },
+        _ => ((bits & 0xff_ffff) as f32 / 8_388_608.0 - 1.0) * 2.0,
+    };
+    (0..len).map(|_| one(next())).collect()
+}
+
+fn encode(layout: &Layout, source: &Source<'_>, run: &Run<'_>) -> Result<Quantized, Error> {
+    let mut quantized = Quantized::zeroed(layout.clone())?;
+    // What was in the parts before must not show.
+    quantized.parts.iter_mut().for_each(|part| part.fill(0xa5));
+    let mut parts: Vec<&mut [u8]> = quantized.parts.iter_mut().map(Vec::as_mut_slice).collect();
+    engine::quantize(source, layout, NonFinite::Raise, &mut parts, run)?;
+    Ok(quantized)
+}
+
+fn decode(quantized: &Quantized, run: &Run<'_>) -> Vec<u32> {
+    let mut x = vec![7.0; quantized.layout.elements()];
+    let sink = Sink::from_slice(&mut x, &quantized.layout.shape);
+    engine::dequantize(&quantized.layout, &quantized.views(), sink, run).unwrap();
+    x.into_iter().map(f32::to_bits).collect()
+}
+
+fn run_at(level: Level, threads: usize) -> Run<'static> {
+    Run { threads, ..Run::serial(level) }
+}
+
+const SHAPES: [&[usize]; 12] = [&[1], &[32], &[3, 32], &[5, 33], &[2, 3, 64], &[7, 96], &[4, 100], &[3, 512], &[2, 515], &[1, 1024], &[3, 1300], &[9, 1600]];
+
+#[test]
+fn bytes_do_not_depend_on_the_level() {
+    for (seed, shape) in SHAPES.iter().enumerate() {
+        let x = sample(shape.iter().product(), seed as u64 + 1);
+        for layout in layouts(shape) {
+            let source = Source::from_slice(&x, shape);
+            let expected = encode(&layout, &source, &run_at(Level::named("scalar").unwrap(), 1)).unwrap();
+            let values = decode(&expected, &run_at(Level::named("scalar").unwrap(), 1));
+            for level in Level::available() {
+                let quantized = encode(&layout, &source, &run_at(level, 1)).unwrap();
+                assert_eq!(quantized.parts, expected.parts, "{layout:?} at {}", level.name());
+                assert_eq!(decode(&quantized, &run_at(level, 1)), values, "{layout:?} at {}", level.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn bytes_do_not_depend_on_the_thread_count() {
+    for shape in [&[300, 2048][..], &[2, 400_001], &[1, 700_000], &[700_001, 1], &[20_001, 31], &[3, 262_144]] {
+        let x = sample(shape.iter().product(), 5);
+        let mut chosen = layouts(shape);
+        for group in [70_000, 100_001] {
+            let options = Options { group_size: Some(GroupSize::Elements(group)), scale_dtype: None };
+            chosen.extend(FORMATS.iter().filter_map(|format| Layout::new(format.spec(), shape, options).ok()));
+        }
+        for layout in chosen.into_iter().filter(|layout| layout.scale_dtype == ScaleDtype::F16) {
+            let source = Source::from_slice(&x, shape);
+            let expected = encode(&layout, &source, &run_at(Level::detect(), 1)).unwrap();
+            let values = decode(&expected, &run_at(Level::detect(), 1));
+            for threads in [2, 3] {
+                let quantized = encode(&layout, &source, &run_at(Level::detect(), threads)).unwrap();
+                assert!(quantized.parts == expected.parts, "{layout:?} on {threads} threads");
+                assert!(decode(&quantized, &run_at(Level::detect(), threads)) == values, "{layout:?} on {threads} threads");
+            }
+        }
+    }
+}
+
+#[test]
+fn streamed_output_is_the_same() {
+    // More than fits the caches, so that output is streamed; the tensor in two halves is not.
+    let shape = [2, 4 << 20];
+    let x = sample(shape[0] * shape[1] + 1, 11);
+    for offset in [0, 1] {
+        let x = &x[offset..][..shape[0] * shape[1]];
+        for layout in layouts(&shape).into_iter().filter(|layout| matches!(layout.group_size, GroupSize::Elements(31 | 32 | 128))) {
+            let whole = encode(&layout, &Source::from_slice(x, &shape), &run_at(Level::detect(), 2)).unwrap();
+            let half_shape = [1, shape[1]];
+            let half = Layout { shape: half_shape.to_vec(), ..layout.clone() };
+            let rows = x.chunks(shape[1]).map(|row| encode(&half, &Source::from_slice(row, &half_shape), &run_at(Level::detect(), 1)).unwrap());
+            let rows: Vec<Quantized> = rows.collect();
+            for (index, part) in whole.parts.iter().enumerate() {
+                assert!(*part == [&rows[0].parts[index][..], &rows[1].parts[index]].concat(), "{layout:?}");
+            }
+            let values: Vec<u32> = rows.iter().flat_map(|row| decode(row, &run_at(Level::detect(), 1))).collect();
+            assert!(decode(&whole, &run_at(Level::detect(), 2)) == values, "{layout:?}");
+        }
+    }
+}
+
+#[test]
+fn fused_and_plain_paths_agree() {
+    for format in FORMATS {
+        for elements in [32, 512, 544, 1024, 1536, 4096] {
+            let x = sample(elements, 3);
+            for layout in layouts(&[1, elements]).into_iter().filter(|layout| std::ptr::eq(layout.spec, format.spec())) {
+                for level in Level::available() {
+                    let context = Context { level, group: layout.group_elements(), scale_dtype: layout.scale_dtype };
+                    let mut groups = Groups::default();
+                    groups.resize(layout.spec, context, elements);
+                    let mut plain = Quantized::zeroed(layout.clone()).unwrap();
+                    let mut parts: Vec<&mut [u8]> = plain.parts.iter_mut().map(Vec::as_mut_slice).collect();
+                    format.quantize(context, &x, None, &mut groups);
+                    format.pack(context, &groups, &mut parts);
+                    let fused = encode(&layout, &Source::from_slice(&x, &[1, elements]), &run_at(level, 1)).unwrap();
+                    assert_eq!(fused.parts, plain.parts, "{layout:?} at {}", level.name());
+
+                    let mut unpacked = Groups::default();
+                    unpacked.resize(layout.spec, context, elements);
+                    format.unpack(context, &plain.views(), &mut unpacked);
+                    assert_eq!(unpacked, groups, "{layout:?} at {}", level.name());
+                    let mut values = vec![0.0; elements];
+                    format.dequantize(context, &unpacked, &mut values);
+                    let values: Vec<u32> = values.into_iter().map(f32::to_bits).collect();
+                    assert_eq!(decode(&fused, &run_at(level, 1)), values, "{layout:?} at {}", level.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn groups_of_whole_tensors_lead_back() {
+    for shape in [&[3, 96][..], &[5, 33], &[2, 100], &[1, 70_000], &[2, 140_000], &[4001, 33]] {
+        let x = sample(shape.iter().product(), 9);
+        for layout in layouts(shape) {
+            let quantized = encode(&layout, &Source::from_slice(&x, shape), &run_at(Level::detect(), 1)).unwrap();
+            let groups: usize = layout.groups_shape().iter().product();
+            let mut all = Groups { codes: vec![0; x.len()], scales: vec![0.0; groups], offsets: vec![0.0; if layout.spec.has_offsets() { groups } else { 0 }] };
+            engine::unpack(&layout, &quantized.views(), &mut all.codes, &mut all.scales, &mut all.offsets).unwrap();
+            let mut again = Quantized::zeroed(layout.clone()).unwrap();
+            let mut parts: Vec<&mut [u8]> = again.parts.iter_mut().map(Vec::as_mut_slice).collect();
+            engine::pack_groups(&layout, &all, &mut parts, &run_at(Level::detect(), 1)).unwrap();
+            assert!(again.parts == quantized.parts, "{layout:?}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn memory_order_does_not_matter(rows in 1usize..6, columns in 1usize..5, seed: u64) {
+        let (rows, columns) = (rows * 7, columns * 32);
+        let x = sample(rows * columns, seed);
+        let transposed: Vec<f32> = (0..columns).flat_map(|column| (0..rows).map(move |row| (row, column))).map(|(row, column)| x[row * columns + column]).collect();
+        let bytes: Vec<u8> = x.iter().flat_map(|x| x.to_be_bytes()).collect();
+        for layout in layouts(&[rows, columns]) {
+            let expected = encode(&layout, &Source::from_slice(&x, &[rows, columns]), &run_at(Level::detect(), 1)).unwrap();
+            let moved = Source::from_slice(&transposed, &[columns, rows]).with_axis_last(0);
+            prop_assert_eq!(&encode(&layout, &moved, &run_at(Level::detect(), 1)).unwrap().parts, &expected.parts);
+            // SAFETY: the strides reach exactly the bytes of the vector, which lives on.
+            #[allow(unsafe_code)]
+            let swapped = unsafe { Source::from_raw(bytes.as_ptr(), Dtype::F32, true, &[rows, columns], &[4 * columns as isize, 4]) };
+            prop_assert_eq!(&encode(&layout, &swapped, &run_at(Level::detect(), 1)).unwrap().parts, &expected.parts);
+
+            let mut y = vec![0.0; x.len()];
+            let sink = Sink::from_slice(&mut y, &[columns, rows]).with_axis_last(0);
+            engine::dequantize(&layout, &expected.views(), sink, &run_at(Level::detect(), 1)).unwrap();
+            let values: Vec<u32> = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))).map(|(row, column)| y[column * rows + row].to_bits()).collect();
+            prop_assert_eq!(values, decode(&expected, &run_at(Level::detect(), 1)));
+        }
+    }
+
+    #[test]
+    fn any_bytes_decode(bytes in prop::collection::vec(any::<u8>(), 4096), rows in 1usize..4, columns in 1usize..5) {
+        let shape = [rows, columns * 32];
+        for layout in layouts(&shape) {
+            let parts = (0..layout.spec.parts.len()).map(|index| bytes[index..index + layout.part_bytes(index)].to_vec()).collect();
+            let quantized = Quantized { layout, parts };
+            let numbers = |values: Vec<u32>| values.into_iter().map(|bits| if f32::from_bits(bits).is_nan() { 0x7fc0_0000 } else { bits }).collect::<Vec<_>>();
+            let expected = numbers(decode(&quantized, &run_at(Level::named("scalar").unwrap(), 1)));
+            for level in Level::available() {
+                prop_assert_eq!(&numbers(decode(&quantized, &run_at(level, 1))), &expected, "{:?} at {}", quantized.layout, level.name());
+            }
+        }
+    }
+
+    #[test]
+    fn elements_that_are_not_finite_are_found(at in 0usize..2000, value in prop::sample::select(vec![f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY])) {
+        let shape = [2, 1024];
+        let mut x = sample(2048, 1);
+        x[at] = value;
+        for layout in layouts(&shape) {
+            for level in Level::available() {
+                let error = encode(&layout, &Source::from_slice(&x, &shape), &run_at(level, 1)).unwrap_err();
+                let Error::NonFinite { count, first, .. } = error else { panic!("{error}") };
+                prop_assert_eq!((count, first), (1, vec![at / 1024, at % 1024]));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_scale_beyond_its_dtype_is_an_error_that_names_the_group() {
+    let shape = [2, 1024];
+    let mut x = sample(2048, 2);
+    x[1024 + 300] = 3e38;
+    for layout in layouts(&shape).into_iter().filter(|layout| layout.scale_dtype == ScaleDtype::F16) {
+        let error = encode(&layout, &Source::from_slice(&x, &shape), &run_at(Level::detect(), 1)).unwrap_err();
+        let Error::ScaleOverflow { group, .. } = error else { panic!("{error}") };
+        let expected = match layout.group_size {
+            GroupSize::Elements(n) => vec![1, 300 / n],
+            GroupSize::Row => vec![1, 0],
+            GroupSize::Tensor => vec![0, 0],
+        };
+        assert_eq!(group, expected, "{layout:?}");
+    }
+}
+
+#[test]
+fn names_and_aliases_find_their_format() {
+    for format in FORMATS {
+        for name in format.spec().aliases.iter().chain([&format.spec().name]) {
+            assert!(std::ptr::eq(formats::find(name).unwrap().spec(), format.spec()));
+        }
+    }
+    let message = formats::find("q4").map(|format| format.spec().name).unwrap_err().to_string();
+    assert_eq!(message, "no format 'q4'; did you mean 'gguf:q4_0', 'gguf:q4_1'?");
+}
