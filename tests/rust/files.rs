@@ -5,12 +5,21 @@ use std::fs;
 use std::path::Path;
 
 use proptest::prelude::*;
+use quantize::element::{Dtype, Source};
+use quantize::engine::{self, NonFinite, Run, Sums};
 use quantize::error::{Error, Result};
+use quantize::files::checkpoint::Checkpoint;
+use quantize::files::compare::{self, Verdict};
+use quantize::files::convert::{Action, Effect, Failure, Plan, Selection, Step, Target};
 use quantize::files::input::Input;
 use quantize::files::npy::Npy;
 use quantize::files::output::Output;
 use quantize::files::safetensors::{Safetensors, Writer};
 use quantize::files::{Container, StoredDtype, Tensor};
+use quantize::formats;
+use quantize::level::Level;
+use quantize::spec::{GroupSize, Layout, Options, ScaleDtype};
+use quantize::tensor::Quantized;
 
 /// A safetensors file of this header and this many bytes of data.
 fn file(header: impl AsRef<[u8]>, data: usize) -> Vec<u8> {
@@ -448,4 +457,407 @@ fn a_broken_npy_is_refused_with_the_rule() {
     }
     assert!(refusal(read_npy(npy(4, "{}", &[]))).contains("version 4 is not known"));
     assert!(refusal(read_npy(b"PK\x03\x04....".to_vec())).contains("zip archive"));
+}
+
+/// A safetensors file at `path`.
+fn write_file(path: &Path, tensors: &[(Tensor, Vec<u8>)], metadata: &[(&str, &str)]) {
+    let headers: Vec<Tensor> = tensors.iter().map(|(tensor, _)| tensor.clone()).collect();
+    let metadata = metadata.iter().map(|(key, text)| (key.to_string(), text.to_string())).collect();
+    let mut writer = Writer::new(Output::create(path, true).unwrap(), &headers, &metadata).unwrap();
+    for (index, (_, bytes)) in tensors.iter().enumerate() {
+        writer.write(index, 0, bytes).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+/// Floats that repeat in no group, from a congruential sequence.
+fn weights(count: usize) -> Vec<f32> {
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// The little-endian bytes of floats in a dtype.
+fn stored_as(dtype: StoredDtype, x: &[f32]) -> Vec<u8> {
+    let bytes = |&x: &f32| match dtype {
+        StoredDtype::F16 => half::f16::from_f32(x).to_le_bytes().to_vec(),
+        StoredDtype::Bf16 => half::bf16::from_f32(x).to_le_bytes().to_vec(),
+        StoredDtype::F32 => x.to_le_bytes().to_vec(),
+        StoredDtype::F64 => f64::from(x).to_le_bytes().to_vec(),
+        other => panic!("no float: {other:?}"),
+    };
+    x.iter().flat_map(bytes).collect()
+}
+
+fn float_tensor(name: &str, dtype: StoredDtype, shape: &[usize]) -> (Tensor, Vec<u8>) {
+    (tensor(name, dtype, shape), stored_as(dtype, &weights(shape.iter().product())))
+}
+
+fn checkpoint(path: &Path) -> Checkpoint {
+    Checkpoint::new(quantize::files::open(path).unwrap()).unwrap()
+}
+
+fn target(format: &str, group_size: Option<GroupSize>) -> Target {
+    Target::Format(formats::find(format).unwrap().spec(), Options { group_size, scale_dtype: None })
+}
+
+fn run_plan(plan: &Plan, from: &Path, to: &Path) -> std::result::Result<Vec<Effect>, Failure> {
+    let run = Run::serial(Level::current().unwrap());
+    plan.run(checkpoint(from), to, true, NonFinite::Raise, &run, &mut |_, _| Ok(()))
+}
+
+fn convert(from: &Path, to: &Path, target: Target) -> Vec<Effect> {
+    let plan = Plan::new(&checkpoint(from), target, &Selection::default()).unwrap();
+    run_plan(&plan, from, to).unwrap()
+}
+
+/// The stored bytes of an entry, one buffer for each tensor that it lies in.
+fn load(file: &Checkpoint, name: &str) -> Vec<Vec<u8>> {
+    let entry = file.entries().iter().find(|entry| entry.name == name).unwrap();
+    file.load(entry, &mut |_| Ok(())).unwrap()
+}
+
+#[test]
+fn matrices_are_planned_to_be_quantized_and_the_rest_is_kept_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("in");
+    write_file(
+        &path,
+        &[
+            float_tensor("matrix", StoredDtype::F32, &[3, 96]),
+            float_tensor("stack", StoredDtype::F16, &[2, 3, 32]),
+            float_tensor("ragged", StoredDtype::Bf16, &[3, 40]),
+            float_tensor("narrow", StoredDtype::F32, &[3, 31]),
+            float_tensor("vector", StoredDtype::F32, &[64]),
+            float_tensor("scalar", StoredDtype::F64, &[]),
+            float_tensor("empty", StoredDtype::F32, &[0, 64]),
+            (tensor("ids", StoredDtype::I64, &[2, 64]), vec![7; 1024]),
+        ],
+        &[],
+    );
+    let plan = |target| {
+        let plan = Plan::new(&checkpoint(&path), target, &Selection::default()).unwrap();
+        let kept = |step: Step| match step.action {
+            Action::Quantize => (step.name, "quantized".to_string()),
+            Action::Keep(reason) => (step.name, reason),
+            Action::Dequantize => panic!("nothing is quantized yet"),
+        };
+        plan.steps.into_iter().map(kept).collect::<BTreeMap<String, String>>()
+    };
+    let common = [
+        ("matrix", "quantized"),
+        ("stack", "quantized"),
+        ("vector", "1 axes; a matrix has 2 or more"),
+        ("scalar", "0 axes; a matrix has 2 or more"),
+        ("empty", "no elements"),
+        ("ids", "int64 is not quantized"),
+    ];
+    let expect = |target, own: [(&str, &str); 2]| {
+        let expected = common.into_iter().chain(own).map(|(name, reason)| (name.to_string(), reason.to_string())).collect();
+        assert_eq!(plan(target), expected);
+    };
+    let blocks = "gguf:q4_0 needs a multiple of 32";
+    let ragged = format!("last axis has 40 elements; {blocks}");
+    let narrow = format!("last axis has 31 elements; {blocks}");
+    expect(target("gguf:q4_0", None), [("ragged", &ragged), ("narrow", &narrow)]);
+    expect(target("int4", None), [("ragged", "quantized"), ("narrow", "last axis has 31 elements; a group has 32")]);
+    expect(target("uint4", Some(GroupSize::Row)), [("ragged", "quantized"), ("narrow", "quantized")]);
+}
+
+#[test]
+fn a_converted_file_holds_the_parts_and_gives_every_tensor_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, small, back] = ["in", "small", "back"].map(|name| folder.path().join(name));
+    let dtypes = [StoredDtype::F16, StoredDtype::Bf16, StoredDtype::F32, StoredDtype::F64];
+    let mut tensors: Vec<_> = dtypes.iter().map(|&dtype| float_tensor(dtype.name(), dtype, &[2, 3, 70])).collect();
+    tensors.push((tensor("ids", StoredDtype::I64, &[5]), (0..40).collect()));
+    tensors.push((tensor("odd", StoredDtype::F8E4M3, &[3]), vec![1, 2, 3]));
+    write_file(&path, &tensors, &[("format", "pt"), ("note", "kept")]);
+    for (format, group_size) in [("int4", None), ("uint4", Some(GroupSize::Elements(7))), ("int4", Some(GroupSize::Row)), ("uint4", Some(GroupSize::Tensor))] {
+        let effects = convert(&path, &small, target(format, group_size));
+        assert_eq!(effects.iter().filter(|effect| effect.errors.is_some()).count(), 4);
+        let file = checkpoint(&small);
+        assert_eq!(file.container().metadata()["note"], "kept");
+        convert(&small, &back, Target::Floats);
+        let restored = checkpoint(&back);
+        let metadata: Vec<_> = restored.container().metadata().keys().collect();
+        assert_eq!(metadata, ["format", "note"]);
+
+        for (original, bytes) in &tensors {
+            let entry = restored.entries().iter().find(|entry| entry.name == original.name).unwrap();
+            assert_eq!((entry.dtype, &entry.shape), (original.dtype, &original.shape));
+            let Some(dtype) = original.dtype.float() else {
+                assert_eq!(load(&file, &original.name), [bytes.clone()], "copied");
+                assert_eq!(load(&restored, &original.name), [bytes.clone()], "copied twice");
+                continue;
+            };
+            let options = Options { group_size, scale_dtype: None };
+            let layout = Layout::new(formats::find(format).unwrap().spec(), &original.shape, options).unwrap();
+            let source = Source::from_bytes(bytes, dtype, &original.shape);
+            let quantized = engine::quantize_owned(&source, layout).unwrap();
+            assert_eq!(load(&file, &original.name), quantized.parts, "{format} {}", original.name);
+            let decoded = engine::dequantize_owned(&quantized).unwrap();
+            assert_eq!(load(&restored, &original.name), [stored_as(original.dtype, &decoded)], "{format} {}", original.name);
+        }
+    }
+}
+
+#[test]
+fn what_is_quantized_already_is_kept_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, first, second] = ["in", "first", "second"].map(|name| folder.path().join(name));
+    write_file(&path, &[float_tensor("a", StoredDtype::F32, &[64, 64]), float_tensor("b", StoredDtype::F32, &[64, 64])], &[]);
+    let only_a = Selection { include: vec!["a".into()], ..Selection::default() };
+    let plan = Plan::new(&checkpoint(&path), target("int4", None), &only_a).unwrap();
+    run_plan(&plan, &path, &first).unwrap();
+    // The scales of "a" are a matrix of floats too, but they are no tensor of the checkpoint.
+    let plan = Plan::new(&checkpoint(&first), target("q4_0", None), &Selection::default()).unwrap();
+    let actions: Vec<_> = plan.steps.iter().map(|step| (step.name.as_str(), step.action.clone())).collect();
+    assert_eq!(actions, [("b", Action::Quantize), ("a", Action::Keep("already int4".into()))]);
+    run_plan(&plan, &first, &second).unwrap();
+    assert_eq!(load(&checkpoint(&second), "a"), load(&checkpoint(&first), "a"));
+    let formats: BTreeMap<_, _> = checkpoint(&second).entries().iter().map(|entry| (entry.name.clone(), entry.layout().unwrap().spec.name)).collect();
+    assert_eq!(formats, BTreeMap::from([("a".into(), "int4"), ("b".into(), "gguf:q4_0")]));
+}
+
+#[test]
+fn an_npy_file_is_a_checkpoint_of_one_tensor() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, small] = ["weights.npy", "small"].map(|name| folder.path().join(name));
+    let x = weights(128);
+    fs::write(&path, npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 64)}", &stored_as(StoredDtype::F32, &x))).unwrap();
+    convert(&path, &small, target("int4", None));
+    let file = checkpoint(&small);
+    let quantized = engine::quantize_owned(&Source::from_slice(&x, &[2, 64]), file.entries()[0].layout().unwrap().clone()).unwrap();
+    assert_eq!(load(&file, "weights"), quantized.parts);
+}
+
+/// More elements than the block that errors are measured and floats are decoded in.
+#[test]
+fn blocks_of_rows_make_no_difference() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, small, back] = ["in", "small", "back"].map(|name| folder.path().join(name));
+    let shape = [3, 700, 2050];
+    let (header, bytes) = float_tensor("w", StoredDtype::Bf16, &shape);
+    write_file(&path, &[(header, bytes.clone())], &[]);
+    for group_size in [GroupSize::Elements(32), GroupSize::Tensor] {
+        let [effect] = convert(&path, &small, target("uint4", Some(group_size))).try_into().unwrap();
+        convert(&small, &back, Target::Floats);
+        let (file, run) = (checkpoint(&small), Run::serial(Level::current().unwrap()));
+        let layout = file.entries()[0].layout().unwrap().clone();
+        let source = Source::from_bytes(&bytes, Dtype::Bf16, &shape);
+        let decoded = engine::dequantize_owned(&Quantized { layout, parts: load(&file, "w") }).unwrap();
+        assert_eq!(load(&checkpoint(&back), "w"), [stored_as(StoredDtype::Bf16, &decoded)]);
+        let sums = engine::compare(&source, &Source::from_slice(&decoded, &shape), &run).unwrap();
+        assert_eq!(effect.errors.unwrap(), sums.into_iter().fold(Sums::default(), Sums::then));
+    }
+}
+
+#[test]
+fn names_and_patterns_select_and_must_mean_something() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("in");
+    let names = ["layers.0.up", "layers.0.down", "layers.1.up", "head"];
+    write_file(&path, &names.map(|name| float_tensor(name, StoredDtype::F32, &[2, 32])), &[]);
+    let plan = |include: &[&str], exclude: &[&str], keep: &[&str]| {
+        let owned = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
+        let selection = Selection { include: owned(include), exclude: owned(exclude), keep: owned(keep) };
+        let plan = Plan::new(&checkpoint(&path), target("int4", None), &selection).map_err(|error| error.to_string())?;
+        let reason = |step: Step| match step.action {
+            Action::Keep(reason) => (step.name, reason),
+            _ => (step.name, String::new()),
+        };
+        Ok::<_, String>(plan.steps.into_iter().map(reason).collect::<BTreeMap<_, _>>())
+    };
+    let all = |reasons: [&str; 4]| Ok(names.iter().zip(reasons).map(|(name, reason)| (name.to_string(), reason.to_string())).collect());
+    assert_eq!(plan(&[], &[], &[]), all(["", "", "", ""]));
+    assert_eq!(plan(&["layers.*"], &["*.down"], &["layers.1.up"]), all(["", "excluded by '*.down'", "kept by name", "not included"]));
+    assert_eq!(plan(&["*.up", "head"], &[], &[]), all(["", "not included", "", ""]));
+    let refused = |argument: &str, pattern: &str, why: &str| Err(format!("{argument} is '{pattern}'; no tensor of the file {why}"));
+    assert_eq!(plan(&["layer.*"], &[], &[]), refused("include", "layer.*", "matches it"));
+    assert_eq!(plan(&[], &["head", "tail"], &[]), refused("exclude", "tail", "matches it"));
+    assert_eq!(plan(&[], &[], &["hea*"]), refused("keep", "hea*", "has that name"));
+}
+
+#[test]
+fn options_that_a_format_does_not_take_are_refused_whatever_the_file_holds() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("in");
+    write_file(&path, &[], &[]);
+    let plan = |target| Plan::new(&checkpoint(&path), target, &Selection::default()).unwrap_err().to_string();
+    assert_eq!(plan(target("gguf:q4_0", Some(GroupSize::Elements(64)))), "group_size is 64; gguf:q4_0 takes 32");
+    let options = Options { group_size: None, scale_dtype: Some(ScaleDtype::F32) };
+    let float_scales = Target::Format(formats::find("gguf:q4_0").unwrap().spec(), options);
+    assert!(plan(float_scales).contains("has no option scale_dtype"));
+}
+
+#[test]
+fn a_part_never_takes_the_name_of_another_tensor() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("in");
+    write_file(&path, &[float_tensor("w", StoredDtype::F32, &[2, 32]), float_tensor("w.scales", StoredDtype::F32, &[2])], &[]);
+    let error = Plan::new(&checkpoint(&path), target("int4", None), &Selection::default()).unwrap_err();
+    assert!(error.to_string().contains("the name of a part is 'w.scales'"), "{error}");
+    let keep = Selection { keep: vec!["w".into()], ..Selection::default() };
+    Plan::new(&checkpoint(&path), target("int4", None), &keep).unwrap();
+}
+
+#[test]
+fn values_that_cannot_be_quantized_stop_the_job_and_name_the_tensor() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, out) = (folder.path().join("in"), folder.path().join("out"));
+    let mut wrong = float_tensor("wrong", StoredDtype::F32, &[2, 32]);
+    wrong.1[132..136].copy_from_slice(&f32::NAN.to_le_bytes());
+    write_file(&path, &[float_tensor("right", StoredDtype::F32, &[2, 32]), wrong], &[]);
+    let plan = Plan::new(&checkpoint(&path), target("int4", None), &Selection::default()).unwrap();
+    let Failure { tensor, error } = run_plan(&plan, &path, &out).unwrap_err();
+    assert_eq!(tensor.as_deref(), Some("wrong"));
+    assert!(matches!(error, Error::NonFinite { count: 1, ref first, .. } if *first == [1, 1]), "{error}");
+    assert_eq!(listing(folder.path()), ["in"]);
+
+    let run = Run::serial(Level::current().unwrap());
+    let effects = plan.run(checkpoint(&path), &out, false, NonFinite::Zero, &run, &mut |_, _| Ok(())).unwrap();
+    assert_eq!(effects.iter().map(|effect| effect.replaced).collect::<Vec<_>>(), [0, 1]);
+
+    let mut large = float_tensor("large", StoredDtype::F32, &[1, 32]);
+    large.1 = stored_as(StoredDtype::F32, &[1e30; 32]);
+    write_file(&path, &[large], &[]);
+    let plan = Plan::new(&checkpoint(&path), target("int4", None), &Selection::default()).unwrap();
+    let Failure { tensor, error } = run_plan(&plan, &path, &out).unwrap_err();
+    assert!(tensor.as_deref() == Some("large") && matches!(error, Error::ScaleOverflow { .. }), "{error}");
+}
+
+#[test]
+fn a_caller_that_stops_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, out) = (folder.path().join("in"), folder.path().join("out"));
+    write_file(&path, &["a", "b", "c"].map(|name| float_tensor(name, StoredDtype::F32, &[2, 32])), &[]);
+    let plan = Plan::new(&checkpoint(&path), target("int4", None), &Selection::default()).unwrap();
+    let run = Run::serial(Level::current().unwrap());
+    let mut names = Vec::new();
+    let stop = &mut |bytes: u64, name: &str| {
+        names.push((name.to_string(), bytes));
+        if names.len() == 2 { Err(Error::Cancelled) } else { Ok(()) }
+    };
+    let failure = plan.run(checkpoint(&path), &out, false, NonFinite::Raise, &run, stop).unwrap_err();
+    assert!(matches!(failure, Failure { tensor: None, error: Error::Cancelled }));
+    assert_eq!(names, [("a".to_string(), 256), ("b".to_string(), 256)]);
+    assert_eq!(listing(folder.path()), ["in"]);
+}
+
+#[test]
+fn a_file_can_be_replaced_by_its_own_conversion() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, other] = ["in", "other"].map(|name| folder.path().join(name));
+    write_file(&path, &[float_tensor("w", StoredDtype::F32, &[64, 64]), float_tensor("v", StoredDtype::F32, &[64])], &[]);
+    convert(&path, &other, target("int4", None));
+    convert(&path, &path, target("int4", None));
+    assert_eq!(fs::read(&path).unwrap(), fs::read(&other).unwrap());
+    assert_eq!(listing(folder.path()), ["in", "other"]);
+}
+
+#[test]
+fn a_scheme_that_disagrees_with_the_file_is_refused() {
+    let facts = r#"{"format":"int4","shape":[2,32],"axis":-1,"group_size":32,"scale_dtype":"float16","dtype":"bfloat16"}"#;
+    let parts = || vec![(tensor("w.packed", StoredDtype::U8, &[2, 16]), vec![0; 32]), (tensor("w.scales", StoredDtype::F16, &[2, 1]), vec![0; 4])];
+    let scheme = |facts: &str| format!(r#"{{"version":1,"tensors":{{"w":{facts}}}}}"#);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("in");
+    let opened = |scheme: &str, tensors: &[(Tensor, Vec<u8>)]| {
+        write_file(&path, tensors, &[("quantize", scheme)]);
+        Checkpoint::new(quantize::files::open(&path).unwrap())
+    };
+    assert_eq!(opened(&scheme(facts), &parts()).unwrap().entries().len(), 1);
+
+    for (from, to, expected) in [
+        ("int4", "int5", "no format 'int5'"),
+        (r#""format":"int4","#, "", "format is missing"),
+        ("[2,32]", "[2,-1]", "shape holds something that is no length"),
+        ("[2,32]", "7", "shape is missing or no list"),
+        ("[2,32]", "[]", "is 0-d"),
+        ("[2,32]", "[4611686018427387904,4611686018427387904]", "more than memory can address"),
+        ("[2,32]", "[2,64]", "tensor 'w.packed' is U8 of shape (2, 16); the metadata 'quantize' needs U8 of shape (2, 32)"),
+        (":-1", ":0", "axis is 0; this release reads -1"),
+        (":32,", ":0,", "group_size is 0"),
+        (":32,", ":null,", "group_size is missing"),
+        (":32,", ":16,", "tensor 'w.scales' is F16 of shape (2, 1)"),
+        ("float16\"", "float64\"", "scale_dtype is none of those that int4 has"),
+        ("\"float16\"", "\"float32\"", "needs F32 of shape (2, 1)"),
+        ("bfloat16", "int8", "dtype is none of float16, bfloat16, float32 and float64"),
+    ] {
+        let message = refusal(opened(&scheme(&facts.replacen(from, to, 1)), &parts()));
+        assert!(message.contains(expected), "{from} -> {to} says: {message}");
+    }
+    for (text, expected) in [
+        ("{", "is not JSON"),
+        ("[]", "version null"),
+        (r#"{"version":2,"tensors":{}}"#, "version 2; this release reads 1"),
+        (r#"{"version":1}"#, "lacks its tensors"),
+        (&"[".repeat(100_000), "is not JSON"),
+    ] {
+        let message = refusal(opened(text, &parts()));
+        assert!(message.contains(expected), "{text:.50} says: {message}");
+    }
+    assert!(refusal(opened(&scheme(facts), &parts()[..1])).contains("tensor 'w.scales' is missing"));
+    let twice = [parts(), vec![(tensor("w", StoredDtype::U8, &[1]), vec![0])]].concat();
+    assert!(refusal(opened(&scheme(facts), &twice)).contains("'w' is stored both plainly and quantized"));
+}
+
+#[test]
+fn two_files_are_compared_tensor_by_tensor() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second] = ["first", "second"].map(|name| folder.path().join(name));
+    let matrix = float_tensor("matrix", StoredDtype::F32, &[2, 64]);
+    let ids = (tensor("ids", StoredDtype::I64, &[2]), vec![1; 16]);
+    let byte = |name: &str, value| (tensor(name, StoredDtype::U8, &[1]), vec![value]);
+    let float = |name: &str, shape: &[usize]| float_tensor(name, StoredDtype::F32, shape);
+    write_file(&first, &[matrix.clone(), ids.clone(), byte("other", 1), float("shape", &[4]), byte("dtype", 1), float("a", &[])], &[]);
+    let small = folder.path().join("small");
+    convert(&first, &small, target("int4", None));
+    let parts: Vec<_> = load(&checkpoint(&small), "matrix");
+    let scheme = checkpoint(&small).container().metadata()["quantize"].clone();
+    write_file(
+        &second,
+        &[
+            (tensor("matrix.packed", StoredDtype::U8, &[2, 32]), parts[0].clone()),
+            (tensor("matrix.scales", StoredDtype::F16, &[2, 2]), parts[1].clone()),
+            ids,
+            byte("other", 2),
+            float("shape", &[2, 2]),
+            float("dtype", &[1]),
+            float("b", &[]),
+        ],
+        &[("quantize", &scheme)],
+    );
+
+    let run = Run::serial(Level::current().unwrap());
+    let compared = compare::compare(&checkpoint(&first), &checkpoint(&second), &run, &mut |_, _| Ok(())).unwrap();
+    let mut verdicts = BTreeMap::new();
+    for row in compared {
+        let text = match row.verdict {
+            None => "missing".into(),
+            Some(Verdict::Measured(sums)) => {
+                let x = weights(128);
+                let quantized = Quantized { layout: checkpoint(&small).entries().iter().find_map(|e| e.layout()).unwrap().clone(), parts: parts.clone() };
+                let error: f64 = engine::dequantize_owned(&quantized).unwrap().iter().zip(&x).map(|(y, x)| f64::from(y - x).powi(2)).sum();
+                assert!((sums.error_squares / error - 1.0).abs() < 1e-6 && error > 0.0, "{} {error}", sums.error_squares);
+                format!("{} {}", row.reference.unwrap().kind, row.other.unwrap().kind)
+            }
+            Some(verdict) => format!("{verdict:?}"),
+        };
+        verdicts.insert(row.name, text);
+    }
+    let expected = [
+        ("matrix", "float32 int4"),
+        ("ids", "SameBytes(true)"),
+        ("other", "SameBytes(false)"),
+        ("shape", "Shapes"),
+        ("dtype", "Dtypes"),
+        ("a", "missing"),
+        ("b", "missing"),
+    ];
+    assert_eq!(verdicts, expected.map(|(name, text)| (name.to_string(), text.to_string())).into());
 }

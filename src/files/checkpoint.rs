@@ -1,0 +1,278 @@
+//! The tensors of a file as its user sees them: the parts of a quantized tensor are one entry under the tensor's own name.
+//!
+//! The scheme, version 1: part `packed` of tensor `w` is stored as the tensor `w.packed`, and the metadata of the file has under
+//! the key `quantize` this JSON text, which is all that is needed to find and decode the tensor:
+//!
+//! ```json
+//! {"version": 1, "tensors": {"w": {"format": "int4", "shape": [4096, 4096], "axis": -1, "group_size": 32,
+//!                                  "scale_dtype": "float16", "dtype": "bfloat16"}}}
+//! ```
+//! `dtype` is what the tensor was before; `group_size` is a number, `"row"` or `"tensor"`; `axis` is the last one.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+
+use super::{Container, StoredDtype, Tensor, buffer, shown};
+use crate::error::{Error, Index, Result};
+use crate::formats;
+use crate::spec::{GroupSize, Layout, Options, PartDtype, ScaleDtype};
+
+/// The key of the scheme in the metadata of a file.
+pub const KEY: &str = "quantize";
+
+/// The version of the scheme that is written and read.
+const VERSION: u64 = 1;
+
+/// A file, entry by entry.
+pub struct Checkpoint {
+    container: Box<dyn Container>,
+    entries: Vec<Entry>,
+}
+
+/// One tensor.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// Its dtype; of a quantized tensor the one that it had before.
+    pub dtype: StoredDtype,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Where it lies in the file.
+    pub content: Content,
+}
+
+/// Where a tensor lies in the file.
+#[derive(Debug)]
+pub enum Content {
+    /// As it is, in the container's tensor of this index.
+    Plain(usize),
+    /// As parts.
+    Quantized {
+        /// How the parts are made.
+        layout: Layout,
+        /// The container's tensors that hold them, in the order of the format.
+        parts: Vec<usize>,
+    },
+}
+
+impl Checkpoint {
+    /// The entries of `container`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corrupt`] where its scheme cannot be read or disagrees with its tensors.
+    pub fn new(container: Box<dyn Container>) -> Result<Checkpoint> {
+        let corrupt = |reason| Error::Corrupt { container: container.container(), reason };
+        let scheme = match container.metadata().get(KEY) {
+            Some(text) => read_scheme(text).map_err(corrupt)?,
+            None => HashMap::new(),
+        };
+        let tensors = container.tensors();
+        let places: HashMap<&str, usize> = tensors.iter().enumerate().map(|(i, tensor)| (tensor.name.as_str(), i)).collect();
+
+        let mut entries = Vec::with_capacity(tensors.len());
+        let mut is_part = vec![false; tensors.len()];
+        // An entry stands where the first of its parts does, so that files are read from front to back.
+        let mut order = Vec::with_capacity(tensors.len());
+        for (name, (layout, dtype)) in scheme {
+            if places.contains_key(name.as_str()) {
+                return Err(corrupt(format!("tensor {} is stored both plainly and quantized", shown(&name))));
+            }
+            let parts = find_parts(&name, &layout, tensors, &places).map_err(corrupt)?;
+            parts.iter().for_each(|&part| is_part[part] = true);
+            order.push(parts.iter().min().copied());
+            let shape = layout.shape.clone();
+            entries.push(Entry { name, dtype, shape, content: Content::Quantized { layout, parts } });
+        }
+        for (index, tensor) in tensors.iter().enumerate().filter(|(index, _)| !is_part[*index]) {
+            let Tensor { name, dtype, shape } = tensor.clone();
+            order.push(Some(index));
+            entries.push(Entry { name, dtype, shape, content: Content::Plain(index) });
+        }
+        let mut entries: Vec<_> = order.into_iter().zip(entries).collect();
+        entries.sort_by_key(|(place, _)| *place);
+        let entries = entries.into_iter().map(|(_, entry)| entry).collect();
+        Ok(Checkpoint { container, entries })
+    }
+
+    /// The file itself.
+    pub fn container(&self) -> &dyn Container {
+        &*self.container
+    }
+
+    /// The tensors.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The container's tensors that an entry lies in.
+    pub fn stored(&self, entry: &Entry) -> impl Iterator<Item = (usize, &Tensor)> {
+        let indices = match &entry.content {
+            Content::Plain(index) => std::slice::from_ref(index),
+            Content::Quantized { parts, .. } => parts,
+        };
+        indices.iter().map(|&index| (index, &self.container.tensors()[index]))
+    }
+
+    /// The bytes that an entry takes in the file.
+    pub fn bytes(&self, entry: &Entry) -> u64 {
+        self.stored(entry).map(|(_, tensor)| tensor.bytes()).sum()
+    }
+
+    /// Read all that an entry lies in, each of its tensors into the slice of its place. `advance` hears of every few MiB and
+    /// can stop the reading.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Container::read`] and of `advance`.
+    pub fn read(&self, entry: &Entry, outs: &mut [&mut [u8]], advance: Advance) -> Result<()> {
+        for ((index, _), out) in self.stored(entry).zip(outs) {
+            for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+                self.container.read(index, (block * BLOCK) as u64, out)?;
+                advance(out.len() as u64)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Self::read`], into buffers of its own.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`Error::Memory`].
+    pub fn load(&self, entry: &Entry, advance: Advance) -> Result<Vec<Vec<u8>>> {
+        let room = |(_, tensor): (usize, &Tensor)| buffer(tensor.bytes(), || format!("tensor {}", shown(&tensor.name)));
+        let mut loaded = self.stored(entry).map(room).collect::<Result<Vec<_>>>()?;
+        let mut outs: Vec<&mut [u8]> = loaded.iter_mut().map(Vec::as_mut_slice).collect();
+        self.read(entry, &mut outs, advance)?;
+        Ok(loaded)
+    }
+}
+
+/// Hears of bytes that are done, and can stop the work.
+pub type Advance<'a> = &'a mut dyn FnMut(u64) -> Result<()>;
+
+/// Bytes that are read or copied between two looks at the caller's wish to stop.
+pub(crate) const BLOCK: usize = 4 << 20;
+
+impl Entry {
+    /// How it is quantized, if it is.
+    pub fn layout(&self) -> Option<&Layout> {
+        match &self.content {
+            Content::Plain(_) => None,
+            Content::Quantized { layout, .. } => Some(layout),
+        }
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().map(|&n| n as u64).product()
+    }
+}
+
+/// The name under which a part of a tensor is stored.
+pub fn part_name(tensor: &str, part: &str) -> String {
+    format!("{tensor}.{part}")
+}
+
+/// The container's tensors that the parts of `layout` are: names, dtypes and shapes.
+pub fn part_tensors(name: &str, layout: &Layout) -> Vec<Tensor> {
+    let parts = layout.spec.parts.iter().enumerate();
+    parts
+        .map(|(index, part)| {
+            let dtype = match part.dtype {
+                PartDtype::U8 => StoredDtype::U8,
+                PartDtype::Scale => match layout.scale_dtype {
+                    ScaleDtype::F16 => StoredDtype::F16,
+                    ScaleDtype::Bf16 => StoredDtype::Bf16,
+                    ScaleDtype::F32 => StoredDtype::F32,
+                },
+            };
+            Tensor { name: part_name(name, part.name), dtype, shape: layout.part_shape(index) }
+        })
+        .collect()
+}
+
+/// The text of the scheme for these tensors: name, layout, dtype before.
+pub fn write_scheme<'a>(tensors: impl Iterator<Item = (&'a str, &'a Layout, StoredDtype)>) -> String {
+    let describe = |(name, layout, dtype): (&str, &Layout, StoredDtype)| {
+        let group_size = match layout.group_size {
+            GroupSize::Elements(elements) => json!(elements),
+            GroupSize::Row => json!("row"),
+            GroupSize::Tensor => json!("tensor"),
+        };
+        let facts = json!({
+            "format": layout.spec.name,
+            "shape": layout.shape,
+            "axis": -1,
+            "group_size": group_size,
+            "scale_dtype": layout.scale_dtype.name(),
+            "dtype": dtype.name(),
+        });
+        (name.to_string(), facts)
+    };
+    let tensors: serde_json::Map<String, Value> = tensors.map(describe).collect();
+    json!({ "version": VERSION, "tensors": tensors }).to_string()
+}
+
+/// The layout and the dtype before of every tensor of a scheme, or what is wrong with it.
+fn read_scheme(text: &str) -> std::result::Result<HashMap<String, (Layout, StoredDtype)>, String> {
+    let scheme: Value = serde_json::from_str(text).map_err(|error| format!("the metadata '{KEY}' is not JSON: {error}"))?;
+    if scheme["version"] != VERSION {
+        return Err(format!("the metadata '{KEY}' has version {}; this release reads {VERSION}", scheme["version"]));
+    }
+    let tensors = scheme["tensors"].as_object().ok_or_else(|| format!("the metadata '{KEY}' lacks its tensors"))?;
+    let read = |(name, facts): (&String, &Value)| match read_layout(facts) {
+        Ok(found) => Ok((name.clone(), found)),
+        Err(reason) => Err(format!("the metadata '{KEY}' of tensor {}: {reason}", shown(name))),
+    };
+    tensors.iter().map(read).collect()
+}
+
+fn read_layout(facts: &Value) -> std::result::Result<(Layout, StoredDtype), String> {
+    let text = |key: &str| facts[key].as_str().ok_or_else(|| format!("{key} is missing or no text"));
+    let spec = formats::find(text("format")?).map_err(|error| error.to_string())?.spec();
+    let lengths = facts["shape"].as_array().ok_or("shape is missing or no list")?;
+    let length = |n: &Value| n.as_u64().and_then(|n| usize::try_from(n).ok());
+    let shape: Vec<usize> = lengths.iter().map(length).collect::<Option<_>>().ok_or("shape holds something that is no length")?;
+    if facts["axis"] != -1 {
+        return Err(format!("axis is {}; this release reads -1", facts["axis"]));
+    }
+    let group_size = match &facts["group_size"] {
+        Value::String(name) if name == "row" => GroupSize::Row,
+        Value::String(name) if name == "tensor" => GroupSize::Tensor,
+        number => GroupSize::Elements(length(number).ok_or("group_size is missing or neither a number, \"row\" nor \"tensor\"")?),
+    };
+    let scale_dtype = text("scale_dtype")?;
+    let scale_dtype = spec.scale_dtypes.iter().copied().find(|dtype| dtype.name() == scale_dtype);
+    let scale_dtype = scale_dtype.ok_or_else(|| format!("scale_dtype is none of those that {} has", spec.name))?;
+    // Where a format has one scale dtype it is no option.
+    let scale_dtype = (spec.scale_dtypes.len() > 1).then_some(scale_dtype);
+    let options = Options { group_size: Some(group_size), scale_dtype };
+    let layout = Layout::new(spec, &shape, options).map_err(|error| error.to_string())?;
+    let dtype = StoredDtype::from_name(text("dtype")?).filter(|dtype| dtype.float().is_some());
+    let dtype = dtype.ok_or("dtype is none of float16, bfloat16, float32 and float64")?;
+    Ok((layout, dtype))
+}
+
+/// Where the parts of a tensor are, each with the dtype and shape that the layout gives it.
+fn find_parts(
+    name: &str,
+    layout: &Layout,
+    tensors: &[Tensor],
+    places: &HashMap<&str, usize>,
+) -> std::result::Result<Vec<usize>, String> {
+    let find = |expected: Tensor| {
+        let missing = || format!("tensor {} is missing: the metadata '{KEY}' of {} needs it", shown(&expected.name), shown(name));
+        let &place = places.get(expected.name.as_str()).ok_or_else(missing)?;
+        if tensors[place] != expected {
+            let describe = |tensor: &Tensor| format!("{} of shape {}", tensor.dtype.safetensors_name(), Index(&tensor.shape));
+            let (found, wanted) = (describe(&tensors[place]), describe(&expected));
+            return Err(format!("tensor {} is {found}; the metadata '{KEY}' needs {wanted}", shown(&expected.name)));
+        }
+        Ok(place)
+    };
+    part_tensors(name, layout).into_iter().map(find).collect()
+}

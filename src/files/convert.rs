@@ -1,0 +1,350 @@
+//! From one file to another: which tensors are quantized is planned from the header alone, then every tensor is streamed.
+//!
+//! A tensor is quantized if it is of float16, bfloat16, float32 or float64, has two axes or more, and a last axis that holds at
+//! least one group (whole ones only, where the format needs that). Everything else is copied byte for byte, and the plan says why.
+//! At most one tensor is in memory at a time. The parts of a tensor are stored as [`super::checkpoint`] describes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::checkpoint::{Advance, BLOCK, Checkpoint, Entry, KEY, part_tensors, write_scheme};
+use super::compare::{Values, blocks, errors, rows};
+use super::output::Output;
+use super::safetensors::Writer;
+use super::{StoredDtype, Tensor, glob, shown};
+use crate::element::{Sink, Source};
+use crate::engine::{self, NonFinite, Run, Sums};
+use crate::error::{Error, Result};
+use crate::spec::{GroupSize, GroupSizes, Layout, Options, Spec};
+use crate::tensor::Quantized;
+
+/// What is wanted of the tensors that are selected.
+#[derive(Clone, Copy, Debug)]
+pub enum Target {
+    /// This format.
+    Format(&'static Spec, Options),
+    /// The dtype that a quantized tensor had before.
+    Floats,
+}
+
+/// Which tensors are selected, by their names. With nothing given: all.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// Patterns: if there are any, only tensors that match one.
+    pub include: Vec<String>,
+    /// Patterns: no tensor that matches one.
+    pub exclude: Vec<String>,
+    /// Names that are not selected; each must be there.
+    pub keep: Vec<String>,
+}
+
+/// What happens to each tensor of a file, and what the new file will hold.
+#[derive(Debug)]
+pub struct Plan {
+    /// One step for each entry of the file, in its order.
+    pub steps: Vec<Step>,
+    tensors: Vec<Tensor>,
+    metadata: BTreeMap<String, String>,
+}
+
+/// What happens to one tensor.
+#[derive(Debug)]
+pub struct Step {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its dtype, or the one that it had before it was quantized.
+    pub dtype: StoredDtype,
+    /// What happens.
+    pub action: Action,
+    /// How it is quantized in the new file, if it is.
+    pub layout: Option<Layout>,
+    /// Bytes that it takes in the old file.
+    pub bytes_before: u64,
+    /// Bytes that it takes in the new file.
+    pub bytes_after: u64,
+    /// The first of the new file's tensors that the step makes; it makes them in a row.
+    first: usize,
+}
+
+/// What can happen to a tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Copied as it is, for this reason.
+    Keep(String),
+    /// Quantized.
+    Quantize,
+    /// Decoded to its dtype before.
+    Dequantize,
+}
+
+/// What a step did to the values of its tensor.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Effect {
+    /// Errors of the quantized values against the original ones; `None` where nothing was quantized.
+    pub errors: Option<Sums>,
+    /// Elements that were not finite and were replaced.
+    pub replaced: u64,
+}
+
+/// An error, and the tensor at hand when it came.
+#[derive(Debug)]
+pub struct Failure {
+    /// The tensor, where the error is one of its values and not of the file.
+    pub tensor: Option<String>,
+    /// The error.
+    pub error: Error,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure { tensor: None, error }
+    }
+}
+
+impl Plan {
+    /// Plan what happens to the tensors of `file`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Layout::new`] for options that the format does not take; [`Error::Value`] for a pattern or name that fits no
+    /// tensor and for a part that would take the name of another tensor.
+    pub fn new(file: &Checkpoint, target: Target, selection: &Selection) -> Result<Plan> {
+        if let Target::Format(spec, options) = target {
+            // An option that the format does not take is a fault whatever the file holds.
+            Layout::new(spec, &[0], options)?;
+        }
+        selection.check(file)?;
+
+        let mut steps = Vec::with_capacity(file.entries().len());
+        let mut tensors = Vec::new();
+        for entry in file.entries() {
+            let (action, layout) = match selection.leaves_out(&entry.name) {
+                Some(reason) => (Action::Keep(reason), entry.layout().cloned()),
+                None => action(entry, target),
+            };
+            let first = tensors.len();
+            match (&action, &layout) {
+                (Action::Quantize, Some(layout)) => tensors.extend(part_tensors(&entry.name, layout)),
+                (Action::Dequantize, _) => {
+                    tensors.push(Tensor { name: entry.name.clone(), dtype: entry.dtype, shape: entry.shape.clone() });
+                }
+                _ => tensors.extend(file.stored(entry).map(|(_, tensor)| tensor.clone())),
+            }
+            steps.push(Step {
+                name: entry.name.clone(),
+                shape: entry.shape.clone(),
+                dtype: entry.dtype,
+                action,
+                layout,
+                bytes_before: file.bytes(entry),
+                bytes_after: tensors[first..].iter().map(Tensor::bytes).sum(),
+                first,
+            });
+        }
+        refuse_taken_names(&tensors)?;
+
+        let mut metadata = file.container().metadata().clone();
+        metadata.remove(KEY);
+        let mut quantized = steps.iter().filter_map(|step| Some((step.name.as_str(), step.layout.as_ref()?, step.dtype))).peekable();
+        if quantized.peek().is_some() {
+            metadata.insert(KEY.into(), write_scheme(quantized));
+        }
+        Ok(Plan { steps, tensors, metadata })
+    }
+
+    /// Carry the plan out: write the file `path`, which appears when it is whole.
+    ///
+    /// `advance` hears of every few MiB of `file` that are done and of the tensor at hand, and can stop the work. The answer
+    /// has one effect for each step.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading and writing, of the engine and of `advance`. Nothing is then left of the new file.
+    pub fn run(
+        &self,
+        file: Checkpoint,
+        path: &Path,
+        overwrite: bool,
+        nonfinite: NonFinite,
+        run: &Run,
+        advance: &mut dyn FnMut(u64, &str) -> Result<()>,
+    ) -> std::result::Result<Vec<Effect>, Failure> {
+        let writer = Writer::new(Output::create(path, overwrite)?, &self.tensors, &self.metadata)?;
+        let mut conversion = Conversion { file, writer, nonfinite, run };
+        let mut effects = Vec::with_capacity(self.steps.len());
+        for (index, step) in self.steps.iter().enumerate() {
+            effects.push(conversion.step(index, step, advance)?);
+        }
+        let Conversion { file, writer, .. } = conversion;
+        // On some systems a file that is open cannot be replaced, and the new file may take the old one's name.
+        drop(file);
+        writer.finish()?;
+        Ok(effects)
+    }
+}
+
+impl Selection {
+    /// Every pattern and name must mean something: one that fits no tensor is most likely misspelt.
+    fn check(&self, file: &Checkpoint) -> Result<()> {
+        let names = || file.entries().iter().map(|entry| entry.name.as_str());
+        for (argument, patterns) in [("include", &self.include), ("exclude", &self.exclude)] {
+            if let Some(pattern) = patterns.iter().find(|pattern| !names().any(|name| glob::matches(pattern, name))) {
+                return Err(Error::value(argument, shown(pattern), "no tensor of the file matches it"));
+            }
+        }
+        match self.keep.iter().find(|kept| !names().any(|name| name == *kept)) {
+            Some(kept) => Err(Error::value("keep", shown(kept), "no tensor of the file has that name")),
+            None => Ok(()),
+        }
+    }
+
+    /// The reason why a tensor is not selected.
+    fn leaves_out(&self, name: &str) -> Option<String> {
+        let matching = |patterns: &'_ [String]| patterns.iter().find(|pattern| glob::matches(pattern, name)).cloned();
+        if self.keep.iter().any(|kept| kept == name) {
+            Some("kept by name".into())
+        } else if let Some(pattern) = matching(&self.exclude) {
+            Some(format!("excluded by {}", shown(&pattern)))
+        } else if !self.include.is_empty() && matching(&self.include).is_none() {
+            Some("not included".into())
+        } else {
+            None
+        }
+    }
+}
+
+/// What happens to a tensor that is selected, and how it is then quantized.
+fn action(entry: &Entry, target: Target) -> (Action, Option<Layout>) {
+    let keep = |reason: String| (Action::Keep(reason), entry.layout().cloned());
+    match (target, entry.layout()) {
+        (Target::Floats, Some(_)) => (Action::Dequantize, None),
+        (Target::Floats, None) => keep("not quantized".into()),
+        (Target::Format(..), Some(layout)) => keep(format!("already {}", layout.spec.name)),
+        (Target::Format(spec, options), None) => match layout(entry, spec, options) {
+            Ok(layout) => (Action::Quantize, Some(layout)),
+            Err(reason) => keep(reason),
+        },
+    }
+}
+
+/// How a tensor is quantized, or why it is not.
+fn layout(entry: &Entry, spec: &'static Spec, options: Options) -> std::result::Result<Layout, String> {
+    if entry.dtype.float().is_none() {
+        return Err(format!("{} is not quantized", entry.dtype.name()));
+    }
+    if entry.shape.len() < 2 {
+        return Err(format!("{} axes; a matrix has 2 or more", entry.shape.len()));
+    }
+    if entry.elements() == 0 {
+        return Err("no elements".into());
+    }
+    let layout = Layout::new(spec, &entry.shape, options).map_err(|error| error.to_string())?;
+    let columns = layout.columns();
+    match (layout.group_size, spec.group_sizes) {
+        (GroupSize::Elements(group), GroupSizes::Any { .. }) if columns < group => {
+            Err(format!("last axis has {columns} elements; a group has {group}"))
+        }
+        _ => Ok(layout),
+    }
+}
+
+/// Two tensors of the new file may not have one name: `w.scales` of the old file and the scales of `w`.
+fn refuse_taken_names(tensors: &[Tensor]) -> Result<()> {
+    let mut names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => {
+            let expected = "two tensors of the new file would have that name: keep one of them out with exclude";
+            Err(Error::value("the name of a part", shown(pair[0]), expected))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Writes bytes of one of the tensors that a step makes: which, from which byte of it on, the bytes.
+type Write<'a> = &'a mut dyn FnMut(usize, u64, &[u8]) -> Result<()>;
+
+/// A plan at work.
+struct Conversion<'a> {
+    file: Checkpoint,
+    writer: Writer,
+    nonfinite: NonFinite,
+    run: &'a Run<'a>,
+}
+
+impl Conversion<'_> {
+    fn step(
+        &mut self,
+        index: usize,
+        step: &Step,
+        advance: &mut dyn FnMut(u64, &str) -> Result<()>,
+    ) -> std::result::Result<Effect, Failure> {
+        let Conversion { file, writer, nonfinite, run } = self;
+        let entry = &file.entries()[index];
+        let advance = &mut |bytes| advance(bytes, &entry.name);
+        let mut write = |part: usize, offset: u64, bytes: &[u8]| writer.write(step.first + part, offset, bytes);
+        match &step.action {
+            Action::Keep(_) => copy(file, entry, advance, &mut write)?,
+            Action::Dequantize => dequantize(file, entry, run, advance, &mut write)?,
+            Action::Quantize => {
+                let layout = step.layout.as_ref().expect("a step that quantizes has a layout");
+                let loaded = file.load(entry, advance)?;
+                let [data] = &loaded[..] else { unreachable!("a plain tensor lies in one piece") };
+                let (quantized, effect) = quantize(entry, data, layout, *nonfinite, run).map_err(|error| {
+                    let of_values = matches!(error, Error::NonFinite { .. } | Error::ScaleOverflow { .. });
+                    Failure { tensor: of_values.then(|| entry.name.clone()), error }
+                })?;
+                for (index, part) in quantized.parts.iter().enumerate() {
+                    write(index, 0, part)?;
+                }
+                return Ok(effect);
+            }
+        }
+        Ok(Effect::default())
+    }
+}
+
+/// Copy what an entry lies in, block by block.
+fn copy(file: &Checkpoint, entry: &Entry, advance: Advance, write: Write) -> Result<()> {
+    let mut block = Vec::new();
+    for (part, (index, tensor)) in file.stored(entry).enumerate() {
+        let bytes = tensor.bytes();
+        for offset in (0..bytes).step_by(BLOCK) {
+            block.resize((bytes - offset).min(BLOCK as u64) as usize, 0);
+            file.container().read(index, offset, &mut block)?;
+            write(part, offset, &block)?;
+            advance(block.len() as u64)?;
+        }
+    }
+    Ok(())
+}
+
+/// The parts of a plain tensor's `data`, and how far they are from it.
+fn quantize(entry: &Entry, data: &[u8], layout: &Layout, nonfinite: NonFinite, run: &Run) -> Result<(Quantized, Effect)> {
+    let dtype = entry.dtype.float().expect("only floats are planned to be quantized");
+    let mut quantized = Quantized::zeroed(layout.clone())?;
+    let mut slices: Vec<&mut [u8]> = quantized.parts.iter_mut().map(Vec::as_mut_slice).collect();
+    let outcome = engine::quantize(&Source::from_bytes(data, dtype, &entry.shape), layout, nonfinite, &mut slices, run)?;
+    let values = Values::Quantized(layout, quantized.views());
+    let errors = errors(&entry.shape, &Values::Plain(dtype, data), &values, run)?;
+    Ok((quantized, Effect { errors: Some(errors), replaced: outcome.replaced }))
+}
+
+/// Decode a quantized tensor to the dtype that it had before, block by block.
+fn dequantize(file: &Checkpoint, entry: &Entry, run: &Run, advance: Advance, write: Write) -> Result<()> {
+    let layout = entry.layout().expect("only quantized tensors are planned to be decoded");
+    let dtype = entry.dtype.float().expect("only floats are quantized");
+    let loaded = file.load(entry, advance)?;
+    let parts: Vec<&[u8]> = loaded.iter().map(Vec::as_slice).collect();
+    let row = layout.columns() * dtype.size();
+    let mut decoded = Vec::new();
+    for (first, count) in blocks(&layout.shape) {
+        let (block, parts) = rows(layout, &parts, first, count);
+        decoded.resize(count * row, 0);
+        engine::dequantize(&block, &parts, Sink::from_bytes(&mut decoded, dtype, &block.shape), run)?;
+        write(0, (first * row) as u64, &decoded)?;
+    }
+    Ok(())
+}
