@@ -98,7 +98,9 @@ impl<R: Rule + Default> Format for Planar<R> {
         if let Some(run) = Self::run_of(context)
             && x.len() >= TILE
         {
-            rest = x.len() / TILE * TILE;
+            // Where a tile is one group, two tiles share a byte of zero points.
+            let whole = if parts.len() > 2 && run == 16 { 2 * TILE } else { TILE };
+            rest = x.len() / whole * whole;
             let place = Columns::new(context, parts);
             faults |= Self::encode_tiles(context, run, R::default(), &x[..rest], place);
         }

@@ -200,18 +200,16 @@ impl Kernel for RangeOf<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> (Range, bool) {
-        let (ranges, worst) = range_of(simd, self.need, self.x);
-        let (mut high, mut low, mut worst_lanes) = ([0.0; 16], [0.0; 16], [0; 16]);
-        simd.store(ranges.high, &mut high);
-        simd.store(ranges.low, &mut low);
-        simd.store_i32(worst, &mut worst_lanes);
-        (Range { high: high[0], low: low[0] }, worst_lanes[0] >= INFINITE)
+        let (range, worst) = range_of(simd, self.need, self.x);
+        let mut lanes = [0; LANES];
+        simd.store_i32(worst, &mut lanes);
+        (range, lanes[0] >= INFINITE)
     }
 }
 
-/// The range of `x` in every lane, and its worst key.
+/// The range of `x`, and its worst key in every lane.
 #[inline(always)]
-fn range_of<S: Simd>(simd: S, need: Need, x: &[f32]) -> (Ranges<S>, S::I32) {
+fn range_of<S: Simd>(simd: S, need: Need, x: &[f32]) -> (Range, S::I32) {
     let mut keys = Keys::new(simd, need);
     let (vectors, rest) = x.as_chunks::<LANES>();
     for vector in vectors {
@@ -221,7 +219,9 @@ fn range_of<S: Simd>(simd: S, need: Need, x: &[f32]) -> (Ranges<S>, S::I32) {
         keys.take(simd, need, simd.load(&padded(rest)));
     }
     let keys = keys.fold(simd, LANES);
-    (keys.ranges(simd, need).settle(simd, need, std::iter::once(x)), keys.worst(simd))
+    let ranges = keys.ranges(simd, need);
+    let range = Range { high: first(simd, ranges.high), low: first(simd, ranges.low) };
+    (range.settle(need, x), keys.worst(simd))
 }
 
 /// Fewer than 16 elements, filled up with the first one, which changes no range.
@@ -262,9 +262,9 @@ impl<R: Rule> Kernel for Pieces<'_, R> {
             let ranges = match self.range {
                 Some(range) => Ranges::splat(simd, range),
                 None => {
-                    let (ranges, keys) = range_of(simd, R::NEED, x);
+                    let (range, keys) = range_of(simd, R::NEED, x);
                     worst.element = simd.max_i32(worst.element, keys);
-                    ranges
+                    Ranges::splat(simd, range)
                 }
             };
             let fit = R::fit(simd, ranges, self.dtype);

@@ -19,9 +19,9 @@ impl Kernel for Pack<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> bool {
         let (blocks, rest) = self.codes.as_chunks::<128>();
-        let (packed, packed_rest) = self.packed.as_chunks_mut::<64>();
+        let (packed, packed_rest) = self.packed.split_at_mut(64 * blocks.len());
         let mut in_range = true;
-        for (codes, packed) in blocks.iter().zip(packed) {
+        for (codes, packed) in blocks.iter().zip(packed.as_chunks_mut().0) {
             in_range &= simd.pack_bytes(codes, self.bias, packed);
         }
         if !rest.is_empty() {
@@ -50,8 +50,8 @@ impl Kernel for Unpack<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let (blocks, rest) = self.codes.as_chunks_mut::<128>();
-        let (packed, packed_rest) = self.packed.as_chunks::<64>();
-        for (codes, packed) in blocks.iter_mut().zip(packed) {
+        let (packed, packed_rest) = self.packed.split_at(64 * blocks.len());
+        for (codes, packed) in blocks.iter_mut().zip(packed.as_chunks().0) {
             simd.unpack_bytes(packed, self.table, codes);
         }
         if !rest.is_empty() {

@@ -154,8 +154,7 @@ impl<S: Simd> Ranges<S> {
 
 impl Range {
     /// Settle what the order of `group`'s elements decides.
-    #[cold]
-    fn settle(self, need: Need, group: &[f32]) -> Self {
+    pub(crate) fn settle(self, need: Need, group: &[f32]) -> Self {
         match need {
             Need::Extreme if self.high == -self.low && self.high > 0.0 => {
                 let first = group.iter().find(|x| x.abs() == self.high).copied().unwrap_or(self.high);

@@ -550,8 +550,8 @@ fn matrices_are_planned_to_be_quantized_and_the_rest_is_kept_with_the_reason() {
     let common = [
         ("matrix", "quantized"),
         ("stack", "quantized"),
-        ("vector", "1 axes; a matrix has 2 or more"),
-        ("scalar", "0 axes; a matrix has 2 or more"),
+        ("vector", "1-d; a matrix has 2 axes or more"),
+        ("scalar", "0-d; a matrix has 2 axes or more"),
         ("empty", "no elements"),
         ("ids", "int64 is not quantized"),
     ];

@@ -97,7 +97,8 @@ fn bytes_do_not_depend_on_the_level() {
 fn bytes_do_not_depend_on_the_thread_count() {
     for shape in [&[300, 2048][..], &[2, 400_001], &[1, 700_000], &[700_001, 1], &[20_001, 31], &[3, 262_144]] {
         let x = sample(shape.iter().product(), 5);
-        let mut chosen = layouts(shape);
+        let telling = |layout: &Layout| !matches!(layout.group_size, GroupSize::Elements(1 | 16 | 48 | 64 | 100 | 256 | 1024));
+        let mut chosen: Vec<Layout> = layouts(shape).into_iter().filter(telling).collect();
         for group in [70_000, 100_001] {
             let options = Options { group_size: Some(GroupSize::Elements(group)), scale_dtype: None };
             chosen.extend(FORMATS.iter().filter_map(|format| Layout::new(format.spec(), shape, options).ok()));
