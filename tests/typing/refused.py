@@ -19,7 +19,7 @@ def arrays(w: NDArray[np.float32], q: qz.QuantizedArray) -> None:
     qz.quantize(object())  # refused
     qz.dequantize(w)  # refused
     qz.dequantize(q, np.float32)  # refused
-    qz.pack(np.zeros(2, np.int8), out=np.empty(1, np.float32))  # refused
+    qz.pack(np.zeros(2, np.int8), out=w)  # refused
     qz.unpack(np.zeros(2, np.uint8))  # refused
     qz.from_parts("int4", [w])  # refused
     qz.set_threads("all")  # refused
