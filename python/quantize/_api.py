@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from quantize._types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
@@ -101,6 +102,8 @@ def quantize(
     if options:
         _core.refuse_option(format, next(iter(options)))
     scale_name, view = (None, None) if scale_dtype is None else float_dtype(scale_dtype)
+    if out is not None and not isinstance(out, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"out is of type {type(out).__name__}; expected a mapping from the name of every part to an array")
     given = None if out is None else dict(out)
     tensor, parts = _core.quantize(array, bits, format, axis, group_size, scale_name, nonfinite, given, requested(threads))
     return wrap(tensor, parts, None if out is not None else view)
@@ -144,7 +147,7 @@ def dequantize(
     >>> qz.dequantize(qz.quantize([[8.0, -7.0, 0.0]]))
     array([[ 8., -7.,  0.]], dtype=float32)
     """
-    if not isinstance(q, QuantizedArray):
+    if not isinstance(q, QuantizedArray):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"q is of type {type(q).__name__}; expected a QuantizedArray, as quantize() and from_parts() give it")
     return q.dequantize(dtype=dtype, out=out, threads=threads)
 
@@ -274,7 +277,7 @@ def from_parts(
         _core.refuse_option(format, next(iter(options)))
     name = None if scale_dtype is None else float_dtype(scale_dtype)[0]
     arrays = {part: np.asarray(array) for part, array in parts.items()}
-    return wrap(*_core.from_parts(format, arrays, shape, axis, group_size, name))
+    return wrap(*_core.from_parts(format, arrays, None if shape is None else tuple(shape), axis, group_size, name))
 
 
 def compare(
@@ -318,14 +321,11 @@ def compare(
         sqnr_db = np.where(error_squares == 0, np.inf, 10 * np.log10(squares / error_squares))
         both_zero = (squares == 0) & (other_squares == 0)
         cosine = np.where(both_zero, 1.0, products / np.sqrt(squares * other_squares))
-    fields = [rmse, max_abs_error, sqnr_db, cosine]
-    if quantized is not None:
-        fields.append(_saturated(expected, found, quantized, axis))
+    saturated = None if quantized is None else _saturated(expected, found, quantized, axis)
+    bits = None if quantized is None else quantized.bits_per_weight
     if axis is None:
-        fields = [field.item() for field in fields]
-    if quantized is None:
-        return Comparison(*fields, None, None)
-    return Comparison(*fields, quantized.bits_per_weight)
+        return Comparison(float(rmse), float(max_abs_error), float(sqnr_db), float(cosine), saturated, bits)
+    return Comparison(rmse, max_abs_error, sqnr_db, cosine, saturated, bits)
 
 
 def formats() -> tuple[FormatInfo, ...]:
@@ -367,17 +367,17 @@ _HOST = (1, 3, 11)
 _DEVICES = {2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 9: "vpi", 10: "rocm", 13: "cuda (managed)", 14: "oneapi", 15: "webgpu"}
 
 
-def _floats(array: ArrayLike | SupportsDLPack, dtype: DTypeLike | Literal["bfloat16"] | None) -> tuple[NDArray[Any], bool]:
+def _floats(array: Any, dtype: DTypeLike | Literal["bfloat16"] | None) -> tuple[NDArray[Any], bool]:
     """Give a numpy array over the data, and whether it is uint16 that holds bfloat16."""
     bits = False
     if isinstance(array, np.ndarray):
         if isinstance(array, np.ma.MaskedArray):
             raise TypeError("array is a masked array; expected no mask: fill it with array.filled(value)")
-        found = np.asarray(array)
+        found: NDArray[Any] = np.asarray(array)  # pyright: ignore[reportUnknownArgumentType]
     elif hasattr(array, "__dlpack__"):
         found, bits = _from_dlpack(array)
     elif isinstance(array, (list, tuple)):
-        return _from_numbers(array), False
+        return _from_numbers(array), False  # pyright: ignore[reportUnknownArgumentType]
     else:
         found = np.asarray(array)
     if dtype is None:
@@ -389,7 +389,7 @@ def _floats(array: ArrayLike | SupportsDLPack, dtype: DTypeLike | Literal["bfloa
     return found, bits or holds_bits
 
 
-def _from_numbers(values: Sequence[Any]) -> NDArray[np.float64]:
+def _from_numbers(values: Any) -> NDArray[np.float64]:
     """Nested lists of numbers. They count as float32, which the core rounds to."""
     found = np.asarray(values)
     if found.dtype.kind not in "iuf" and not (found.size == 0 or found.dtype.name in FLOATS):
@@ -405,8 +405,9 @@ def _from_dlpack(array: SupportsDLPack) -> tuple[NDArray[Any], bool]:
             f"array is on {device}; expected memory of the host: copy it there, "
             "for example with array.cpu(), jax.device_get(array) or cupy.asnumpy(array)"
         )
+    capsule: object
     try:
-        capsule = array.__dlpack__(max_version=(1, 0))  # type: ignore[call-arg]
+        capsule = array.__dlpack__(max_version=(1, 0))
     except TypeError:  # a library from before version 1
         capsule = array.__dlpack__()
     return _core.from_dlpack(capsule)
@@ -414,12 +415,14 @@ def _from_dlpack(array: SupportsDLPack) -> tuple[NDArray[Any], bool]:
 
 def _saturated(expected: NDArray[Any], found: NDArray[Any], q: QuantizedArray, axis: int | None) -> Any:
     """Count the elements at either end of the codes that are off by more than half a step."""
-    codes, scales, _ = _core.groups(q._tensor, q._parts)
+    codes, scales = np.moveaxis(q.codes(), q.axis, -1), q.scales
     low, high = format_info(q.format).codes
     at = np.nonzero((codes == low) | (codes == high))
     group = at[-1] // q.group_size if isinstance(q.group_size, int) else np.zeros_like(at[-1])
-    step = np.abs(np.broadcast_to(scales, (*codes.shape[:-1], scales.shape[-1]))[(*at[:-1], group)].astype(np.float64))
+    scale = scales.reshape(-1)[group] if q.group_size == "tensor" else scales[(*at[:-1], group)]
+    step = np.abs(scale.astype(np.float64))
     ends = [np.moveaxis(side, q.axis, -1)[at].astype(np.float64) for side in (expected, found)]
     clipped = np.zeros(codes.shape, bool)
     clipped[at] = np.abs(ends[0] - ends[1]) > step / 2
-    return np.moveaxis(clipped, -1, q.axis).sum(axis)
+    counts = np.moveaxis(clipped, -1, q.axis).sum(axis)
+    return int(counts) if axis is None else counts

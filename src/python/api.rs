@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use numpy::PyUntypedArrayMethods;
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
@@ -69,10 +70,9 @@ pub(super) fn dequantize<'py>(
     threads: Option<isize>,
 ) -> PyResult<Array<'py>> {
     guarded(|| {
-        let dtype = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::F64]
-            .into_iter()
-            .find(|known| known.name() == dtype)
-            .ok_or_else(|| Error::dtype("the result", dtype, "float16, bfloat16, float32 or float64"))?;
+        let known = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::F64].into_iter().find(|known| known.name() == dtype);
+        let expected = "expected float16, bfloat16, float32 or float64";
+        let dtype = known.ok_or_else(|| PyTypeError::new_err(format!("dtype is {dtype}; {expected}")))?;
         let parts = borrow_parts(&tensor.layout, parts)?;
         let wanted = [Wanted { argument: "out".into(), item: Item::Float(dtype), shape: tensor.shape() }];
         let reused = out.is_some();
@@ -163,7 +163,7 @@ pub(super) fn repack<'py>(
 pub(super) fn from_parts<'py>(
     format: &str,
     parts: &Parts<'py>,
-    shape: Option<Vec<usize>>,
+    shape: Option<Vec<isize>>,
     axis: isize,
     group_size: Option<GroupSize>,
     scale_dtype: Option<&str>,
@@ -176,7 +176,7 @@ pub(super) fn from_parts<'py>(
         let given = scale_dtype.map(named_scale_dtype).transpose()?;
         let options = Options { group_size, scale_dtype: stored_scale_dtype(spec, &arrays, given)? };
         let shape = match shape {
-            Some(shape) => shape,
+            Some(shape) => lengths(&shape)?,
             None => {
                 let mut shape = widest(spec, group_size, &arrays)?;
                 let columns = shape.pop().expect("it has an axis");
@@ -229,7 +229,7 @@ pub(super) fn pack<'py>(
 #[pyfunction]
 pub(super) fn unpack<'py>(
     packed: &Array<'py>,
-    count: usize,
+    count: isize,
     signed: bool,
     out: Option<Bound<'py, PyAny>>,
     threads: Option<isize>,
@@ -238,10 +238,10 @@ pub(super) fn unpack<'py>(
         let py = packed.py();
         let columns = last(packed, "packed")?;
         let packed = arrays::part(packed, "packed", Item::U8, packed.shape())?;
-        if count.div_ceil(2) != columns {
+        let Some(count) = usize::try_from(count).ok().filter(|count| count.div_ceil(2) == columns) else {
             let counts = if columns == 0 { "0".into() } else { format!("{} or {}", 2 * columns, 2 * columns - 1) };
             return Err(Error::value("count", count.to_string(), format!("rows of {columns} bytes hold {counts} codes")).into());
-        }
+        };
         let item = if signed { Item::I8 } else { Item::U8 };
         let shape = with_last(packed.shape(), count);
         let reused = out.is_some();
@@ -516,6 +516,11 @@ fn stored_scale_dtype(spec: &Spec, parts: &[Array<'_>], given: Option<ScaleDtype
         }
         _ => Ok(Some(stored)),
     }
+}
+
+fn lengths(shape: &[isize]) -> Result<Vec<usize>> {
+    let length = |&n: &isize| usize::try_from(n).map_err(|_| Error::value("shape", format!("{shape:?}"), "expected lengths of 0 or more"));
+    shape.iter().map(length).collect()
 }
 
 /// The shape, group axis last, of the longest rows that all parts allow.

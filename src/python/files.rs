@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use pyo3::create_exception;
 use pyo3::exceptions::{PyFileExistsError, PyIsADirectoryError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 use super::api::named_policy;
 use super::arrays::{Array, Item, Outputs, Wanted};
@@ -15,7 +16,7 @@ use super::tensor::{Tensor, named_scale_dtype};
 use crate::engine::{Run, Sums};
 use crate::error::{Error, Result};
 use crate::files::checkpoint::{Checkpoint, Entry};
-use crate::files::compare::{self, Compared, Stored, Verdict};
+use crate::files::compare::{self, Compared, Verdict};
 use crate::files::convert::{Action, Effect, Failure, Plan, Selection, Step, Target};
 use crate::level::Level;
 use crate::spec::{GroupSize, Layout, Options};
@@ -37,6 +38,9 @@ pub(super) struct File {
 
 /// One tensor of a file: name, dtype, shape, bytes, and how it is quantized.
 type Info = (String, &'static str, Vec<usize>, u64, Option<Tensor>);
+
+/// One stored tensor: its bytes as uint8, its dtype, its shape.
+type Stored<'py> = (Array<'py>, &'static str, Bound<'py, PyTuple>);
 
 #[pymethods]
 impl File {
@@ -69,8 +73,8 @@ impl File {
         self.checkpoint.entries().iter().map(info).collect()
     }
 
-    /// The bytes of tensor `index`: one uint8 array, or one for each part.
-    fn read<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Vec<Array<'py>>> {
+    /// `(bytes, dtype, shape)` of tensor `index` as it is stored: once, or for each part.
+    fn read<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Vec<Stored<'py>>> {
         guarded(|| {
             let entry = &self.checkpoint.entries()[index];
             let wanted = |(_, tensor): (usize, &files::Tensor)| Wanted {
@@ -85,7 +89,8 @@ impl File {
                 let read = self.checkpoint.read(entry, &mut slices, &mut |_| watch.look(None));
                 read.map_err(|error| watch.exception(error, Some(&self.path)))
             })?;
-            Ok(outputs.into_arrays())
+            let stored = self.checkpoint.stored(entry).zip(outputs.into_arrays());
+            stored.map(|((_, tensor), bytes)| Ok((bytes, tensor.dtype.name(), PyTuple::new(py, &tensor.shape)?))).collect()
         })
     }
 }
@@ -180,7 +185,7 @@ pub(super) fn compare_files(
             let run = Run { level, threads, interrupted: &interrupted, reused: true };
             let compared = compare::compare(&reference, &other, &run, &mut watch.counter(total));
             let compared = compared.map_err(|error| watch.exception(error, None))?;
-            let kept = |stored: Stored| (stored.kind, stored.shape, stored.bytes);
+            let kept = |stored: compare::Stored| (stored.kind, stored.shape, stored.bytes);
             let tuple = |compared: Compared| {
                 let (verdict, errors) = match compared.verdict {
                     None => (None, None),

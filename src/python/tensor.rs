@@ -2,7 +2,7 @@
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyInt, PyTuple};
 
 use crate::error::{Error, Result};
 use crate::formats;
@@ -96,6 +96,7 @@ impl<'py> FromPyObject<'_, 'py> for GroupSize {
             Ok(-1) => Ok(GroupSize::Row),
             Ok(elements @ 1..) => Ok(GroupSize::Elements(elements as usize)),
             Ok(other) => Err(refuse(other.to_string())),
+            Err(_) if object.is_instance_of::<PyInt>() => Err(refuse(object.str()?.to_string())),
             Err(_) => {
                 let found = object.get_type().name()?;
                 Err(PyTypeError::new_err(format!("group_size is of type {found}; expected an integer, \"row\" or \"tensor\"")))
