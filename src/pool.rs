@@ -20,6 +20,7 @@ use arc_swap::ArcSwapOption;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::{Error, Result};
+use crate::simd::ieee::Ieee;
 
 /// How long a caller goes without asking whether it is interrupted. A quarter of the 0.2 s within which Ctrl-C must act.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -111,6 +112,7 @@ impl<T, I: Iterator<Item = T>, W: Fn(T)> Call<I, W> {
     fn help(&self, pool: &Pool) {
         let _ended = Ended { call: self, pool };
         let _stop = StopOnPanic(&self.stop);
+        let _ieee = Ieee::enter(); // the worker may have inherited another mode
         while let Some(task) = self.next() {
             (self.work)(task);
         }

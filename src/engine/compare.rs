@@ -5,6 +5,7 @@ use crate::element::Source;
 use crate::error::Result;
 use crate::kernels::sums::Sums;
 use crate::pool;
+use crate::simd::ieee::Ieee;
 
 /// Elements whose sums are taken at once.
 const SPAN: usize = 4096;
@@ -22,6 +23,7 @@ const TASK: usize = 64 * 1024;
 ///
 /// Where the shapes differ.
 pub fn compare(reference: &Source<'_>, other: &Source<'_>, run: &Run<'_>) -> Result<Vec<Sums>> {
+    let _ieee = Ieee::enter();
     assert_eq!(reference.shape(), other.shape(), "arrays of one shape");
     let columns = reference.shape().last().copied().unwrap_or(1);
     let rows = reference.shape().iter().rev().skip(1).product::<usize>();

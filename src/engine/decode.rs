@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::formats::{self, Context, Format, Groups};
 use crate::level::Level;
 use crate::pool;
+use crate::simd::ieee::Ieee;
 use crate::spec::Layout;
 use crate::tensor::Quantized;
 
@@ -23,6 +24,7 @@ use crate::tensor::Quantized;
 ///
 /// Where the shape of the array or the length of a part is not the layout's.
 pub fn dequantize(layout: &Layout, parts: &[&[u8]], mut sink: Sink<'_>, run: &Run<'_>) -> Result<Outcome> {
+    let _ieee = Ieee::enter();
     assert_eq!(sink.shape(), layout.shape, "the shape of the layout");
     let threads = if layout.elements() < SERIAL { 1 } else { run.threads };
     let grid = Grid::new(layout, threads);

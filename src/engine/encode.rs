@@ -13,6 +13,7 @@ use crate::formats::{self, Context, Faults, Format, Groups, Need, Range};
 use crate::kernels::encode::RangeOf;
 use crate::level::Level;
 use crate::pool;
+use crate::simd::ieee::Ieee;
 use crate::spec::Layout;
 use crate::tensor::Quantized;
 use std::sync::Mutex;
@@ -41,6 +42,7 @@ pub enum NonFinite {
 ///
 /// Where the shape of the source or the length of a part is not the layout's.
 pub fn quantize(source: &Source<'_>, layout: &Layout, nonfinite: NonFinite, parts: &mut [&mut [u8]], run: &Run<'_>) -> Result<Outcome> {
+    let _ieee = Ieee::enter();
     assert_eq!(source.shape(), layout.shape, "the shape of the layout");
     let threads = if layout.elements() < SERIAL { 1 } else { run.threads };
     let mut job = Job {

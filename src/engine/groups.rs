@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::formats::{self, Context, Format, Groups};
 use crate::level::Level;
 use crate::pool;
+use crate::simd::ieee::Ieee;
 use crate::spec::Layout;
 
 /// Unpack parts: one code an element in C order of the layout's shape, one scale and offset a group in C order of its
@@ -19,6 +20,7 @@ use crate::spec::Layout;
 ///
 /// Where a length is not the layout's.
 pub fn unpack(layout: &Layout, parts: &[&[u8]], codes: &mut [i8], scales: &mut [f32], offsets: &mut [f32]) -> Result<()> {
+    let _ieee = Ieee::enter();
     let (format, level) = (formats::find(layout.spec.name)?, Level::current()?);
     let mut rest = cut::borrow(layout, parts);
     let grid = Grid::new(layout, 1);
@@ -82,6 +84,7 @@ pub(super) fn long_scales(layout: &Layout, grid: &Grid, format: &dyn Format, lev
 ///
 /// Where a length is not the layout's.
 pub fn pack_groups(layout: &Layout, all: &Groups, parts: &mut [&mut [u8]], run: &Run<'_>) -> Result<Outcome> {
+    let _ieee = Ieee::enter();
     let format = formats::find(layout.spec.name)?;
     let threads = if layout.elements() < SERIAL { 1 } else { run.threads };
     let mut rest = cut::borrow_mut(layout, parts);

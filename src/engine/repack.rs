@@ -11,6 +11,7 @@ use super::groups::{pack_groups, unpack};
 use super::{Outcome, Run};
 use crate::error::{Error, Result};
 use crate::formats::Groups;
+use crate::simd::ieee::Ieee;
 use crate::spec::{Layout, ScaleDtype, Scheme};
 use half::{bf16, f16};
 
@@ -25,6 +26,7 @@ use half::{bf16, f16};
 ///
 /// Where the shapes differ, or the length of a part is not its layout's.
 pub fn repack(from: &Layout, parts: &[&[u8]], to: &Layout, out: &mut [&mut [u8]], run: &Run<'_>) -> Result<Outcome> {
+    let _ieee = Ieee::enter();
     assert_eq!(from.shape, to.shape, "two layouts of one tensor");
     let lossy = |reason: String| Error::Lossy { from: from.spec.name.into(), to: to.spec.name.into(), reason };
     if from.elements() == 0 {

@@ -44,7 +44,7 @@ fn widen<S: Simd>(simd: S, half: Half, halves: &[[u8; 2]; LANES], x: &mut [f32; 
     let bits = halves.map(u16::from_le_bytes);
     let v = match half {
         Half::F16 => simd.load_f16(&bits),
-        Half::Bf16 => simd.from_bits(simd.shift_left(simd.load_u16(&bits), 16)),
+        Half::Bf16 => simd.as_f32(simd.shift_left(simd.load_u16(&bits), 16)),
     };
     simd.store(v, x);
 }

@@ -58,7 +58,7 @@ pub fn reciprocal_or_nan<S: Simd>(simd: S, scale: S::F32) -> S::F32 {
 #[inline(always)]
 pub fn scale_and_reciprocal<S: Simd>(simd: S, scale: S::F32) -> (S::F32, S::F32) {
     let zero = simd.splat(0.0);
-    let magnitude = simd.from_bits(simd.and(simd.bits(scale), simd.splat_i32(i32::MAX)));
+    let magnitude = simd.as_f32(simd.and(simd.bits(scale), simd.splat_i32(i32::MAX)));
     let subnormal = simd.less(magnitude, simd.splat(f32::MIN_POSITIVE));
     let inverse = simd.div(simd.splat(1.0), scale);
     (simd.select(subnormal, zero, scale), simd.select(subnormal, zero, inverse))
@@ -156,7 +156,7 @@ impl<R: Rule, P: Place, const RUN: usize> Kernel for Tiles<'_, R, P, RUN> {
             while first < sub_blocks {
                 for block in first..first + 4 {
                     let mut keys = Keys::new(simd, R::NEED);
-                    keys.take(simd, R::NEED, simd.load(&vectors[2 * block & 31]));
+                    keys.take(simd, R::NEED, simd.load(&vectors[(2 * block) & 31]));
                     keys.take(simd, R::NEED, simd.load(&vectors[(2 * block + 1) & 31]));
                     high[block & 15] = keys.high();
                     low[block & 15] = keys.low();

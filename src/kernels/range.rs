@@ -100,10 +100,10 @@ impl<S: Simd> Keys<S> {
     pub(crate) fn ranges(self, simd: S, need: Need) -> Ranges<S> {
         if need == Need::Itself {
             let low = simd.xor(self.low, simd.splat_i32(-1));
-            Ranges { high: simd.from_bits(order(simd, self.high)), low: simd.from_bits(order(simd, low)) }
+            Ranges { high: simd.as_f32(order(simd, self.high)), low: simd.as_f32(order(simd, low)) }
         } else {
             let low = simd.xor(self.low, simd.splat_i32(i32::MIN));
-            Ranges { high: simd.from_bits(self.high), low: simd.from_bits(low) }
+            Ranges { high: simd.as_f32(self.high), low: simd.as_f32(low) }
         }
     }
 }

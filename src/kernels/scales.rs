@@ -12,7 +12,7 @@ pub fn round_to<S: Simd>(simd: S, v: S::F32, dtype: ScaleDtype) -> S::F32 {
             simd.store_f16(v, &mut halves);
             simd.load_f16(&halves)
         }
-        ScaleDtype::Bf16 => simd.from_bits(simd.shift_left(bf16_bits(simd, v), 16)),
+        ScaleDtype::Bf16 => simd.as_f32(simd.shift_left(bf16_bits(simd, v), 16)),
         ScaleDtype::F32 => v,
     }
 }
@@ -27,7 +27,7 @@ pub fn bf16_bits<S: Simd>(simd: S, v: S::F32) -> S::I32 {
     // The carry could turn a NaN into infinity or zero: keep its upper half, made quiet.
     let quiet = simd.or(upper, simd.splat_i32(0x40));
     let finite = simd.equal(v, v);
-    simd.bits(simd.select(finite, simd.from_bits(rounded), simd.from_bits(quiet)))
+    simd.bits(simd.select(finite, simd.as_f32(rounded), simd.as_f32(quiet)))
 }
 
 /// Write every `run`-th lane, as many as `out` holds, as little-endian numbers of `dtype`.
@@ -74,7 +74,7 @@ pub fn load<S: Simd>(simd: S, dtype: ScaleDtype, bytes: &[u8]) -> S::F32 {
             if dtype == ScaleDtype::F16 {
                 simd.load_f16(&lanes)
             } else {
-                simd.from_bits(simd.shift_left(simd.load_u16(&lanes), 16))
+                simd.as_f32(simd.shift_left(simd.load_u16(&lanes), 16))
             }
         }
     }

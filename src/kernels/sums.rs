@@ -44,10 +44,7 @@ impl Sums {
         self.other_squares += y * y;
         self.products += x * y;
         let magnitude = error.abs();
-        // A NaN must not be lost: it is not below anything.
-        if !(magnitude <= self.max_abs_error) {
-            self.max_abs_error = magnitude;
-        }
+        self.max_abs_error = larger(self.max_abs_error, magnitude);
     }
 
     /// These and the next ones.
@@ -58,7 +55,13 @@ impl Sums {
             squares: self.squares + next.squares,
             other_squares: self.other_squares + next.other_squares,
             products: self.products + next.products,
-            max_abs_error: if next.max_abs_error <= self.max_abs_error { self.max_abs_error } else { next.max_abs_error },
+            max_abs_error: larger(self.max_abs_error, next.max_abs_error),
         }
     }
+}
+
+/// The larger of two, NaN if one is: `f64::max` would lose it.
+#[inline(always)]
+fn larger(a: f64, b: f64) -> f64 {
+    if b <= a || a.is_nan() { a } else { b }
 }

@@ -102,7 +102,7 @@ impl Simd for Avx2 {
             [_mm256_sra_epi32(v[0], n), _mm256_sra_epi32(v[1], n)]
         } }
         fn bits(v: F32) -> I32 { [_mm256_castps_si256(v[0]), _mm256_castps_si256(v[1])] }
-        fn from_bits(v: I32) -> F32 { [_mm256_castsi256_ps(v[0]), _mm256_castsi256_ps(v[1])] }
+        fn as_f32(v: I32) -> F32 { [_mm256_castsi256_ps(v[0]), _mm256_castsi256_ps(v[1])] }
         fn round(v: F32) -> I32 { [_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1])] }
         fn truncate(v: F32) -> I32 { [_mm256_cvttps_epi32(v[0]), _mm256_cvttps_epi32(v[1])] }
         fn to_f32(v: I32) -> F32 { [_mm256_cvtepi32_ps(v[0]), _mm256_cvtepi32_ps(v[1])] }

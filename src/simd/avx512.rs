@@ -81,7 +81,7 @@ impl Simd for Avx512 {
         fn shift_left(v: __m512i, n: u32) -> __m512i { _mm512_sll_epi32(v, _mm_cvtsi32_si128(n.cast_signed())) }
         fn shift_right(v: __m512i, n: u32) -> __m512i { _mm512_sra_epi32(v, _mm_cvtsi32_si128(n.cast_signed())) }
         fn bits(v: __m512) -> __m512i { _mm512_castps_si512(v) }
-        fn from_bits(v: __m512i) -> __m512 { _mm512_castsi512_ps(v) }
+        fn as_f32(v: __m512i) -> __m512 { _mm512_castsi512_ps(v) }
         fn round(v: __m512) -> __m512i { _mm512_cvtps_epi32(v) }
         fn truncate(v: __m512) -> __m512i { _mm512_cvttps_epi32(v) }
         fn to_f32(v: __m512i) -> __m512 { _mm512_cvtepi32_ps(v) }

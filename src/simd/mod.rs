@@ -10,6 +10,7 @@ pub(crate) mod avx2;
 pub(crate) mod avx512;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
+pub mod ieee;
 pub(crate) mod scalar;
 
 /// Lanes of a vector.
@@ -99,7 +100,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// The bits of floats.
     fn bits(self, v: Self::F32) -> Self::I32;
     /// Floats from their bits.
-    fn from_bits(self, v: Self::I32) -> Self::F32;
+    fn as_f32(self, v: Self::I32) -> Self::F32;
 
     /// The nearest integer, half to even. Any value where `v` is beyond i32 or NaN.
     fn round(self, v: Self::F32) -> Self::I32;

@@ -97,7 +97,7 @@ impl Simd for Neon {
         fn shift_left(v: I32, n: u32) -> I32 { { let n = [vdupq_n_s32(n.cast_signed()); 4]; four!(vshlq_s32(v, n)) } }
         fn shift_right(v: I32, n: u32) -> I32 { { let n = [vdupq_n_s32(-n.cast_signed()); 4]; four!(vshlq_s32(v, n)) } }
         fn bits(v: F32) -> I32 { four!(vreinterpretq_s32_f32(v)) }
-        fn from_bits(v: I32) -> F32 { four!(vreinterpretq_f32_s32(v)) }
+        fn as_f32(v: I32) -> F32 { four!(vreinterpretq_f32_s32(v)) }
         fn round(v: F32) -> I32 { four!(vcvtnq_s32_f32(v)) }
         fn truncate(v: F32) -> I32 { four!(vcvtq_s32_f32(v)) }
         fn to_f32(v: I32) -> F32 { four!(vcvtq_f32_s32(v)) }

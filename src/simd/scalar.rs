@@ -126,7 +126,7 @@ impl Simd for Scalar {
         v.map(|lane| lane.to_bits().cast_signed())
     }
 
-    fn from_bits(self, v: [i32; 16]) -> [f32; 16] {
+    fn as_f32(self, v: [i32; 16]) -> [f32; 16] {
         v.map(|lane| f32::from_bits(lane.cast_unsigned()))
     }
 

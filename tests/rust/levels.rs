@@ -71,7 +71,7 @@ impl Kernel for Primitives {
             ("max_i32", integers(simd.max_i32(i, j))),
             ("shift_left", integers(simd.shift_left(i, 5))),
             ("shift_right", integers(simd.shift_right(i, 7))),
-            ("bits", integers(simd.bits(simd.from_bits(i)))),
+            ("bits", integers(simd.bits(simd.as_f32(i)))),
             ("round", integers(simd.round(small))),
             ("truncate", integers(simd.truncate(small))),
             ("to_f32", floats(simd.to_f32(i))),
