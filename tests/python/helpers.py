@@ -89,8 +89,8 @@ KINDS = (
 
 
 def python(code, *flags, timeout=120, **environment):
-    """Run ``code`` in a fresh interpreter and return what it printed; a failure shows its stderr."""
-    environment = {**os.environ, **environment}
+    """Run ``code`` in a fresh interpreter and return what it printed; a failure shows its stderr. None unsets a variable."""
+    environment = {key: value for key, value in {**os.environ, **environment}.items() if value is not None}
     path = [str(Path(__file__).parent), str(Path(__file__).parents[1]), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     done = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True, env=environment, timeout=timeout)

@@ -99,7 +99,7 @@ print(small.dequantize().sum())
 @pytest.mark.skipif(sys.platform == "win32", reason="a limit on memory is set by POSIX means")
 def test_memory():
     text = python(MEMORY)
-    assert re.match(r"cannot allocate 34\.4 GB for '?packed'?\n256\.0\n$", text), text
+    assert re.match(r"cannot allocate 34\.4 GB for .*'packed'.*\n256\.0\n$", text), text
 
 
 ARGUMENTS = [
@@ -112,7 +112,7 @@ ARGUMENTS = [
     (lambda: qz.quantize(sample((2, 32)), threads="2"), TypeError, "threads"),
     (lambda: qz.quantize(sample((2, 32)), threads=1.5), TypeError, "threads"),
     (lambda: qz.quantize(sample((2, 32)), nonfinite=None), (TypeError, ValueError), "nonfinite"),
-    (lambda: qz.compare(sample((2, 32)), "x"), TypeError, ""),
+    (lambda: qz.compare(sample((2, 32)), "x"), TypeError, "dtype"),
 ]
 
 

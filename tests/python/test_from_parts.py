@@ -92,20 +92,20 @@ def test_an_unknown_part_is_named(name, part):
 
 
 WRONG = [
-    ("int4", "packed", lambda a: a.astype(np.int32), TypeError, "packed has dtype int32; expected uint8"),
-    ("int4", "packed", lambda a: a.view(np.int8), TypeError, "packed has dtype int8; expected uint8"),
-    ("int4", "packed", lambda a: a.astype(np.float32), TypeError, "packed has dtype float32; expected uint8"),
-    ("int4", "scales", lambda a: a.astype(np.float64), TypeError, "scales has dtype float64; expected"),
-    ("int4", "scales", lambda a: a.astype(np.int16), TypeError, "scales has dtype int16; expected"),
-    ("uint4", "zero_points", lambda a: a.astype(np.int64), TypeError, "zero_points has dtype int64; expected uint8"),
-    ("gguf:q4_0", "blocks", lambda a: a.astype(np.uint16), TypeError, "blocks has dtype uint16; expected uint8"),
-    ("int4", "scales", lambda a: a[..., :1], ValueError, r"scales has shape \(3, 4, 1\)"),
-    ("int4", "scales", lambda a: a[:2], ValueError, r"scales has shape \(2, 4, 2\)"),
-    ("int4", "scales", lambda a: a[0], ValueError, r"scales has shape \(4, 2\)"),
-    ("int4", "scales", lambda a: np.repeat(a, 2, -1), ValueError, r"scales has shape \(3, 4, 4\)"),
-    ("uint4", "zero_points", lambda a: np.repeat(a, 2, -1), ValueError, r"zero_points has shape \(3, 4, 2\)"),
-    ("gguf:q4_0", "blocks", lambda a: a[..., :-1], ValueError, r"blocks has shape \(3, 4, 35\).*18"),
-    ("gguf:q4_1", "blocks", lambda a: a[..., 1:], ValueError, r"blocks has shape \(3, 4, 39\).*20"),
+    ("int4", "packed", lambda a: a.astype(np.int32), TypeError, r"packed.* has dtype int32; expected uint8"),
+    ("int4", "packed", lambda a: a.view(np.int8), TypeError, r"packed.* has dtype int8; expected uint8"),
+    ("int4", "packed", lambda a: a.astype(np.float32), TypeError, r"packed.* has dtype float32; expected uint8"),
+    ("int4", "scales", lambda a: a.astype(np.float64), TypeError, r"scales.* has dtype float64; expected"),
+    ("int4", "scales", lambda a: a.astype(np.int16), TypeError, r"scales.* has dtype int16; expected"),
+    ("uint4", "zero_points", lambda a: a.astype(np.int64), TypeError, r"zero_points.* has dtype int64; expected uint8"),
+    ("gguf:q4_0", "blocks", lambda a: a.astype(np.uint16), TypeError, r"blocks.* has dtype uint16; expected uint8"),
+    ("int4", "scales", lambda a: a[..., :1], ValueError, r"scales.* has shape \(3, 4, 1\)"),
+    ("int4", "scales", lambda a: a[:2], ValueError, r"scales.* has shape \(2, 4, 2\)"),
+    ("int4", "scales", lambda a: a[0], ValueError, r"scales.* has shape \(4, 2\)"),
+    ("int4", "scales", lambda a: np.repeat(a, 2, -1), ValueError, r"scales.* has shape \(3, 4, 4\)"),
+    ("uint4", "zero_points", lambda a: np.repeat(a, 2, -1), ValueError, r"zero_points.* has shape \(3, 4, 2\)"),
+    ("gguf:q4_0", "blocks", lambda a: a[..., :-1], ValueError, r"blocks.* has shape \(3, 4, 35\)"),
+    ("gguf:q4_1", "blocks", lambda a: a[..., 1:], ValueError, r"blocks.* has shape \(3, 4, 39\)"),
     ("int4", "packed", lambda a: a[0, 0, 0], ValueError, "packed"),
     ("int4", "packed", lambda a: None, TypeError, "packed"),
 ]
@@ -116,6 +116,8 @@ def test_a_part_that_does_not_fit_is_named(name, part, change, error, message):
     parts = stored(name)
     parts[part] = change(parts[part])
     with pytest.raises(error, match=message):
+        qz.from_parts(name, parts, shape=X.shape)
+    with pytest.raises(error):  # without a shape the fault may as well lie in another part
         qz.from_parts(name, parts)
 
 
@@ -131,7 +133,7 @@ def test_a_shape_that_is_none(shape):
         qz.from_parts("int4", stored(), shape=shape)
 
 
-@pytest.mark.parametrize("group_size", [16, 64, 33, "row", "tensor", 0])
+@pytest.mark.parametrize("group_size", [16, 31, 64, "row", "tensor", 0])
 def test_a_group_size_that_the_scales_contradict(group_size):
     with pytest.raises(ValueError):
         qz.from_parts("int4", stored(), group_size=group_size)

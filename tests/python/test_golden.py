@@ -7,7 +7,7 @@ from helpers import load, same, same_parts
 import quantize as qz
 
 INPUTS = load("inputs")
-FORMATS = [row["name"] for row in qz.formats()]
+FORMATS = [row.name for row in qz.formats()]
 
 
 def ggml(name):

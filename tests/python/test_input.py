@@ -1,6 +1,7 @@
 """What goes in: arrays of other libraries, lists, and everything that is refused."""
 
 import decimal
+import re
 
 import ml_dtypes
 import numpy as np
@@ -88,9 +89,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("x", REFUSED, ids=lambda x: x.dtype.name)
 def test_other_dtypes_are_refused_by_name(x):
-    with pytest.raises(
-        TypeError, match=f"array has dtype .*{x.dtype.name.rstrip('0123456789')}.*; expected float16, bfloat16, float32 or float64"
-    ):
+    with pytest.raises(TypeError, match=f"array has dtype {re.escape(x.dtype.name)}; expected float16, bfloat16, float32 or float64"):
         qz.quantize(x)
 
 
@@ -118,17 +117,22 @@ def test_integers_as_bfloat16_need_the_dtype():
         qz.quantize(X.astype(np.int16), dtype="bfloat16")
 
 
+class Subclass(np.ndarray):
+    def __getitem__(self, index):
+        raise AssertionError("an element was asked for by the index of a subclass")
+
+
 def test_subclasses_are_arrays(tmp_path):
     mapped = np.memmap(tmp_path / "x", np.float32, "w+", shape=X.shape)
     mapped[...] = X
     mapped.flush()
     read_only = np.memmap(tmp_path / "x", np.float32, "r", shape=X.shape)
-    for array in (mapped, read_only, X.view(np.recarray), np.asmatrix(X)):
+    for array in (mapped, read_only, X.view(np.recarray), X.view(Subclass)):
         same_parts(qz.quantize(array).parts, EXPECTED)
 
 
 def test_an_array_without_axes():
-    for x in (np.float32(1), np.array(1.0), 1.0, 1):
+    for x in (np.float32(1), np.array(1.0), 1.0):
         with pytest.raises(ValueError, match="0-d"):
             qz.quantize(x)
 

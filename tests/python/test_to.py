@@ -58,6 +58,16 @@ def test_int4_becomes_uint4_with_zero_points_of_8(options):
     assert lossless(there, "int4").identical(q)
 
 
+def test_q4_0_becomes_q4_1_where_the_minimum_fits():
+    """-8 * scale is a float16 unless it is too large; only the sign of a zero can differ then."""
+    q = qz.quantize(X, "gguf:q4_0")
+    there = q.to("gguf:q4_1")
+    assert (there.dequantize() == q.dequantize()).all()
+    same(there.codes(), (q.codes() + 8).astype(np.int8))
+    with pytest.raises(qz.LossyConversionError, match="minimum"):
+        qz.quantize(X * np.float32(1e5), "gguf:q4_0").to("gguf:q4_1")
+
+
 def test_uint4_with_other_zero_points_is_not_symmetric():
     q = qz.quantize(X + 1, "uint4")
     with pytest.raises(qz.LossyConversionError, match="zero point"):
@@ -101,7 +111,6 @@ REFUSED = [
     ("gguf:q4_1", {}, "int4", {}, "minimum"),
     ("gguf:q4_1", {}, "gguf:q4_0", {}, "minimum"),
     ("uint4", {}, "gguf:q4_1", {}, "(zero.point|minimum)"),
-    ("gguf:q4_0", {}, "gguf:q4_1", {}, "minimum"),
     ("uint4", {}, "gguf:q4_0", {}, "zero.point"),
 ]
 

@@ -28,7 +28,9 @@ class Format:
         """The float32 array of ``shape`` that ``parts`` stand for."""
         moved = np.moveaxis(np.empty(shape, np.bool_), axis, -1).shape
         group_size = group_size or self.group_size
-        groups = self.decode_groups(parts, moved[-1], lambda codes: cut(codes, group_size))
+        # A product beyond float32 is an infinity, as IEEE has it: scales near the end of the range can lead there.
+        with np.errstate(over="ignore"):
+            groups = self.decode_groups(parts, moved[-1], lambda codes: cut(codes, group_size))
         return np.moveaxis(join(groups, moved, group_size), -1, axis)
 
     def encode_groups(self, x, scale_dtype, join):
@@ -75,7 +77,7 @@ def settle_nonfinite(x, policy):
     """Groups without NaN and infinities, by the policy.
 
     ``raise`` refuses; ``zero`` makes each 0; ``clip`` makes NaN 0 and an infinity the largest finite magnitude of its
-    group with the sign of the infinity, 0 where the group has no finite element.
+    group, 0 where there is none, with the sign of the infinity.
     """
     finite = np.isfinite(x)
     if finite.all():
@@ -86,8 +88,7 @@ def settle_nonfinite(x, policy):
     if policy == "zero":
         return zeroed
     largest = np.abs(zeroed).max(-1, keepdims=True)
-    clipped = np.where(x > 0, largest, np.where(largest > 0, -largest, np.float32(0)))
-    return np.where(np.isinf(x), clipped, zeroed)
+    return np.where(np.isinf(x), np.copysign(largest, x), zeroed)
 
 
 def first_largest(x):
