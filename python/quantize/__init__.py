@@ -13,7 +13,18 @@ import sys as _sys
 
 from quantize import _original
 from quantize._api import compare, cpu_features, dequantize, formats, from_parts, pack, quantize, unpack
-from quantize._core import CorruptFileError, LossyConversionError, QuantizeWarning, __version__
+from quantize._core import CorruptFileError, LossyConversionError, PolicyError, QuantizeWarning, __version__
+from quantize._files import (
+    Checkpoint,
+    ConvertReport,
+    FileComparison,
+    TensorComparison,
+    TensorInfo,
+    TensorReport,
+    compare_files,
+    convert,
+    open,
+)
 from quantize._original import dequantize_from_int4, pack_int4_to_int8, quantize_to_int4, unpack_int8_to_int4
 from quantize._threads import set_threads, threads
 from quantize._types import Comparison, CpuFeatures, FormatInfo, QuantizedArray
@@ -22,20 +33,30 @@ from quantize._types import Comparison, CpuFeatures, FormatInfo, QuantizedArray
 _sys.modules["quantize.quantize"] = _original
 
 __all__ = [
+    "Checkpoint",
     "Comparison",
+    "ConvertReport",
     "CorruptFileError",
     "CpuFeatures",
+    "FileComparison",
     "FormatInfo",
     "LossyConversionError",
+    "PolicyError",
     "QuantizeWarning",
     "QuantizedArray",
+    "TensorComparison",
+    "TensorInfo",
+    "TensorReport",
     "__version__",
     "compare",
+    "compare_files",
+    "convert",
     "cpu_features",
     "dequantize",
     "dequantize_from_int4",
     "formats",
     "from_parts",
+    "open",
     "pack",
     "pack_int4_to_int8",
     "quantize",

@@ -1,6 +1,7 @@
 """The compiled core. Not for callers: its functions change without notice."""
 
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, Self, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ class LossyConversionError(ValueError):
 
 class CorruptFileError(ValueError):
     """A file breaks the rules of its container. Nothing was read from it."""
+
+class PolicyError(ValueError):
+    """A tensor of a file cannot be converted under the policy that was chosen. No file was written."""
 
 def quantize(
     array: NDArray[Any],
@@ -69,3 +73,33 @@ def formats() -> list[tuple[Any, ...]]: ...
 def refuse_option(format: str, option: str) -> None: ...
 def cpu_features() -> tuple[str, list[str]]: ...
 def _panic_for_tests(in_pool: bool) -> None: ...
+
+@final
+class File:
+    """An open file."""
+
+    def __new__(cls, path: str) -> Self: ...
+    @property
+    def container(self) -> str: ...
+    @property
+    def metadata(self) -> dict[str, str]: ...
+    def tensors(self) -> list[tuple[str, str, list[int], int, _Tensor | None]]: ...
+    def read(self, index: int) -> list[tuple[NDArray[np.uint8], str, tuple[int, ...]]]: ...
+
+def convert(
+    source: str,
+    target: str | None,
+    format: str | None,
+    group_size: int | str | None,
+    scale_dtype: str | None,
+    nonfinite: str,
+    include: list[str],
+    exclude: list[str],
+    keep: list[str],
+    overwrite: bool,
+    threads: int | None,
+    progress: Callable[[int, int, str], object] | None,
+) -> list[tuple[Any, ...]]: ...
+def compare_files(
+    reference: str, other: str, threads: int | None, progress: Callable[[int, int, str], object] | None
+) -> list[tuple[Any, ...]]: ...

@@ -431,7 +431,7 @@ fn warn(py: Python<'_>, message: String) -> PyResult<()> {
     PyErr::warn(py, py.get_type::<QuantizeWarning>().as_any(), &CString::new(message)?, CALLER_OF_THE_FACADE)
 }
 
-fn named_policy(name: &str) -> Result<NonFinite> {
+pub(super) fn named_policy(name: &str) -> Result<NonFinite> {
     match name {
         "raise" => Ok(NonFinite::Raise),
         "zero" => Ok(NonFinite::Zero),

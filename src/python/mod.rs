@@ -4,6 +4,7 @@ mod api;
 mod arrays;
 mod dlpack;
 mod errors;
+mod files;
 mod tensor;
 
 /// What the typed package in `python/quantize` stands on. Not for callers: its functions change without notice.
@@ -18,6 +19,8 @@ mod _core {
     use super::dlpack::from_dlpack;
     #[pymodule_export]
     use super::errors::{CorruptFileError, LossyConversionError, QuantizeWarning};
+    #[pymodule_export]
+    use super::files::{File, PolicyError, compare_files, convert};
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name that Python gives it")]
