@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import pickletools
 
 import ml_dtypes
 import numpy as np
@@ -76,6 +77,17 @@ def test_ml_dtypes_scales_keep_their_dtype():
     back = pickle.loads(pickle.dumps(q))
     assert back.identical(q)
     assert back.parts["scales"].dtype == ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_a_pickle_names_nothing_but_this_package(protocol):
+    """Plain data: numpy moves its inner modules between 1.26 and 2, and a pickle of one must load under the other."""
+    names = []
+    for opcode, argument, _ in pickletools.genops(pickle.dumps(qz.quantize(X), protocol)):
+        if opcode.name in ("GLOBAL", "SHORT_BINUNICODE", "BINUNICODE"):
+            names.append(str(argument))
+    assert any(name.startswith("quantize") for name in names)
+    assert not [name for name in names if name.startswith("numpy")]
 
 
 def first_version():
