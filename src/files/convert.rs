@@ -235,7 +235,7 @@ fn layout(entry: &Entry, spec: &'static Spec, options: Options) -> std::result::
         return Err(format!("{} is not quantized", entry.dtype.name()));
     }
     if entry.shape.len() < 2 {
-        return Err(format!("{} axes; a matrix has 2 or more", entry.shape.len()));
+        return Err(format!("{}-d; a matrix has 2 axes or more", entry.shape.len()));
     }
     if entry.elements() == 0 {
         return Err("no elements".into());

@@ -1,0 +1,563 @@
+"""Files of named tensors: open one, convert one into another, compare two. The core reads, plans and writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import math
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from quantize import _core
+from quantize._threads import requested
+from quantize._types import GroupSize, NonFinite, QuantizedArray, amount, float_dtype, format_info, wrap
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
+Progress: TypeAlias = Callable[[int, int, str], object]
+"""Called with the bytes that are done, the bytes in all, and the name of the tensor at hand. An exception stops the work."""
+
+
+class TensorInfo(NamedTuple):
+    """What a file says of one tensor."""
+
+    name: str
+    """Its name."""
+    dtype: str
+    """Its dtype by the name of numpy or ml_dtypes; of a quantized tensor the one that it had before."""
+    shape: tuple[int, ...]
+    """Its shape."""
+    nbytes: int
+    """The bytes that it takes in the file."""
+    format: str | None
+    """The format, None for a tensor that is not quantized."""
+    group_size: int | str | None
+    """Elements that share a scale, ``"row"`` or ``"tensor"``; None for a tensor that is not quantized."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
+    """A file of named tensors, open for reading: a mapping from each name to its array, read when it is asked for.
+
+    Made by :func:`open`. A quantized tensor is a :class:`QuantizedArray`, whatever parts it is stored in; anything else is an
+    ndarray. What numpy has no dtype for comes as its bits: bfloat16 as uint16, 8-bit floats as uint8; 6-bit and 4-bit floats
+    as the flat bytes that they are packed in.
+
+    Usable in a ``with`` block, which closes the file at its end.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._file: _core.File | None = _core.File(os.fspath(path))
+        self._path = Path(path)
+        self._tensors: dict[str, tuple[int, TensorInfo, Any]] = {}
+        for index, (name, dtype, shape, nbytes, tensor) in enumerate(self._file.tensors()):
+            format, group_size = (tensor[0], tensor[3]) if tensor else (None, None)
+            self._tensors[name] = index, TensorInfo(name, dtype, tuple(shape), nbytes, format, group_size), tensor
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self._path
+
+    @property
+    def container(self) -> str:
+        """The file format: ``"safetensors"`` or ``"npy"``."""
+        return self._open_file().container
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The free text of the file, by key."""
+        return self._open_file().metadata
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """What the header says of every tensor. Nothing is read."""
+        return tuple(info for _, info, _ in self._tensors.values())
+
+    def __getitem__(self, name: str) -> QuantizedArray | NDArray[Any]:
+        """Read a tensor."""
+        index, _, tensor = self._tensors[name]
+        arrays = [_array(data, dtype, shape) for data, dtype, shape in self._open_file().read(index)]
+        if tensor is None:
+            return arrays[0]
+        names = [name for name, _ in format_info(tensor[0]).parts]
+        return wrap(tensor, dict(zip(names, arrays, strict=True)))
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the names, in the order of the data."""
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        """Count the tensors."""
+        return len(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a tensor of this name; it is not read."""
+        return name in self._tensors
+
+    def close(self) -> None:
+        """Close the file. Arrays that were read stay."""
+        self._file = None
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        """Describe the file in one line."""
+        nbytes = sum(info.nbytes for info in self.tensors)
+        return f"Checkpoint({str(self._path)!r}, {len(self)} tensors, {amount(nbytes)})"
+
+    def _open_file(self) -> _core.File:
+        if self._file is None:
+            raise ValueError(f"the file {self._path} is closed")
+        return self._file
+
+
+def open(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a safetensors or npy file.
+
+    Parameters
+    ----------
+    path : path
+        The array of an npy file is called as the file is, without its ending.
+
+    Returns
+    -------
+    Checkpoint
+        A mapping from names to arrays, each read when it is asked for.
+
+    Raises
+    ------
+    CorruptFileError
+        The file breaks the rules of its container; the message names the rule and the tensor.
+    OSError
+        It cannot be read.
+
+    Examples
+    --------
+    >>> import numpy as np, quantize as qz, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/weights.npy", np.ones((2, 64), np.float32))
+    ...     report = qz.convert(f"{folder}/weights.npy", f"{folder}/weights.safetensors")
+    ...     qz.open(f"{folder}/weights.safetensors")["weights"]
+    QuantizedArray(int4, shape=(2, 64), 4.50 bits/weight, 72 bytes)
+    """
+    return Checkpoint(path)
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """What a conversion did to one tensor."""
+
+    name: str
+    """Its name."""
+    shape: tuple[int, ...]
+    """Its shape."""
+    dtype: str
+    """Its dtype, or the one that it had before it was quantized."""
+    action: Literal["quantize", "dequantize", "keep"]
+    """What was done."""
+    reason: str | None
+    """Why it was kept."""
+    format: str | None
+    """Its format in the new file, None where it is not quantized there."""
+    group_size: int | str | None
+    """Its group size in the new file."""
+    bytes_before: int
+    """Bytes in the old file."""
+    bytes_after: int
+    """Bytes in the new file."""
+    rmse: float | None
+    """Root of the mean square of the errors; None where nothing was quantized."""
+    max_abs_error: float | None
+    """The largest error."""
+    sqnr_db: float | None
+    """Signal to quantization noise in dB; infinite without errors."""
+    replaced: int
+    """Elements that were not finite and were replaced."""
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Bits per element in the new file, scales included; None where it is not quantized there."""
+        return 8 * self.bytes_after / math.prod(self.shape) if self.format and math.prod(self.shape) else None
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What a conversion did, or would do."""
+
+    source: str
+    """The old file."""
+    target: str | None
+    """The new file."""
+    dry_run: bool
+    """Whether this is the plan alone: then nothing was written and no error is known."""
+    seconds: float
+    """How long it took."""
+    bytes_before: int
+    """Bytes of all tensors in the old file."""
+    bytes_after: int
+    """Bytes of all tensors in the new file."""
+    bits_per_weight: float | None
+    """Bits per element of all that is quantized in the new file."""
+    sqnr_db: float | None
+    """Signal to quantization noise over all elements that were quantized, in dB."""
+    worst: str | None
+    """The tensor of the lowest SQNR."""
+    tensors: tuple[TensorReport, ...]
+    """Tensor by tensor, in the order of the old file."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give everything as plain data for JSON. Numbers that are not finite, such as the SQNR without errors, are None."""
+        return finite(dataclasses.asdict(self))
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str] | None,
+    *,
+    format: str = "int4",
+    group_size: GroupSize | None = None,
+    scale_dtype: DTypeLike | Literal["bfloat16"] | None = None,
+    nonfinite: NonFinite = "raise",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    dequantize: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+    progress: Progress | bool = False,
+) -> ConvertReport:
+    """Quantize the matrices of a safetensors or npy file into a new safetensors file, or decode them back.
+
+    A tensor is quantized if it is of float16, bfloat16, float32 or float64, has two axes or more and a last axis of at least one
+    group (a multiple of the block where the format has blocks). All others are copied unchanged; the report says why. At most
+    one tensor is in memory at a time. The new file appears under its name when it is whole, and may take the place of the old.
+
+    Parameters
+    ----------
+    source : path
+        A safetensors file, also one that was converted before, or an npy file.
+    target : path or None
+        The safetensors file to write. None only for a dry run.
+    format : str
+        Name or alias; see :func:`formats`.
+    group_size, scale_dtype, nonfinite
+        As for :func:`quantize`.
+    include, exclude : sequence of str
+        Shell patterns of names: only tensors that match one of ``include``, none that matches one of ``exclude``.
+    keep : sequence of str
+        Names of tensors to copy unchanged.
+    dequantize : bool
+        Decode quantized tensors to the dtype that they had before, instead of quantizing.
+    overwrite : bool
+        Replace a file that exists.
+    dry_run : bool
+        Plan from the header alone; write nothing.
+    threads : int, optional
+        At most so many threads; see :func:`set_threads`. The bytes do not depend on it.
+    progress : callable or bool
+        Called with bytes done, bytes in all and the name at hand. True shows a bar on a terminal, with tqdm where it is installed.
+
+    Returns
+    -------
+    ConvertReport
+
+    Raises
+    ------
+    CorruptFileError
+        The source breaks the rules of its container.
+    PolicyError
+        A tensor has elements that are not finite, or scales beyond their dtype. The message names it.
+    ValueError, TypeError
+        Options that the format does not take, or names and patterns that fit no tensor.
+    OSError
+        A file cannot be read or written, exists already, or the disk is full.
+
+    Examples
+    --------
+    >>> import numpy as np, quantize as qz, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/weights.npy", np.ones((2, 64), np.float32))
+    ...     report = qz.convert(f"{folder}/weights.npy", f"{folder}/weights.safetensors", group_size=64)
+    >>> report.bytes_before, report.bytes_after, report.bits_per_weight
+    (512, 68, 4.25)
+    """
+    started = time.perf_counter()
+    source = os.fspath(source)
+    target = None if target is None else os.fspath(target)
+    if target is None and not dry_run:
+        raise ValueError("target is None; expected a path, or dry_run=True for the plan alone")
+    if dequantize and (group_size is not None or scale_dtype is not None):
+        raise ValueError("group_size and scale_dtype are given; expected neither with dequantize=True, the file has both")
+    names = [list(given) if not isinstance(given, str) else [given] for given in (include, exclude, keep)]
+    scale_name = None if scale_dtype is None else float_dtype(scale_dtype)[0]
+    options = (None if dequantize else format, group_size, scale_name, nonfinite, *names, overwrite, requested(threads))
+
+    rows = _core.convert(source, None, *options, None)
+    if target is not None and not dry_run:
+        _check_space(target, sum(row[7] for row in rows))
+        with _shown(progress) as callback:
+            rows = _core.convert(source, target, *options, callback)
+    report = _report(source, target, dry_run, rows, started)
+    replaced = sum(tensor.replaced for tensor in report.tensors)
+    if replaced:
+        elements = "element was" if replaced == 1 else "elements were"
+        warnings.warn(f"{replaced} {elements} not finite and replaced, as nonfinite= asks", _core.QuantizeWarning, stacklevel=2)
+    return report
+
+
+def _report(source: str, target: str | None, dry_run: bool, rows: list[Any], started: float) -> ConvertReport:
+    tensors = []
+    errors: list[tuple[str, Errors]] = []
+    for name, shape, dtype, action, reason, tensor, before, after, sums, replaced in rows:
+        format, group_size = (tensor[0], tensor[3]) if tensor else (None, None)
+        measured: tuple[float | None, float | None, float | None] = (None, None, None)
+        if sums is not None:
+            own = Errors(*sums)
+            errors.append((name, own))
+            measured = (own.rmse, own.max_abs_error, own.sqnr_db)
+        tensors.append(TensorReport(name, tuple(shape), dtype, action, reason, format, group_size, before, after, *measured, replaced))
+    quantized = [tensor for tensor in tensors if tensor.format]
+    weights = sum(math.prod(tensor.shape) for tensor in quantized)
+    sqnr_db, worst = _overall(errors)
+    return ConvertReport(
+        source=source,
+        target=target,
+        dry_run=dry_run,
+        seconds=time.perf_counter() - started,
+        bytes_before=sum(tensor.bytes_before for tensor in tensors),
+        bytes_after=sum(tensor.bytes_after for tensor in tensors),
+        bits_per_weight=8 * sum(tensor.bytes_after for tensor in quantized) / weights if weights else None,
+        sqnr_db=sqnr_db,
+        worst=worst,
+        tensors=tuple(tensors),
+    )
+
+
+@dataclass(frozen=True)
+class TensorComparison:
+    """How the tensors that two files have under one name relate."""
+
+    name: str
+    """The name."""
+    verdict: Literal["measured", "same", "different", "shapes", "dtypes", "only first", "only second"]
+    """``measured``: numbers. ``same``, ``different``: bytes of a dtype that is not measured. ``shapes``, ``dtypes``: those differ."""
+    first: str | None
+    """The format or dtype in the first file."""
+    second: str | None
+    """The format or dtype in the second file."""
+    shape: tuple[int, ...]
+    """The shape, of the first file where they differ."""
+    rmse: float | None
+    """Root of the mean square of the errors; None where nothing was measured."""
+    max_abs_error: float | None
+    """The largest error."""
+    sqnr_db: float | None
+    """Signal to noise in dB, the first file being the signal; infinite without errors."""
+    cosine: float | None
+    """Cosine of the angle between both."""
+
+
+@dataclass(frozen=True)
+class FileComparison:
+    """How the tensors of two files relate."""
+
+    first: str
+    """The file that is the reference."""
+    second: str
+    """The file that is measured."""
+    sqnr_db: float | None
+    """Signal to noise over all elements that were measured, in dB."""
+    worst: str | None
+    """The tensor of the lowest SQNR."""
+    tensors: tuple[TensorComparison, ...]
+    """Name by name, in the order of the first file."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give everything as plain data for JSON. Numbers that are not finite are None."""
+        return finite(dataclasses.asdict(self))
+
+
+def compare_files(
+    first: str | os.PathLike[str], second: str | os.PathLike[str], *, threads: int | None = None, progress: Progress | bool = False
+) -> FileComparison:
+    """Measure how far the tensors of one file are from those of the same name in another, quantized or not.
+
+    Parameters
+    ----------
+    first : path
+        The reference.
+    second : path
+    threads : int, optional
+        At most so many threads; see :func:`set_threads`.
+    progress : callable or bool
+        As for :func:`convert`.
+
+    Returns
+    -------
+    FileComparison
+
+    Raises
+    ------
+    CorruptFileError
+        A file breaks the rules of its container.
+    OSError
+        A file cannot be read.
+    """
+    first, second = os.fspath(first), os.fspath(second)
+    with _shown(progress) as callback:
+        rows = _core.compare_files(first, second, requested(threads), callback)
+    tensors = []
+    errors: list[tuple[str, Errors]] = []
+    for name, one, other, verdict, sums in rows:
+        kinds = (one[0] if one else None, other[0] if other else None)
+        shape = tuple((one or other)[1])
+        measured: tuple[float | None, float | None, float | None, float | None] = (None, None, None, None)
+        if sums is not None:
+            own = Errors(*sums)
+            errors.append((name, own))
+            measured = (own.rmse, own.max_abs_error, own.sqnr_db, own.cosine)
+        tensors.append(TensorComparison(name, verdict or ("only first" if one else "only second"), *kinds, shape, *measured))
+    return FileComparison(first, second, *_overall(errors), tuple(tensors))
+
+
+class Errors(NamedTuple):
+    """The sums that errors are made of, as the core gives them."""
+
+    count: int
+    error_squares: float
+    squares: float
+    other_squares: float
+    products: float
+    max_abs_error: float
+
+    @property
+    def rmse(self) -> float:
+        """Root of the mean square of the errors."""
+        return math.sqrt(self.error_squares / max(self.count, 1))
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to noise in dB."""
+        return _sqnr_db(self.squares, self.error_squares)
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the angle between both; 1 where both are zero."""
+        lengths = math.sqrt(self.squares) * math.sqrt(self.other_squares)
+        return self.products / lengths if lengths else float(self.squares == self.other_squares)
+
+
+def _sqnr_db(squares: float, error_squares: float) -> float:
+    """10 * log10(sum(reference^2) / sum(error^2)), infinite without errors."""
+    if error_squares == 0:
+        return math.inf
+    ratio = squares / error_squares
+    return 10 * math.log10(ratio) if ratio > 0 else -math.inf if ratio == 0 else math.nan
+
+
+def _overall(named: Sequence[tuple[str, Errors]]) -> tuple[float | None, str | None]:
+    """Give the SQNR over all tensors and the name of the worst, passing over those that held NaN or infinities."""
+    measured = [(name, errors) for name, errors in named if math.isfinite(errors.error_squares)]
+    if not measured:
+        return None, None
+    overall = _sqnr_db(sum(errors.squares for _, errors in measured), sum(errors.error_squares for _, errors in measured))
+    return overall, min(measured, key=lambda pair: pair[1].sqnr_db)[0]
+
+
+def finite(value: Any) -> Any:
+    """Give plain data with None in place of numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _array(data: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Give the bytes of a tensor as an array of its dtype, or of its bits where numpy has no such dtype."""
+    if dtype.startswith(("float4_", "float6_")):
+        return data
+    name = "uint16" if dtype == "bfloat16" else "uint8" if dtype.startswith("float8_") else dtype
+    return data.view(np.dtype(name).newbyteorder("<")).reshape(shape)
+
+
+def _check_space(target: str, needed: int) -> None:
+    """Refuse a job that the disk has no room for before it begins."""
+    free = shutil.disk_usage(os.path.dirname(os.path.realpath(target))).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"the new file needs {amount(needed)}, the disk has {amount(free)} free", target)
+
+
+@contextmanager
+def _shown(progress: Progress | bool) -> Iterator[Progress | None]:
+    """Give the callback that shows progress: the caller's own, or a bar if the standard error is a terminal."""
+    if callable(progress):
+        yield progress
+        return
+    if not progress or not sys.stderr.isatty():
+        yield None
+        return
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        line = _Line()
+        try:
+            yield line
+        finally:
+            line.clear()
+        return
+    with tqdm(unit="B", unit_scale=True, leave=False, file=sys.stderr) as bar:
+
+        def show(done: int, total: int, name: str) -> None:
+            bar.total = total
+            bar.set_description(printable(name)[-50:], refresh=False)
+            bar.update(done - bar.n)
+
+        yield show
+
+
+class _Line:
+    """One line on a terminal, rewritten at most ten times a second."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, done: int, total: int, name: str) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + 0.1
+            self._write(f"{done / max(total, 1):4.0%} of {amount(total)}  {printable(name)[-50:]}")
+
+    def clear(self) -> None:
+        self._write("")
+
+    def _write(self, text: str) -> None:
+        width = shutil.get_terminal_size().columns
+        sys.stderr.write(f"\r{text[: width - 1]:{width - 1}}\r")
+        sys.stderr.flush()
+
+
+def printable(name: str) -> str:
+    """Give a name from a file without what a terminal would act on."""
+    return name if name.isprintable() else repr(name)[1:-1]

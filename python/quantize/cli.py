@@ -1,0 +1,332 @@
+"""The command line: ``quantize convert | inspect | compare | formats``.
+
+Results go to the standard output, everything else to the standard error. Exit codes: 0 done, 1 another failure, 2 wrong usage,
+3 a bad input file, 4 a tensor that the policy forbids, 5 input or output failed, 130 interrupted, 143 terminated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections import Counter
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from quantize import _files
+from quantize._api import formats
+from quantize._core import CorruptFileError, PolicyError, QuantizeWarning, __version__
+from quantize._files import printable
+from quantize._types import amount
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence, Set
+
+FAILED, USAGE, BAD_INPUT, POLICY, IO, INTERRUPTED, TERMINATED = 1, 2, 3, 4, 5, 130, 143
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Without the name of the program. Default: those of the process.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        with _termination_raised(), _warnings_on_stderr():
+            options.run(options)
+            sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was written", INTERRUPTED)
+    except _Terminated:
+        return _fail("terminated; nothing was written", TERMINATED)
+    except CorruptFileError as error:
+        return _fail(error, BAD_INPUT)
+    except PolicyError as error:
+        return _fail(error, POLICY)
+    except BrokenPipeError:
+        # Whoever read the results has gone. Python would complain when it flushes at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return IO
+    except OSError as error:
+        named = error.filename is not None
+        return _fail(f"{printable(str(error.filename))}: {error.strerror}" if named else error, IO)
+    except (ValueError, TypeError) as error:  # what the functions say of their arguments
+        return _fail(error, USAGE)
+    except MemoryError as error:
+        return _fail(error, FAILED)
+
+
+def _fail(message: object, code: int) -> int:
+    print(f"quantize: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="quantize", description="Float tensors to 4-bit formats and back.")
+    parser.add_argument("--version", action="version", version=f"quantize {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    command = _command(commands, "convert", _convert, "quantize the matrices of a file, or decode them back")
+    command.add_argument("source", metavar="IN", help="a safetensors or npy file")
+    command.add_argument("target", metavar="OUT", nargs="?", help="the safetensors file to write; not needed for a dry run")
+    kind = command.add_mutually_exclusive_group()
+    kind.add_argument("--format", metavar="NAME", help="see 'quantize formats' (default: int4)")
+    kind.add_argument("--dequantize", action="store_true", help="decode every tensor to the dtype that it had before")
+    command.add_argument("--group-size", type=_group_size, metavar="N", help="elements per scale, 'row' or 'tensor' (default: the format's)")
+    command.add_argument("--scale-dtype", choices=["float16", "bfloat16", "float32"], help="what scales are stored as")
+    command.add_argument(
+        "--nonfinite",
+        choices=["raise", "zero", "clip"],
+        default="raise",
+        help="what to do with NaN and infinities: stop (default), make them 0, or clip infinities to the group",
+    )
+    command.add_argument("--include", action="append", default=[], metavar="GLOB", help="quantize only tensors of such names; repeatable")
+    command.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="quantize no tensor of such names; repeatable")
+    command.add_argument("--keep", nargs="+", action="extend", default=[], metavar="NAME", help="copy these tensors unchanged")
+    command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists; it may be IN")
+    command.add_argument("--dry-run", action="store_true", help="print the plan, from the header alone; write nothing")
+    _add_work_options(command)
+
+    command = _command(commands, "inspect", _inspect, "list the tensors of a file, from its header alone")
+    command.add_argument("file", metavar="FILE", help="a safetensors or npy file")
+
+    command = _command(commands, "compare", _compare, "measure how far the tensors of one file are from those of another")
+    command.add_argument("first", metavar="A", help="the reference")
+    command.add_argument("second", metavar="B", help="what is measured; either file may be quantized")
+    _add_work_options(command)
+
+    _command(commands, "formats", _formats, "list the formats")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    command.set_defaults(run=run)
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    return command
+
+
+def _add_work_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--threads", type=int, metavar="N", help="at most so many threads")
+    command.add_argument("--quiet", action="store_true", help="no progress and no tables; errors and JSON still come")
+
+
+def _group_size(text: str) -> int | str:
+    return text if text in ("row", "tensor", "channel") else int(text)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    report = _files.convert(
+        options.source,
+        options.target,
+        format=options.format or "int4",
+        group_size=options.group_size,
+        scale_dtype=options.scale_dtype,
+        nonfinite=options.nonfinite,
+        include=options.include,
+        exclude=options.exclude,
+        keep=options.keep,
+        dequantize=options.dequantize,
+        overwrite=options.overwrite,
+        dry_run=options.dry_run,
+        threads=options.threads,
+        progress=not options.quiet,
+    )
+    if options.json:
+        _print_json(report.to_dict())
+    elif not options.quiet:
+        _print_report(report)
+
+
+def _print_report(report: _files.ConvertReport) -> None:
+    # A plan is read line by line; of a job that is done, what was kept is told in sum.
+    shown = [tensor for tensor in report.tensors if report.dry_run or tensor.action != "keep"]
+    rows = []
+    for tensor in shown:
+        becomes = {"keep": "kept", "quantize": tensor.format, "dequantize": tensor.dtype}[tensor.action]
+        remark = tensor.reason or ("" if tensor.sqnr_db is None else _decibels(tensor.sqnr_db))
+        rows.append([tensor.name, _shape(tensor.shape), tensor.dtype, becomes, amount(tensor.bytes_before), amount(tensor.bytes_after), remark])
+    if rows:
+        last = "why kept" if report.dry_run else "SQNR"
+        _print_table(["tensor", "shape", "dtype", "becomes", "before", "after", last], rows, right={1, 4, 5})
+        print()
+    kept = Counter(tensor.reason for tensor in report.tensors if tensor.action == "keep")
+    if kept:
+        _print_table(["kept", "why"], [[count, reason] for reason, count in kept.most_common()], right={0})
+        print()
+
+    done = Counter(tensor.action for tensor in report.tensors)
+    replaced = sum(tensor.replaced for tensor in report.tensors)
+    summary = [["tensors", ", ".join(f"{done[action]} {word}" for action, word in _ACTIONS.items() if done[action]) or "none"]]
+    percent = f" ({report.bytes_after / report.bytes_before:.1%})" if report.bytes_before else ""
+    summary.append(["bytes", f"{amount(report.bytes_before)} -> {amount(report.bytes_after)}{percent}"])
+    if report.bits_per_weight is not None:
+        summary.append(["bits per weight", f"{report.bits_per_weight:.2f} where quantized"])
+    if report.sqnr_db is not None:
+        summary.append(["SQNR", _decibels(report.sqnr_db)])
+    if report.worst is not None:
+        summary.append(["worst tensor", _worst(report)])
+    if replaced:
+        summary.append(["replaced", f"{replaced} elements that were not finite"])
+    summary.append(["written", "nothing, this is the plan" if report.dry_run else f"{report.target} in {report.seconds:.1f} s"])
+    _print_table([], summary)
+
+
+_ACTIONS = {"quantize": "quantized", "dequantize": "decoded", "keep": "kept"}
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    with _files.open(options.file) as file:
+        tensors, container, metadata = file.tensors, file.container, file.metadata
+    if options.json:
+        plain = [tensor._asdict() | {"bits_per_weight": _bits(tensor)} for tensor in tensors]
+        _print_json({"file": options.file, "container": container, "metadata": metadata, "tensors": plain})
+        return
+    rows = [
+        [
+            tensor.name,
+            _shape(tensor.shape),
+            tensor.dtype,
+            tensor.format or "",
+            "" if tensor.group_size is None else tensor.group_size,
+            amount(tensor.nbytes),
+            "" if tensor.format is None else f"{_bits(tensor):.2f}",
+        ]
+        for tensor in tensors
+    ]
+    _print_table(["tensor", "shape", "dtype", "format", "group", "size", "bits/weight"], rows, right={1, 4, 5, 6})
+    kinds = Counter(tensor.format or tensor.dtype for tensor in tensors)
+    summary = [
+        ["container", container],
+        ["tensors", ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none"],
+        ["bytes", amount(sum(tensor.nbytes for tensor in tensors))],
+        *([f"metadata {key}", text] for key, text in metadata.items() if key != "quantize"),
+    ]
+    print()
+    _print_table([], summary)
+
+
+def _bits(tensor: _files.TensorInfo) -> float | None:
+    return 8 * tensor.nbytes / tensor.size if tensor.size else None
+
+
+def _compare(options: argparse.Namespace) -> None:
+    report = _files.compare_files(options.first, options.second, threads=options.threads, progress=not options.quiet)
+    if options.json:
+        _print_json(report.to_dict())
+        return
+    if options.quiet:
+        return
+    rows = []
+    for tensor in report.tensors:
+        numbers = ["", "", _VERDICTS.get(tensor.verdict, "")]
+        if tensor.sqnr_db is not None:
+            numbers = [f"{tensor.rmse:.3g}", f"{tensor.max_abs_error:.3g}", _decibels(tensor.sqnr_db)]
+        rows.append([tensor.name, _shape(tensor.shape), tensor.first or "-", tensor.second or "-", *numbers])
+    _print_table(["tensor", "shape", "A", "B", "RMSE", "max error", "SQNR"], rows, right={1, 4, 5})
+    if report.sqnr_db is not None:
+        print()
+        _print_table([], [["SQNR", _decibels(report.sqnr_db)], ["worst tensor", _worst(report)]])
+
+
+def _worst(report: _files.ConvertReport | _files.FileComparison) -> str:
+    sqnr_db = next(tensor.sqnr_db for tensor in report.tensors if tensor.name == report.worst)
+    return f"{report.worst}, {_decibels(sqnr_db)}"
+
+
+_VERDICTS = {
+    "same": "the same bytes",
+    "different": "other bytes",
+    "shapes": "the shapes differ",
+    "dtypes": "the dtypes differ",
+    "only first": "only in A",
+    "only second": "only in B",
+}
+
+
+def _formats(options: argparse.Namespace) -> None:
+    table = formats()
+    if options.json:
+        _print_json([format._asdict() | {"parts": dict(format.parts)} for format in table])
+        return
+    rows = [
+        [
+            format.name,
+            ", ".join(format.aliases),
+            format.scheme,
+            f"{format.group_size} or any" if format.any_group_size else format.group_size,
+            f"{format.bits_per_weight:.2f}",
+            ", ".join(format.scale_dtypes),
+            ", ".join(name for name, _ in format.parts),
+            format.home,
+        ]
+        for format in table
+    ]
+    _print_table(["format", "also", "scheme", "group", "bits/weight", "scales", "parts", "home"], rows)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _print_table(head: list[str], rows: Sequence[Sequence[object]], right: Set[int] = frozenset()) -> None:
+    """Print rows of cells in columns; the columns in ``right`` are aligned to that side."""
+    longest = 120
+    cells = [[printable(str(cell))[:longest] for cell in row] for row in [head, *rows] if row]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        padded = (cell.rjust(width) if at in right else cell.ljust(width) for at, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        print("  ".join(padded).rstrip())
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "scalar"
+
+
+def _decibels(sqnr_db: float | None) -> str:
+    if sqnr_db is None or sqnr_db != sqnr_db:
+        return "not measured"
+    return "exact" if sqnr_db == float("inf") else f"{sqnr_db:.1f} dB"
+
+
+class _Terminated(BaseException):
+    """The process was asked to end."""
+
+
+@contextmanager
+def _termination_raised() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that what is half done is cleaned up; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_: object) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _warnings_on_stderr() -> Iterator[None]:
+    """Show each warning in one line of ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", QuantizeWarning)
+        warnings.showwarning = lambda message, *_, **__: print(f"quantize: warning: {message}", file=sys.stderr)
+        yield
