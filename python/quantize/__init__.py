@@ -10,24 +10,48 @@ True
 """
 
 import sys as _sys
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from quantize import _original
 from quantize._api import compare, cpu_features, dequantize, formats, from_parts, pack, quantize, unpack
 from quantize._core import CorruptFileError, LossyConversionError, PolicyError, QuantizeWarning, __version__
-from quantize._files import (
-    Checkpoint,
-    ConvertReport,
-    FileComparison,
-    TensorComparison,
-    TensorInfo,
-    TensorReport,
-    compare_files,
-    convert,
-    open,
-)
 from quantize._original import dequantize_from_int4, pack_int4_to_int8, quantize_to_int4, unpack_int8_to_int4
 from quantize._threads import set_threads, threads
 from quantize._types import Comparison, CpuFeatures, FormatInfo, QuantizedArray
+
+_FILES = (
+    "Checkpoint",
+    "ConvertReport",
+    "FileComparison",
+    "TensorComparison",
+    "TensorInfo",
+    "TensorReport",
+    "compare_files",
+    "convert",
+    "open",
+)
+if _TYPE_CHECKING:
+    from quantize._files import (
+        Checkpoint,
+        ConvertReport,
+        FileComparison,
+        TensorComparison,
+        TensorInfo,
+        TensorReport,
+        compare_files,
+        convert,
+        open,
+    )
+else:
+
+    def __getattr__(name: str) -> object:
+        # What deals with files is imported when it is first used: it takes longer than all the rest.
+        if name not in _FILES:
+            raise AttributeError(f"module 'quantize' has no attribute {name!r}")
+        from quantize import _files
+
+        return getattr(_files, name)
+
 
 # The original package had a module of this name. A file quantize.py here would take the place of the function above.
 _sys.modules["quantize.quantize"] = _original

@@ -144,8 +144,8 @@ def dequantize(
     Examples
     --------
     >>> import numpy as np, quantize as qz
-    >>> qz.dequantize(qz.quantize([[8.0, -7.0, 0.0]]))
-    array([[ 8., -7.,  0.]], dtype=float32)
+    >>> qz.dequantize(qz.quantize([[-8.0, 7.0, 0.0]]))
+    array([[-8.,  7.,  0.]], dtype=float32)
     """
     if not isinstance(q, QuantizedArray):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"q is of type {type(q).__name__}; expected a QuantizedArray, as quantize() and from_parts() give it")
@@ -272,6 +272,8 @@ def from_parts(
     >>> qz.from_parts("q4_0", {"blocks": np.zeros((4, 36), np.uint8)})
     QuantizedArray(gguf:q4_0, shape=(4, 64), 4.50 bits/weight, 144 bytes)
     """
+    if not isinstance(parts, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"parts is of type {type(parts).__name__}; expected a mapping from the name of every part to an array")
     scale_dtype = options.pop("scale_dtype", None)
     if options:
         _core.refuse_option(format, next(iter(options)))
@@ -309,7 +311,7 @@ def compare(
     >>> import numpy as np, quantize as qz
     >>> w = np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 64)
     >>> round(qz.compare(w, qz.quantize(w)).sqnr_db, 1)
-    23.1
+    26.2
     """
     expected, expected_bits = _floats(reference, None)
     quantized = other if isinstance(other, QuantizedArray) else None
@@ -357,6 +359,12 @@ def cpu_features() -> CpuFeatures:
     ------
     ValueError
         The variable holds an unknown name.
+
+    Examples
+    --------
+    >>> import quantize as qz
+    >>> qz.cpu_features().available[0]
+    'scalar'
     """
     level, available = _core.cpu_features()
     return CpuFeatures(level, tuple(available))
@@ -383,7 +391,7 @@ def _floats(array: Any, dtype: DTypeLike | Literal["bfloat16"] | None) -> tuple[
     if dtype is None:
         return found, bits
     name = float_dtype(dtype)[0]
-    holds_bits = name == "bfloat16" and found.dtype == np.uint16
+    holds_bits = name == "bfloat16" and (found.dtype.kind, found.dtype.itemsize) == ("u", 2)
     if not holds_bits and found.dtype.name != name:
         raise TypeError(f"array has dtype {found.dtype}; expected {name}, as dtype= says")
     return found, bits or holds_bits

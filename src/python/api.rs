@@ -173,6 +173,9 @@ pub(super) fn from_parts<'py>(
         let spec = formats::find(format)?.spec();
         let arrays: Vec<Array<'py>> =
             named_parts(spec, parts, "parts")?.iter().map(|part| part.cast().cloned().map_err(PyErr::from)).collect::<PyResult<_>>()?;
+        for (part, array) in spec.parts.iter().zip(&arrays).filter(|(part, _)| part.dtype == PartDtype::U8) {
+            arrays::check_dtype(array, &format!("parts['{}']", part.name), Item::U8)?;
+        }
         let given = scale_dtype.map(named_scale_dtype).transpose()?;
         let options = Options { group_size, scale_dtype: stored_scale_dtype(spec, &arrays, given)? };
         let shape = match shape {

@@ -209,7 +209,8 @@ fn ndarray<'py>(array: &Bound<'py, PyAny>, argument: &str, item: Item) -> PyResu
     }
 }
 
-fn check_dtype(array: &Array<'_>, argument: &str, item: Item) -> PyResult<()> {
+/// An error unless the array has this dtype.
+pub(super) fn check_dtype(array: &Array<'_>, argument: &str, item: Item) -> PyResult<()> {
     if Item::of(array, true)? == Some(item) {
         return Ok(());
     }
