@@ -13,6 +13,8 @@ root="$cache/root"
 log="$cache/log"
 target=aarch64-unknown-linux-gnu
 mkdir -p "$cache"
+exec 9>"$cache/lock" # two runs would overwrite each other's sources
+flock 9
 
 # The mirror that this machine has Debian itself from.
 mirror() {
@@ -39,7 +41,14 @@ copy_sources() {
   find "$root/build" -mindepth 1 -maxdepth 1 ! -name target -exec rm -rf {} +
   git ls-files -z --cached --others --exclude-standard | tar --null --ignore-failed-read -cf - -T - 2>/dev/null | tar -xf - -C "$root/build"
   mkdir -p "$root/build/.cargo"
-  cargo vendor --locked --quiet "$root/build/vendor" | sed 's#^directory = .*#directory = "/build/vendor"#' >"$root/build/.cargo/config.toml"
+  cargo vendor --locked --quiet "$root/build/vendor" >/dev/null
+  cat >"$root/build/.cargo/config.toml" <<'TOML'
+[source.crates-io]
+replace-with = "vendored"
+
+[source.vendored]
+directory = "/build/vendor"
+TOML
 }
 
 if [ ! -e "$root/.ready" ]; then
