@@ -138,8 +138,11 @@ impl fmt::Display for Error {
             Error::UnknownFormat { name, near } if near.is_empty() => write!(f, "no format '{name}'; formats() lists them"),
             Error::UnknownFormat { name, near } => write!(f, "no format '{name}'; did you mean '{}'?", near.join("', '")),
             Error::NonFinite { count, first, value } => {
-                let (elements, first_one) = if *count == 1 { ("element is", "it") } else { ("elements are", "the first") };
-                write!(f, "{count} {elements} not finite, {first_one} at {} is {value}; ", Index(first))?;
+                let value = value.to_string().to_lowercase();
+                match count {
+                    1 => write!(f, "1 element is not finite, that at {} is {value}; ", Index(first))?,
+                    _ => write!(f, "{count} elements are not finite, the first at {} is {value}; ", Index(first))?,
+                }
                 write!(f, "clean the array or choose a policy with nonfinite=\"zero\" or \"clip\"")
             }
             Error::ScaleOverflow { part, dtype, group } => write!(

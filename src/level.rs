@@ -68,6 +68,7 @@ impl Level {
         }
         let level = match std::env::var(VARIABLE) {
             Err(_) => Level::detect(),
+            Ok(name) if name.is_empty() => Level::detect(),
             Ok(name) if NAMES.contains(&name.as_str()) => Level::named(&name).unwrap_or_else(Level::detect),
             Ok(name) => return Err(Error::value(VARIABLE, format!("'{name}'"), format!("expected {}", NAMES.join(", ")))),
         };

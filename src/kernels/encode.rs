@@ -125,7 +125,6 @@ pub trait Place {
 
 /// Elements of a tile: 16 sub-blocks of 32.
 pub const TILE: usize = 512;
-const SUB_BLOCK: usize = 32;
 
 /// Encode whole tiles of groups of `32 * RUN` elements; `x` is a multiple of 512 long.
 ///
@@ -148,36 +147,33 @@ impl<R: Rule, P: Place, const RUN: usize> Kernel for Tiles<'_, R, P, RUN> {
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) -> Faults {
         let mut worst = Worst::new(simd);
-        let sub_blocks = std::hint::black_box(16);
+        let quarters = std::hint::black_box(4);
+        let (mut high, mut low) = ([simd.splat_i32(0); 16], [simd.splat_i32(0); 16]);
         for (index, tile) in self.x.as_chunks::<TILE>().0.iter().enumerate() {
             let vectors = tile.as_chunks::<LANES>().0;
-            let (mut high, mut low) = ([simd.splat_i32(0); 16], [simd.splat_i32(0); 16]);
-            let mut first = 0;
-            while first < sub_blocks {
-                for block in first..first + 4 {
+            let ends = high.as_chunks_mut::<4>().0.iter_mut().zip(low.as_chunks_mut::<4>().0);
+            for (vectors, (high, low)) in vectors.as_chunks::<8>().0.iter().zip(ends).take(quarters) {
+                for ((pair, high), low) in vectors.as_chunks::<2>().0.iter().zip(high).zip(low) {
                     let mut keys = Keys::new(simd, R::NEED);
-                    keys.take(simd, R::NEED, simd.load(&vectors[(2 * block) & 31]));
-                    keys.take(simd, R::NEED, simd.load(&vectors[(2 * block + 1) & 31]));
-                    high[block & 15] = keys.high();
-                    low[block & 15] = keys.low();
+                    keys.take(simd, R::NEED, simd.load(&pair[0]));
+                    keys.take(simd, R::NEED, simd.load(&pair[1]));
+                    (*high, *low) = (keys.high(), keys.low());
                 }
-                first += 4;
             }
             let keys = Keys::<S>::transpose(simd, &high, &low).fold(simd, RUN);
             worst.element = simd.max_i32(worst.element, keys.worst(simd));
-            let lanes = tile.chunks(SUB_BLOCK * RUN).flat_map(|group| std::iter::repeat_n(group, RUN));
-            let fit = R::fit(simd, keys.ranges(simd, R::NEED).settle(simd, R::NEED, lanes), self.dtype);
+            let fit = R::fit(simd, keys.ranges(simd, R::NEED).settle(simd, R::NEED, tile, RUN), self.dtype);
             worst.take(simd, round_to(simd, fit.scale, self.dtype));
             if R::MINIMUM {
                 worst.take(simd, round_to(simd, fit.offset, self.dtype));
             }
             self.place.fit(simd, index, &fit, RUN);
-            for line in 0..4 {
+            for (line, vectors) in vectors.as_chunks::<8>().0.iter().enumerate() {
                 let mut codes = [simd.splat_i32(0); 8];
-                for (k, codes) in codes.iter_mut().enumerate() {
-                    let vector = 8 * line + k;
-                    let (inverse, offset) = (simd.lane(fit.inverse, vector / 2), simd.lane(fit.offset, vector / 2));
-                    *codes = R::codes(simd, simd.load(&vectors[vector]), inverse, offset);
+                for (k, (codes, x)) in codes.iter_mut().zip(vectors).enumerate() {
+                    let lane = 4 * line + k / 2;
+                    let (inverse, offset) = (simd.lane(fit.inverse, lane), simd.lane(fit.offset, lane));
+                    *codes = R::codes(simd, simd.load(x), inverse, offset);
                 }
                 self.place.codes(simd, 4 * index + line, &codes);
             }

@@ -121,20 +121,16 @@ impl<S: Simd> Ranges<S> {
         Ranges { high: simd.splat(range.high), low: simd.splat(range.low) }
     }
 
-    /// Settle what the order of the elements decides; `groups` are the elements of lane 0, lane 1, and so on. Rare, so it
-    /// looks at the elements again.
+    /// Settle what the order of the elements decides; `run` lanes are one group of `tile`. Rare, so it looks at the elements again.
     #[inline(always)]
-    pub(crate) fn settle<'a>(self, simd: S, need: Need, groups: impl Iterator<Item = &'a [f32]>) -> Self {
+    pub(crate) fn settle(self, simd: S, need: Need, tile: &[f32], run: usize) -> Self {
         if !self.unsettled(simd, need) {
             return self;
         }
         let (mut high, mut low) = ([0.0; 16], [0.0; 16]);
         simd.store(self.high, &mut high);
         simd.store(self.low, &mut low);
-        for ((high, low), group) in high.iter_mut().zip(&mut low).zip(groups) {
-            let settled = Range { high: *high, low: *low }.settle(need, group);
-            (*high, *low) = (settled.high, settled.low);
-        }
+        settle_lanes(&mut high, &mut low, need, tile, run);
         Ranges { high: simd.load(&high), low: simd.load(&low) }
     }
 
@@ -149,6 +145,18 @@ impl<S: Simd> Ranges<S> {
                 simd.any(simd.and(tie, simd.less(zero, self.high)))
             }
         }
+    }
+}
+
+/// Out of the way of the loop that calls it.
+#[cold]
+#[inline(never)]
+fn settle_lanes(high: &mut [f32; 16], low: &mut [f32; 16], need: Need, tile: &[f32], run: usize) {
+    let groups = tile.chunks_exact(tile.len() / 16 * run);
+    for ((high, low), group) in high.chunks_exact_mut(run).zip(low.chunks_exact_mut(run)).zip(groups) {
+        let settled = Range { high: high[0], low: low[0] }.settle(need, group);
+        high.fill(settled.high);
+        low.fill(settled.low);
     }
 }
 
