@@ -21,7 +21,7 @@ def mypy(*paths):
     """(path, line, message) of every error."""
     done = run("mypy", "--output", "json", *paths)
     assert done.returncode in (0, 1), done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line]
     return [(error["file"], error["line"], error["message"]) for error in found if error["severity"] == "error"]
 
 
