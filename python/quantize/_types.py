@@ -167,17 +167,17 @@ class QuantizedArray:
     @property
     def scales(self) -> NDArray[np.float32]:
         """The effective multipliers, float32 of shape (..., G) with the group axis last. Computed at every use."""
-        return _core.groups(self._tensor, self._parts)[1]
+        return _core.groups(self._tensor, self._parts, False)[1]
 
     @property
     def zero_points(self) -> NDArray[np.float32] | None:
         """The zero points of an affine format, float32 like ``scales``; None in other schemes."""
-        return _core.groups(self._tensor, self._parts)[2] if format_info(self.format).scheme == "affine" else None
+        return _core.groups(self._tensor, self._parts, False)[2] if format_info(self.format).scheme == "affine" else None
 
     @property
     def minimums(self) -> NDArray[np.float32] | None:
         """The additive offsets of a format with minimums, float32 like ``scales``; None in other schemes."""
-        return _core.groups(self._tensor, self._parts)[2] if format_info(self.format).scheme == "minimum" else None
+        return _core.groups(self._tensor, self._parts, False)[2] if format_info(self.format).scheme == "minimum" else None
 
     def codes(self) -> NDArray[np.int8]:
         """Unpack the codes.
@@ -187,7 +187,9 @@ class QuantizedArray:
         ndarray of int8
             In the array's own shape: -8..7 for symmetric formats, 0..15 for the others.
         """
-        return np.moveaxis(_core.groups(self._tensor, self._parts)[0], -1, self.axis)
+        codes = _core.groups(self._tensor, self._parts, True)[0]
+        assert codes is not None  # asked for
+        return np.moveaxis(codes, -1, self.axis)
 
     def dequantize(
         self, *, dtype: DTypeLike | Literal["bfloat16"] = np.float32, out: NDArray[Any] | None = None, threads: int | None = None

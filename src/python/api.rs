@@ -85,27 +85,34 @@ pub(super) fn dequantize<'py>(
     })
 }
 
-/// `groups(tensor, parts)` gives `(codes, scales, offsets)` with the group axis last: int8 codes, float32 scales, and float32
-/// zero points or minimums, or None where the scheme has neither.
+/// `groups(tensor, parts, codes)` gives `(codes, scales, offsets)` with the group axis last: int8 codes if `codes` asks for them,
+/// float32 scales, and float32 zero points or minimums if the scheme has either; else None.
 #[pyfunction]
-pub(super) fn groups<'py>(py: Python<'py>, tensor: Tensor, parts: &Parts<'py>) -> PyResult<(Array<'py>, Array<'py>, Option<Array<'py>>)> {
+pub(super) fn groups<'py>(
+    py: Python<'py>,
+    tensor: Tensor,
+    parts: &Parts<'py>,
+    codes: bool,
+) -> PyResult<(Option<Array<'py>>, Array<'py>, Option<Array<'py>>)> {
     guarded(|| {
         let layout = &tensor.layout;
         let parts = borrow_parts(layout, parts)?;
         let parts: Vec<&[u8]> = parts.iter().map(arrays::bytes).collect();
-        let has_offsets = layout.spec.scheme != Scheme::Symmetric;
+        let has_offsets = layout.spec.has_offsets();
         let floats = |name: &str| Wanted { argument: name.into(), item: Item::Float(Dtype::F32), shape: layout.groups_shape() };
-        let mut wanted = vec![Wanted { argument: "codes".into(), item: Item::I8, shape: layout.shape.clone() }, floats("scales")];
-        wanted.extend(has_offsets.then(|| floats("offsets")));
+        let mut wanted = vec![floats("the scales")];
+        wanted.extend(has_offsets.then(|| floats("the offsets")));
+        wanted.extend(codes.then(|| Wanted { argument: "the codes".into(), item: Item::I8, shape: layout.shape.clone() }));
         let mut outputs = Outputs::new(py, &wanted)?;
         let mut slices = outputs.slices().into_iter();
-        let codes = bytemuck::cast_slice_mut(slices.next().expect("the first is codes"));
-        let scales = bytemuck::cast_slice_mut(slices.next().expect("the second is scales"));
-        let offsets = slices.next().map_or(&mut [][..], bytemuck::cast_slice_mut);
-        call(py, layout.elements(), None, false, |_| engine::unpack(layout, &parts, codes, scales, offsets))?;
+        let scales = slices.next().map_or(&mut [][..], bytemuck::cast_slice_mut);
+        let offsets = has_offsets.then(|| slices.next()).flatten().map_or(&mut [][..], bytemuck::cast_slice_mut);
+        let unpacked = slices.next().map_or(&mut [][..], bytemuck::cast_slice_mut);
+        call(py, layout.elements(), None, false, |_| engine::unpack(layout, &parts, unpacked, scales, offsets))?;
         let mut arrays = outputs.into_arrays().into_iter();
-        let mut next = || arrays.next();
-        Ok((next().expect("codes"), next().expect("scales"), next()))
+        let scales = arrays.next().expect("scales were asked for");
+        let offsets = if has_offsets { arrays.next() } else { None };
+        Ok((arrays.next(), scales, offsets))
     })
 }
 

@@ -5,6 +5,7 @@ mod arrays;
 mod dlpack;
 mod errors;
 mod files;
+mod interpreter;
 mod tensor;
 
 /// What the typed package in `python/quantize` stands on. Not for callers: its functions change without notice.
@@ -27,7 +28,8 @@ mod _core {
     const __version__: &str = env!("CARGO_PKG_VERSION");
 
     #[pymodule_init]
-    fn init(_module: &pyo3::Bound<'_, pyo3::types::PyModule>) {
+    fn init(py: pyo3::Python<'_>) -> pyo3::PyResult<()> {
         super::errors::keep_panics_quiet();
+        super::interpreter::refuse_a_second(py)
     }
 }
