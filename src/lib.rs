@@ -23,7 +23,7 @@
 //! let quantized = engine::quantize_owned(&Source::from_slice(&weights, &[2, 64]), layout)?;
 //! assert_eq!(quantized.parts[0].len(), 64);
 //! let restored = engine::dequantize_owned(&quantized)?;
-//! assert!(weights.iter().zip(&restored).all(|(x, y)| (x - y).abs() < 4.0));
+//! assert!(weights.iter().zip(&restored).all(|(x, y)| (x - y).abs() <= 4.0));
 //! # Ok::<(), quantize::error::Error>(())
 //! ```
 
