@@ -10,9 +10,10 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -227,7 +228,7 @@ class ConvertReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Give everything as plain data for JSON. Numbers that are not finite, such as the SQNR without errors, are None."""
-        return finite(dataclasses.asdict(self))
+        return _plain_data(self)
 
 
 def convert(
@@ -302,22 +303,26 @@ def convert(
     >>> report.bytes_before, report.bytes_after, report.bits_per_weight
     (512, 68, 4.25)
     """
-    started = time.perf_counter()
     source = os.fspath(source)
     target = None if target is None else os.fspath(target)
     if target is None and not dry_run:
         raise ValueError("target is None; expected a path, or dry_run=True for the plan alone")
     if dequantize and (group_size is not None or scale_dtype is not None):
         raise ValueError("group_size and scale_dtype are given; expected neither with dequantize=True, the file has both")
-    names = [list(given) if not isinstance(given, str) else [given] for given in (include, exclude, keep)]
+    names = (_names(include), _names(exclude), _names(keep))
     scale_name = None if scale_dtype is None else float_dtype(scale_dtype)[0]
-    options = (None if dequantize else format, group_size, scale_name, nonfinite, *names, overwrite, requested(threads))
+    started = time.perf_counter()
 
-    rows = _core.convert(source, None, *options, None)
+    def run(target: str | None, callback: Progress | None) -> list[Any]:
+        name = None if dequantize else format
+        limit = requested(threads)
+        return _core.convert(source, target, name, group_size, scale_name, nonfinite, *names, overwrite, limit, callback)
+
+    rows = run(None, None)
     if target is not None and not dry_run:
         _check_space(target, sum(row[7] for row in rows))
         with _shown(progress) as callback:
-            rows = _core.convert(source, target, *options, callback)
+            rows = run(target, callback)
     report = _report(source, target, dry_run, rows, started)
     replaced = sum(tensor.replaced for tensor in report.tensors)
     if replaced:
@@ -326,8 +331,13 @@ def convert(
     return report
 
 
+def _names(given: Sequence[str]) -> list[str]:
+    """Give a list; a single text is one name."""
+    return [given] if isinstance(given, str) else list(given)
+
+
 def _report(source: str, target: str | None, dry_run: bool, rows: list[Any], started: float) -> ConvertReport:
-    tensors = []
+    tensors: list[TensorReport] = []
     errors: list[tuple[str, Errors]] = []
     for name, shape, dtype, action, reason, tensor, before, after, sums, replaced in rows:
         format, group_size = (tensor[0], tensor[3]) if tensor else (None, None)
@@ -395,7 +405,7 @@ class FileComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Give everything as plain data for JSON. Numbers that are not finite are None."""
-        return finite(dataclasses.asdict(self))
+        return _plain_data(self)
 
 
 def compare_files(
@@ -423,11 +433,21 @@ def compare_files(
         A file breaks the rules of its container.
     OSError
         A file cannot be read.
+
+    Examples
+    --------
+    >>> import numpy as np, quantize as qz, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/weights.npy", np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 64))
+    ...     report = qz.convert(f"{folder}/weights.npy", f"{folder}/weights.safetensors")
+    ...     compared = qz.compare_files(f"{folder}/weights.npy", f"{folder}/weights.safetensors")
+    >>> compared.worst, round(compared.sqnr_db, 1)
+    ('weights', 26.2)
     """
     first, second = os.fspath(first), os.fspath(second)
     with _shown(progress) as callback:
         rows = _core.compare_files(first, second, requested(threads), callback)
-    tensors = []
+    tensors: list[TensorComparison] = []
     errors: list[tuple[str, Errors]] = []
     for name, one, other, verdict, sums in rows:
         kinds = (one[0] if one else None, other[0] if other else None)
@@ -444,7 +464,7 @@ def compare_files(
 class Errors(NamedTuple):
     """The sums that errors are made of, as the core gives them."""
 
-    count: int
+    elements: int
     error_squares: float
     squares: float
     other_squares: float
@@ -454,7 +474,7 @@ class Errors(NamedTuple):
     @property
     def rmse(self) -> float:
         """Root of the mean square of the errors."""
-        return math.sqrt(self.error_squares / max(self.count, 1))
+        return math.sqrt(self.error_squares / max(self.elements, 1))
 
     @property
     def sqnr_db(self) -> float:
@@ -485,13 +505,15 @@ def _overall(named: Sequence[tuple[str, Errors]]) -> tuple[float | None, str | N
     return overall, min(measured, key=lambda pair: pair[1].sqnr_db)[0]
 
 
-def finite(value: Any) -> Any:
-    """Give plain data with None in place of numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _plain_data(report: Any) -> dict[str, Any]:
+    """Give a report as plain data, with None in place of numbers that JSON does not have."""
+    plain = dataclasses.asdict(report)
+    plain["tensors"] = [_finite(tensor) for tensor in plain["tensors"]]
+    return _finite(plain)
+
+
+def _finite(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in fields.items()}
 
 
 def _array(data: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -510,7 +532,7 @@ def _check_space(target: str, needed: int) -> None:
 
 
 @contextmanager
-def _shown(progress: Progress | bool) -> Iterator[Progress | None]:
+def _shown(progress: Progress | bool) -> Generator[Progress | None]:
     """Give the callback that shows progress: the caller's own, or a bar if the standard error is a terminal."""
     if callable(progress):
         yield progress
@@ -519,7 +541,7 @@ def _shown(progress: Progress | bool) -> Iterator[Progress | None]:
         yield None
         return
     try:
-        from tqdm import tqdm
+        tqdm: Any = import_module("tqdm").tqdm
     except ImportError:
         line = _Line()
         try:

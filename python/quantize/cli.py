@@ -24,7 +24,7 @@ from quantize._files import printable
 from quantize._types import amount
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence, Set
+    from collections.abc import Generator, Sequence, Set
 
 FAILED, USAGE, BAD_INPUT, POLICY, IO, INTERRUPTED, TERMINATED = 1, 2, 3, 4, 5, 130, 143
 
@@ -44,14 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        with _termination_raised(), _warnings_on_stderr():
+        with _stopped_by_signals(), _warnings_on_stderr():
             options.run(options)
             sys.stdout.flush()
         return 0
+    except _Stopped as stopped:
+        return _fail(stopped, stopped.code)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing was written", INTERRUPTED)
-    except _Terminated:
-        return _fail("terminated; nothing was written", TERMINATED)
+        return _fail("interrupted", INTERRUPTED)
     except CorruptFileError as error:
         return _fail(error, BAD_INPUT)
     except PolicyError as error:
@@ -85,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     kind = command.add_mutually_exclusive_group()
     kind.add_argument("--format", metavar="NAME", help="see 'quantize formats' (default: int4)")
     kind.add_argument("--dequantize", action="store_true", help="decode every tensor to the dtype that it had before")
-    command.add_argument("--group-size", type=_group_size, metavar="N", help="elements per scale, 'row' or 'tensor' (default: the format's)")
+    command.add_argument(
+        "--group-size", type=_group_size, metavar="N", help="elements per scale, 'row' or 'tensor' (default: the format's)"
+    )
     command.add_argument("--scale-dtype", choices=["float16", "bfloat16", "float32"], help="what scales are stored as")
     command.add_argument(
         "--nonfinite",
@@ -154,11 +156,13 @@ def _convert(options: argparse.Namespace) -> None:
 def _print_report(report: _files.ConvertReport) -> None:
     # A plan is read line by line; of a job that is done, what was kept is told in sum.
     shown = [tensor for tensor in report.tensors if report.dry_run or tensor.action != "keep"]
-    rows = []
+    rows: list[list[object]] = []
     for tensor in shown:
         becomes = {"keep": "kept", "quantize": tensor.format, "dequantize": tensor.dtype}[tensor.action]
         remark = tensor.reason or ("" if tensor.sqnr_db is None else _decibels(tensor.sqnr_db))
-        rows.append([tensor.name, _shape(tensor.shape), tensor.dtype, becomes, amount(tensor.bytes_before), amount(tensor.bytes_after), remark])
+        rows.append(
+            [tensor.name, _shape(tensor.shape), tensor.dtype, becomes, amount(tensor.bytes_before), amount(tensor.bytes_after), remark]
+        )
     if rows:
         last = "why kept" if report.dry_run else "SQNR"
         _print_table(["tensor", "shape", "dtype", "becomes", "before", "after", last], rows, right={1, 4, 5})
@@ -168,7 +172,7 @@ def _print_report(report: _files.ConvertReport) -> None:
         _print_table(["kept", "why"], [[count, reason] for reason, count in kept.most_common()], right={0})
         print()
 
-    done = Counter(tensor.action for tensor in report.tensors)
+    done: Counter[str] = Counter(tensor.action for tensor in report.tensors)
     replaced = sum(tensor.replaced for tensor in report.tensors)
     summary = [["tensors", ", ".join(f"{done[action]} {word}" for action, word in _ACTIONS.items() if done[action]) or "none"]]
     percent = f" ({report.bytes_after / report.bytes_before:.1%})" if report.bytes_before else ""
@@ -230,7 +234,7 @@ def _compare(options: argparse.Namespace) -> None:
         return
     if options.quiet:
         return
-    rows = []
+    rows: list[list[object]] = []
     for tensor in report.tensors:
         numbers = ["", "", _VERDICTS.get(tensor.verdict, "")]
         if tensor.sqnr_db is not None:
@@ -302,31 +306,51 @@ def _decibels(sqnr_db: float | None) -> str:
     return "exact" if sqnr_db == float("inf") else f"{sqnr_db:.1f} dB"
 
 
-class _Terminated(BaseException):
-    """The process was asked to end."""
+class _Stopped(BaseException):
+    """The process was told to stop."""
+
+    def __init__(self, word: str, code: int) -> None:
+        super().__init__(word)
+        self.code = code
+
+
+_SIGNALS = {signal.SIGINT: ("interrupted", INTERRUPTED), signal.SIGTERM: ("terminated", TERMINATED)}
 
 
 @contextmanager
-def _termination_raised() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that what is half done is cleaned up; only the main thread can."""
+def _stopped_by_signals() -> Generator[None]:
+    """Turn signals into an exception, so that what is half done is cleaned up; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    # What a parent has set to be ignored, as for a job in the background, stays so.
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    before = {number: handler for number in _SIGNALS if (handler := signal.getsignal(number)) in usual}
 
-    def terminate(*_: object) -> NoReturn:
-        raise _Terminated
+    def stop(number: int, _: object) -> NoReturn:
+        # A second word would only disturb the cleaning up, and the end that follows.
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise _Stopped(*_SIGNALS[signal.Signals(number)])
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            if signal.getsignal(number) is stop:
+                signal.signal(number, handler)
 
 
 @contextmanager
-def _warnings_on_stderr() -> Iterator[None]:
+def _warnings_on_stderr() -> Generator[None]:
     """Show each warning in one line of ours."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"quantize: warning: {message}", file=sys.stderr)
+
     with warnings.catch_warnings():
         warnings.simplefilter("always", QuantizeWarning)
-        warnings.showwarning = lambda message, *_, **__: print(f"quantize: warning: {message}", file=sys.stderr)
+        warnings.showwarning = show
         yield

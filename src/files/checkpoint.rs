@@ -258,12 +258,7 @@ fn read_layout(facts: &Value) -> std::result::Result<(Layout, StoredDtype), Stri
 }
 
 /// Where the parts of a tensor are, each with the dtype and shape that the layout gives it.
-fn find_parts(
-    name: &str,
-    layout: &Layout,
-    tensors: &[Tensor],
-    places: &HashMap<&str, usize>,
-) -> std::result::Result<Vec<usize>, String> {
+fn find_parts(name: &str, layout: &Layout, tensors: &[Tensor], places: &HashMap<&str, usize>) -> std::result::Result<Vec<usize>, String> {
     let find = |expected: Tensor| {
         let missing = || format!("tensor {} is missing: the metadata '{KEY}' of {} needs it", shown(&expected.name), shown(name));
         let &place = places.get(expected.name.as_str()).ok_or_else(missing)?;

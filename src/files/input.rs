@@ -72,9 +72,7 @@ impl Input {
         let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
         let done = stream.seek(SeekFrom::Start(offset)).and_then(|_| stream.read_exact(out));
         done.map_err(|source| match source.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                Error::Corrupt { container, reason: "the file became shorter while it was read".into() }
-            }
+            io::ErrorKind::UnexpectedEof => Error::Corrupt { container, reason: "the file became shorter while it was read".into() },
             _ => Error::Io { source, path: self.path.clone() },
         })
     }

@@ -166,6 +166,9 @@ fn row(step: Step, effect: Effect) -> Row {
 /// What a file has under a name: format or dtype, shape, bytes.
 type Kept = (&'static str, Vec<usize>, u64);
 
+/// One name: what either file has under it, how both relate, the errors.
+type Pair = (String, Option<Kept>, Option<Kept>, Option<&'static str>, Option<Errors>);
+
 /// `compare_files(reference, other, threads, progress)` gives `(name, reference, other, verdict, errors)` for every name.
 /// The verdict is `measured`, `same`, `different`, `shapes`, `dtypes`, or None where one file lacks the tensor.
 #[pyfunction]
@@ -175,7 +178,7 @@ pub(super) fn compare_files(
     other: PathBuf,
     threads: Option<isize>,
     progress: Option<Py<PyAny>>,
-) -> PyResult<Vec<(String, Option<Kept>, Option<Kept>, Option<&'static str>, Option<Errors>)>> {
+) -> PyResult<Vec<Pair>> {
     guarded(|| {
         let (level, threads) = (Level::current()?, thread_count(threads)?);
         watched(py, progress, |watch| {

@@ -406,11 +406,21 @@ fn npy_gives_little_endian_c_order() {
     let data: Vec<u8> = (0..12).collect();
     for (description, dtype, shape, expected) in [
         ("{'descr': '<i2', 'fortran_order': False, 'shape': (2, 3), }    \n", StoredDtype::I16, vec![2, 3], data.clone()),
-        ("{'descr': '>i2', 'fortran_order': False, 'shape': (2, 3)}", StoredDtype::I16, vec![2, 3], vec![1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10]),
+        (
+            "{'descr': '>i2', 'fortran_order': False, 'shape': (2, 3)}",
+            StoredDtype::I16,
+            vec![2, 3],
+            vec![1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10],
+        ),
         ("{'shape':(2,3),'fortran_order':True,'descr':\"<i2\"}", StoredDtype::I16, vec![2, 3], vec![0, 1, 4, 5, 8, 9, 2, 3, 6, 7, 10, 11]),
         ("{'descr': '|u1', 'fortran_order': True, 'shape': (12,), }", StoredDtype::U8, vec![12], data.clone()),
         ("{'descr': '<f4', 'fortran_order': True, 'shape': (1, 3, 1), }", StoredDtype::F32, vec![1, 3, 1], data.clone()),
-        ("{'descr': '|u1', 'fortran_order': True, 'shape': (2, 3, 2), }", StoredDtype::U8, vec![2, 3, 2], vec![0, 6, 2, 8, 4, 10, 1, 7, 3, 9, 5, 11]),
+        (
+            "{'descr': '|u1', 'fortran_order': True, 'shape': (2, 3, 2), }",
+            StoredDtype::U8,
+            vec![2, 3, 2],
+            vec![0, 6, 2, 8, 4, 10, 1, 7, 3, 9, 5, 11],
+        ),
     ] {
         for version in 1..=3 {
             let file = read_npy(npy(version, description, &data)).unwrap();
@@ -576,7 +586,9 @@ fn a_converted_file_holds_the_parts_and_gives_every_tensor_back() {
     tensors.push((tensor("ids", StoredDtype::I64, &[5]), (0..40).collect()));
     tensors.push((tensor("odd", StoredDtype::F8E4M3, &[3]), vec![1, 2, 3]));
     write_file(&path, &tensors, &[("format", "pt"), ("note", "kept")]);
-    for (format, group_size) in [("int4", None), ("uint4", Some(GroupSize::Elements(7))), ("int4", Some(GroupSize::Row)), ("uint4", Some(GroupSize::Tensor))] {
+    for (format, group_size) in
+        [("int4", None), ("uint4", Some(GroupSize::Elements(7))), ("int4", Some(GroupSize::Row)), ("uint4", Some(GroupSize::Tensor))]
+    {
         let effects = convert(&path, &small, target(format, group_size));
         assert_eq!(effects.iter().filter(|effect| effect.errors.is_some()).count(), 4);
         let file = checkpoint(&small);
@@ -619,7 +631,8 @@ fn what_is_quantized_already_is_kept_as_it_is() {
     assert_eq!(actions, [("b", Action::Quantize), ("a", Action::Keep("already int4".into()))]);
     run_plan(&plan, &first, &second).unwrap();
     assert_eq!(load(&checkpoint(&second), "a"), load(&checkpoint(&first), "a"));
-    let formats: BTreeMap<_, _> = checkpoint(&second).entries().iter().map(|entry| (entry.name.clone(), entry.layout().unwrap().spec.name)).collect();
+    let formats: BTreeMap<_, _> =
+        checkpoint(&second).entries().iter().map(|entry| (entry.name.clone(), entry.layout().unwrap().spec.name)).collect();
     assert_eq!(formats, BTreeMap::from([("a".into(), "int4"), ("b".into(), "gguf:q4_0")]));
 }
 
@@ -762,7 +775,8 @@ fn a_file_can_be_replaced_by_its_own_conversion() {
 #[test]
 fn a_scheme_that_disagrees_with_the_file_is_refused() {
     let facts = r#"{"format":"int4","shape":[2,32],"axis":-1,"group_size":32,"scale_dtype":"float16","dtype":"bfloat16"}"#;
-    let parts = || vec![(tensor("w.packed", StoredDtype::U8, &[2, 16]), vec![0; 32]), (tensor("w.scales", StoredDtype::F16, &[2, 1]), vec![0; 4])];
+    let parts =
+        || vec![(tensor("w.packed", StoredDtype::U8, &[2, 16]), vec![0; 32]), (tensor("w.scales", StoredDtype::F16, &[2, 1]), vec![0; 4])];
     let scheme = |facts: &str| format!(r#"{{"version":1,"tensors":{{"w":{facts}}}}}"#);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("in");
@@ -841,7 +855,10 @@ fn two_files_are_compared_tensor_by_tensor() {
             None => "missing".into(),
             Some(Verdict::Measured(sums)) => {
                 let x = weights(128);
-                let quantized = Quantized { layout: checkpoint(&small).entries().iter().find_map(|e| e.layout()).unwrap().clone(), parts: parts.clone() };
+                let quantized = Quantized {
+                    layout: checkpoint(&small).entries().iter().find_map(|e| e.layout()).unwrap().clone(),
+                    parts: parts.clone(),
+                };
                 let error: f64 = engine::dequantize_owned(&quantized).unwrap().iter().zip(&x).map(|(y, x)| f64::from(y - x).powi(2)).sum();
                 assert!((sums.error_squares / error - 1.0).abs() < 1e-6 && error > 0.0, "{} {error}", sums.error_squares);
                 format!("{} {}", row.reference.unwrap().kind, row.other.unwrap().kind)
