@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from pickle import PickleBuffer
 from types import EllipsisType, MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Protocol, SupportsIndex, TypeAlias
 
 import numpy as np
 
@@ -286,9 +287,15 @@ class QuantizedArray:
             return self.dequantize(dtype=target)
         return self.dequantize().astype(target)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Plain data with a version. The arrays in it travel out of band under protocol 5.
-        return restore, ({"version": STATE_VERSION, "tensor": self._tensor, "parts": dict(self._parts)},)
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        # Plain data with a version, which names no other package: the inner modules of numpy move between its versions.
+        def plain(part: NDArray[Any]) -> tuple[str, tuple[int, ...], PickleBuffer | bytes]:
+            dtype = "bfloat16" if part.dtype.name == "bfloat16" else part.dtype.str
+            octets = np.ascontiguousarray(part).view(np.uint8)
+            return dtype, part.shape, PickleBuffer(octets.data) if protocol.__index__() >= 5 else octets.tobytes()
+
+        parts = {name: plain(part) for name, part in self._parts.items()}
+        return restore, ({"version": STATE_VERSION, "tensor": self._tensor, "parts": parts},)
 
     def __repr__(self) -> str:
         """Describe the array in one line, without decoding anything."""
@@ -329,9 +336,17 @@ def restore(state: dict[str, Any]) -> QuantizedArray:
         raise ValueError(f"the pickle has state version {version}; this quantize reads {STATE_VERSION}, load it with a newer one")
     format, shape, axis, group_size, scale_dtype = state["tensor"]
     if len(format_info(format).scale_dtypes) == 1:
-        scale_dtype = None
-    tensor, parts = _core.from_parts(format, state["parts"], shape, axis, group_size, scale_dtype)
-    return wrap(tensor, parts)
+        scale_dtype = None  # no option of this format
+
+    def array(dtype: str, shape: tuple[int, ...], data: Any) -> NDArray[Any]:
+        if dtype == "bfloat16":
+            from ml_dtypes import bfloat16
+
+            return np.ndarray(shape, bfloat16, data)
+        return np.ndarray(shape, dtype, data)
+
+    parts = {name: array(*part) for name, part in state["parts"].items()}
+    return wrap(*_core.from_parts(format, parts, shape, axis, group_size, scale_dtype))
 
 
 def float_dtype(dtype: DTypeLike | Literal["bfloat16"]) -> tuple[str, np.dtype[Any] | None]:
