@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--include", action="append", default=[], metavar="GLOB", help="quantize only tensors of such names; repeatable")
     command.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="quantize no tensor of such names; repeatable")
-    command.add_argument("--keep", nargs="+", action="extend", default=[], metavar="NAME", help="copy these tensors unchanged")
+    command.add_argument("--keep", action="append", default=[], metavar="NAME", help="copy this tensor unchanged; repeatable")
     command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists; it may be IN")
     command.add_argument("--dry-run", action="store_true", help="print the plan, from the header alone; write nothing")
     _add_work_options(command)

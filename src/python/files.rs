@@ -142,7 +142,7 @@ pub(super) fn convert(
                     let run = Run { level, threads, interrupted: &interrupted, reused: false };
                     let done = plan.run(file, &target, overwrite, nonfinite, &run, &mut advance);
                     done.map_err(|Failure { tensor, error }| match tensor {
-                        Some(name) => PolicyError::new_err(format!("{}: tensor '{name}': {error}", source.display())),
+                        Some(name) => PolicyError::new_err(format!("{}: tensor {}: {error}", source.display(), files::shown(&name))),
                         None => watch.exception(error, Some(&source)),
                     })?
                 }

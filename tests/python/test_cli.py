@@ -63,8 +63,9 @@ def test_every_command_speaks_json(model, tmp_path, capsys):
     plan = answer("convert", model, "--dry-run")
     assert plan["dry_run"]
     assert plan["target"] is None
-    done = answer("convert", model, small)
+    done = answer("convert", model, small, "--scale-dtype", "float32", "--exclude", "no*", "--keep", "norm")
     assert [tensor["action"] for tensor in done["tensors"]] == [tensor["action"] for tensor in plan["tensors"]]
+    assert [tensor["reason"] for tensor in done["tensors"]] == [None, None, "kept by name"]
     assert done["sqnr_db"] > 15
     assert done["worst"] in ("up.weight", "down.weight")
 
@@ -75,10 +76,10 @@ def test_every_command_speaks_json(model, tmp_path, capsys):
         "name": "up.weight",
         "dtype": "bfloat16",
         "shape": [8, 64],
-        "nbytes": 288,
+        "nbytes": 320,
         "format": "int4",
         "group_size": 32,
-        "bits_per_weight": 4.5,
+        "bits_per_weight": 5.0,
     }
 
     compared = answer("compare", model, small)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import threading
 from collections import namedtuple
@@ -271,6 +272,9 @@ def test_an_open_file_is_a_mapping_that_reads_when_asked(model):
         info = next(info for info in file.tensors if info.name == "brain")
         assert info == ("brain", "bfloat16", (2, 3, 96), 1152, None, None)
         assert info.size == 576
+        assert file == file
+        assert file != qz.open(path)
+        assert {file: 1}[file] == 1
         read = file["half"]
     same(read, tensors["half"])
     assert read.flags.writeable
@@ -387,6 +391,12 @@ def test_a_tensor_that_is_not_finite_is_named_and_nothing_is_written(tmp_path):
     assert qz.open(tmp_path / "out")["layers.7.bad"].identical(expected)
 
 
+def test_a_name_in_a_message_is_escaped(tmp_path):
+    path = write(tmp_path / "in", {"a\x1b[31m": np.full((2, 32), np.nan, np.float32)})
+    with pytest.raises(qz.PolicyError, match=r"tensor 'a\\u\{1b\}\[31m': 64 elements"):
+        qz.convert(path, tmp_path / "out")
+
+
 def test_scales_beyond_their_dtype_are_a_matter_of_policy_too(tmp_path):
     path = write(tmp_path / "in", {"large": np.full((2, 32), 1e30, np.float32)})
     with pytest.raises(qz.PolicyError, match=r"tensor 'large': the scale of group \(0, 0\) is beyond the largest float16"):
@@ -434,6 +444,31 @@ def test_files_that_cannot_be_read_or_written(model, tmp_path):
     assert (tmp_path / "exists").read_bytes() == b"old"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["exists", "folder", "model.safetensors"]
     qz.convert(path, tmp_path / "exists", overwrite=True)
+
+
+def test_a_pipe_is_refused_and_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        qz.open(tmp_path / "pipe")
+
+
+def test_memory_is_bounded_by_the_largest_tensor_not_by_the_file(tmp_path):
+    rows, columns, count = 4096, 4096, 8  # 8 tensors of 64 MiB
+    nbytes = 4 * rows * columns
+    entries = {f"w{i}": entry("F32", (rows, columns), (i * nbytes, (i + 1) * nbytes)) for i in range(count)}
+    header = container(entries)
+    with (tmp_path / "in").open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + count * nbytes)
+    code = f"""
+import resource, quantize as qz
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+np_alone = peak()
+qz.convert({str(tmp_path / "in")!r}, {str(tmp_path / "small")!r})
+qz.convert({str(tmp_path / "small")!r}, {str(tmp_path / "in")!r}, dequantize=True, overwrite=True)
+print(peak() - np_alone)
+"""
+    assert float(python(code, QUANTIZE_NUM_THREADS="2")) < 64 + 9 + 64  # the tensor, its parts, blocks and what threads take
 
 
 def test_a_full_disk_is_noticed_before_the_start(model, tmp_path, monkeypatch):

@@ -384,6 +384,18 @@ fn what_is_no_regular_file_is_refused_before_it_can_block() {
     }
 }
 
+#[test]
+fn a_file_that_becomes_shorter_while_it_is_read_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("in");
+    fs::write(&path, file(TWO, 11)).unwrap();
+    let opened = Safetensors::new(Input::open(&path).unwrap()).unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_len(8 + TWO.len() as u64 + 5).unwrap();
+    assert_eq!(bytes_of(&opened, 0), [0, 1, 2]);
+    let error = opened.read(1, 0, &mut [0; 8]).unwrap_err();
+    assert_eq!(error.to_string(), "safetensors: the file became shorter while it was read");
+}
+
 /// An npy file of this description.
 fn npy(version: u8, description: &str, data: &[u8]) -> Vec<u8> {
     let mut file = b"\x93NUMPY".to_vec();

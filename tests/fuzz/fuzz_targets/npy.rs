@@ -1,6 +1,6 @@
 //! Any bytes as an npy file: an error, or an array that can be read.
 //!
-//! `cargo fuzz run --fuzz-dir tests/fuzz npy corpus tests/fuzz/seeds/npy -- -rss_limit_mb=512`
+//! `./check fuzz` runs it for a minute, from the seeds in `tests/fuzz/seeds`.
 
 #![no_main]
 

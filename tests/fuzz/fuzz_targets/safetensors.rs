@@ -1,6 +1,6 @@
 //! Any bytes as a safetensors file: an error, or tensors that can all be read.
 //!
-//! `cargo fuzz run --fuzz-dir tests/fuzz safetensors corpus tests/fuzz/seeds/safetensors -- -rss_limit_mb=512`
+//! `./check fuzz` runs it for a minute, from the seeds in `tests/fuzz/seeds`.
 
 #![no_main]
 
