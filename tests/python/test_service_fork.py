@@ -1,15 +1,12 @@
 """Processes that fork: a child works, whatever its parent was doing with the pool."""
 
 import multiprocessing
-import sys
 
 import numpy as np
 import pytest
 from helpers import python, sample
 
 import quantize as qz
-
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks")
 
 CODE = """
 import os, signal, sys, threading, time, warnings

@@ -1,11 +1,7 @@
 """Signals during a call: it ends within 0.2 s with the exception of the handler, and the library stays usable."""
 
-import sys
-
 import pytest
 from helpers import python
-
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 
 # Calls of many seconds that take no memory: one number repeated. Those that write get pages only as far as they come.
 CODE = """

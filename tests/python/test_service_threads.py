@@ -12,8 +12,6 @@ from helpers import python, same, same_parts, sample
 
 import quantize as qz
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-
 # `workers()` counts the threads of our pool; it never shrinks, so every question below asks for more than the one before.
 PRELUDE = """
 import os, time, numpy as np, quantize as qz
@@ -32,7 +30,6 @@ def printed(code, **environment):
     return python(PRELUDE + code, **{**UNSET, **environment}).split()
 
 
-@linux
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
@@ -48,7 +45,6 @@ def test_the_environment_says_how_many(environment, expected):
     assert printed("qz.quantize(large); print(workers() + 1)", **environment) == [str(expected)]
 
 
-@linux
 def test_the_stronger_word_holds():
     code = """
 qz.quantize(large); print(workers() + 1)
@@ -63,7 +59,6 @@ with qz.threads(4):
     assert printed(code, QUANTIZE_NUM_THREADS="2") == ["2", "3", "4", "5", "6", "8"]
 
 
-@linux
 def test_settings_end():
     code = """
 with qz.threads(9): pass
@@ -76,7 +71,6 @@ qz.quantize(large); print(workers() + 1)
     assert printed(code, QUANTIZE_NUM_THREADS="2") == ["2"]
 
 
-@linux
 def test_the_environment_is_read_at_every_call():
     code = """
 for count in "2", "3", "1", "4":
@@ -86,14 +80,12 @@ for count in "2", "3", "1", "4":
     assert printed(code) == ["2", "3", "3", "4"]
 
 
-@linux
 def test_one_cpu_is_one_thread():
     """The affinity counts, not the machine."""
     code = "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); qz.quantize(large).dequantize(); print(workers())"
     assert printed(code) == ["0"]
 
 
-@linux
 def test_nothing_starts_before_it_is_needed():
     """Neither the import nor small calls start a thread, whatever they ask for."""
     code = """
@@ -191,14 +183,12 @@ print(*[f"{warning.category.__name__}: {warning.message}" for warning in caught]
 """
 
 
-@linux
 def test_where_threads_cannot_be_started_the_caller_does_the_work():
     assert python(NO_THREADS) == (
         "QuantizeWarning: the system gives no more threads; working on the calling thread, slower, with the same results\n"
     )
 
 
-@linux
 def test_a_pool_that_cannot_grow_is_used_as_it_is():
     code = NO_THREADS.replace("expected = ", "qz.quantize(x, threads=2); expected = ")
     assert python(code).count("QuantizeWarning") == 1
