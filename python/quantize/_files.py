@@ -111,9 +111,9 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
         """Whether there is a tensor of this name; it is not read."""
         return name in self._tensors
 
-    # A mapping compares its values, which arrays do not answer with one word: a file is equal to itself only.
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same open file. Mappings compare their values; arrays have no one answer to that."""
+        return self is other
 
     def close(self) -> None:
         """Close the file. Arrays that were read stay."""
