@@ -58,7 +58,14 @@ struct Strided {
 impl Strided {
     fn new(dtype: Dtype, swapped: bool, shape: &[usize], strides: &[isize]) -> Self {
         assert_eq!(shape.len(), strides.len(), "a stride for every axis");
-        let mut array = Strided { dtype, swapped, shape: shape.to_vec(), strides: strides.to_vec(), axis: shape.len().saturating_sub(1), runs: Vec::new() };
+        let mut array = Strided {
+            dtype,
+            swapped,
+            shape: shape.to_vec(),
+            strides: strides.to_vec(),
+            axis: shape.len().saturating_sub(1),
+            runs: Vec::new(),
+        };
         array.join();
         array
     }
@@ -360,7 +367,8 @@ impl<'a> Sink<'a> {
 
     /// The elements as one slice, where they are that already.
     pub fn as_slice(&mut self) -> Option<&mut [f32]> {
-        let is_slice = self.array.dtype == Dtype::F32 && self.array.is_plain() && self.data.cast::<f32>().is_aligned() && !self.data.is_null();
+        let is_slice =
+            self.array.dtype == Dtype::F32 && self.array.is_plain() && self.data.cast::<f32>().is_aligned() && !self.data.is_null();
         // SAFETY: `is_plain` says that the elements follow each other, `from_raw` promised that they are writable and ours,
         // `take` keeps `start + len` within them, and the pointer is aligned.
         is_slice.then(|| unsafe { std::slice::from_raw_parts_mut(self.data.cast::<f32>().add(self.start), self.len) })

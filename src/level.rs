@@ -3,11 +3,11 @@
 //! `QUANTIZE_LEVEL=scalar|avx2|avx512|neon` forces a level. Every level gives the same bytes.
 
 use crate::error::{Error, Result};
-#[cfg(target_arch = "x86_64")]
-use crate::simd::{avx2::Avx2, avx512::Avx512};
 #[cfg(target_arch = "aarch64")]
 use crate::simd::neon::Neon;
 use crate::simd::{Kernel, Simd, scalar::Scalar};
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{avx2::Avx2, avx512::Avx512};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// An instruction set that this CPU has.

@@ -280,7 +280,7 @@ mod tests {
             let long = scope.spawn(|| {
                 for_each(0..2, 2, NEVER, |index| {
                     if index == 0 {
-                        drop(hold.wait())
+                        hold.wait();
                     }
                 })
             });

@@ -211,11 +211,7 @@ impl Layout {
             None => spec.scale_dtypes[0],
             Some(given) if spec.scale_dtypes.len() > 1 && spec.scale_dtypes.contains(&given) => given,
             Some(_) => {
-                return Err(Error::Option {
-                    option: "scale_dtype".into(),
-                    format: spec.name.into(),
-                    options: spec.options(),
-                });
+                return Err(Error::Option { option: "scale_dtype".into(), format: spec.name.into(), options: spec.options() });
             }
         };
         Ok(Layout { spec, shape: shape.to_vec(), group_size, scale_dtype })

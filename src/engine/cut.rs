@@ -128,6 +128,11 @@ impl Grid {
         if self.shared { 1 } else { self.groups_per_row() }
     }
 
+    /// Groups of a piece of a row, or of whole rows.
+    pub(super) fn groups_of(&self, len: usize) -> usize {
+        if len > self.columns { len / self.columns * self.groups_per_row() } else { len.div_ceil(self.group) }
+    }
+
     /// The group that element `start` belongs to.
     pub(super) fn group_of(&self, start: usize) -> usize {
         if self.shared { 0 } else { start / self.columns * self.groups_per_row() + start % self.columns / self.group }

@@ -119,7 +119,8 @@ impl Job<'_> {
     fn encode_short(&self, mut parts: PartsMut<'_>) -> Result<(Faults, bool)> {
         let stream = self.source.len() * self.source.item_size() > STREAM;
         let all = Mutex::new(Faults::default());
-        let tasks = self.grid.tasks().map(|(start, len)| Task { start, len, parts: cut::split_mut(&mut parts, self.grid.bytes(self.layout, len)) });
+        let tasks =
+            self.grid.tasks().map(|(start, len)| Task { start, len, parts: cut::split_mut(&mut parts, self.grid.bytes(self.layout, len)) });
         let pool_failed = pool::for_each(tasks, self.run.threads, self.run.interrupted, |task| {
             let faults = if stream { self.encode_streamed(task) } else { self.encode_task(task) };
             if faults.any() {
@@ -187,7 +188,8 @@ impl Job<'_> {
         }
         let ranges: Vec<Range> = surveyed.into_iter().filter_map(|(range, _)| range).collect();
         faults |= self.write_scales(&ranges, &mut parts);
-        let tasks = self.grid.tasks().map(|(start, len)| Task { start, len, parts: cut::split_mut(&mut parts, self.grid.bytes(self.layout, len)) });
+        let tasks =
+            self.grid.tasks().map(|(start, len)| Task { start, len, parts: cut::split_mut(&mut parts, self.grid.bytes(self.layout, len)) });
         let pool_failed = pool::for_each(tasks, self.run.threads, self.run.interrupted, |mut task| {
             let mut scratch = Scratch::default();
             for (start, len) in self.spans_of(&task) {
@@ -298,7 +300,8 @@ impl Job<'_> {
         let need = self.format.need();
         self.run.threads = 1;
         if self.grid.long {
-            let surveyed = self.fold((None, false), |x| survey(self.run.level, need, x), |earlier, later| join(need, earlier, later)).ok()?;
+            let surveyed =
+                self.fold((None, false), |x| survey(self.run.level, need, x), |earlier, later| join(need, earlier, later)).ok()?;
             ranges.extend(surveyed.into_iter().map(|(range, _)| range));
         }
         let (rows, groups) = (self.grid.rows_of_groups(), self.grid.groups_of_a_row());

@@ -14,48 +14,77 @@ use crate::spec::Layout;
 ///
 /// # Errors
 ///
-/// None but that of a format that is not in the list.
+/// [`crate::error::Error::Cancelled`].
 ///
 /// # Panics
 ///
 /// Where a length is not the layout's.
-pub fn unpack(layout: &Layout, parts: &[&[u8]], codes: &mut [i8], scales: &mut [f32], offsets: &mut [f32]) -> Result<()> {
+pub fn unpack(
+    layout: &Layout,
+    parts: &[&[u8]],
+    codes: &mut [i8],
+    scales: &mut [f32],
+    offsets: &mut [f32],
+    run: &Run<'_>,
+) -> Result<Outcome> {
     let _ieee = Ieee::enter();
-    let (format, level) = (formats::find(layout.spec.name)?, Level::current()?);
+    let format = formats::find(layout.spec.name)?;
+    let threads = if layout.elements() < SERIAL { 1 } else { run.threads };
     let mut rest = cut::borrow(layout, parts);
-    let grid = Grid::new(layout, 1);
+    let grid = Grid::new(layout, threads);
     if grid.elements() == 0 {
-        return Ok(());
+        return Ok(Outcome::default());
     }
     if grid.long {
-        let all = long_scales(layout, &grid, format, level, &mut rest);
+        let all = long_scales(layout, &grid, format, run.level, &mut rest);
         scales.copy_from_slice(&all.scales);
         offsets.copy_from_slice(&all.offsets);
         if codes.is_empty() {
-            return Ok(());
+            return Ok(Outcome::default());
         }
     }
-    let mut tile = Groups::default();
-    for (start, len) in grid.tasks() {
-        let mut parts = cut::split(&mut rest, grid.bytes(layout, len));
-        for (start, len) in grid.segments(start, len).flat_map(|(start, len)| grid.spans(start, len)) {
-            let parts = cut::split(&mut parts, grid.bytes(layout, len));
-            let context = Context { level, group: if grid.long { len } else { grid.group }, scale_dtype: layout.scale_dtype };
+    let (wants_codes, has_offsets) = (!codes.is_empty(), layout.spec.has_offsets());
+    let (mut codes, mut scales, mut offsets) = (codes, scales, offsets);
+    let tasks = grid.tasks().map(|(start, len)| {
+        let groups = if grid.long { 0 } else { grid.groups_of(len) };
+        let share = Share {
+            codes: take(&mut codes, if wants_codes { len } else { 0 }),
+            scales: take(&mut scales, groups),
+            offsets: take(&mut offsets, if has_offsets { groups } else { 0 }),
+        };
+        (Task { start, len, parts: cut::split(&mut rest, grid.bytes(layout, len)) }, share)
+    });
+    let pool_failed = pool::for_each(tasks, threads, run.interrupted, |(mut task, mut share)| {
+        let mut tile = Groups::default();
+        for (_, len) in grid.segments(task.start, task.len).flat_map(|(start, len)| grid.spans(start, len)) {
+            let parts = cut::split(&mut task.parts, grid.bytes(layout, len));
+            let context = Context { level: run.level, group: if grid.long { len } else { grid.group }, scale_dtype: layout.scale_dtype };
             tile.resize(layout.spec, context, len);
             format.unpack(context, &parts[..layout.spec.parts.len()], &mut tile);
-            if let Some(codes) = codes.get_mut(start..start + len) {
-                codes.copy_from_slice(&tile.codes);
+            if wants_codes {
+                take(&mut share.codes, len).copy_from_slice(&tile.codes);
             }
             if !grid.long {
-                let group = grid.group_of(start);
-                scales[group..][..tile.scales.len()].copy_from_slice(&tile.scales);
-                if !tile.offsets.is_empty() {
-                    offsets[group..][..tile.offsets.len()].copy_from_slice(&tile.offsets);
-                }
+                take(&mut share.scales, tile.scales.len()).copy_from_slice(&tile.scales);
+                take(&mut share.offsets, tile.offsets.len()).copy_from_slice(&tile.offsets);
             }
         }
-    }
-    Ok(())
+    })?;
+    Ok(Outcome { replaced: 0, pool_failed })
+}
+
+/// What a task of [`unpack`] writes.
+struct Share<'a> {
+    codes: &'a mut [i8],
+    scales: &'a mut [f32],
+    offsets: &'a mut [f32],
+}
+
+/// Cut the first `count` off a slice.
+fn take<'a, T>(rest: &mut &'a mut [T], count: usize) -> &'a mut [T] {
+    let (first, others) = std::mem::take(rest).split_at_mut(count);
+    *rest = others;
+    first
 }
 
 /// The scales and offsets of long groups, from the parts that hold one element a group; what is left of `rest` is the codes.

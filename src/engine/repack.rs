@@ -8,9 +8,10 @@
 //! ```
 
 use super::groups::{pack_groups, unpack};
-use super::{Outcome, Run};
+use super::{Outcome, Run, SERIAL};
 use crate::error::{Error, Result};
 use crate::formats::Groups;
+use crate::pool;
 use crate::simd::ieee::Ieee;
 use crate::spec::{Layout, ScaleDtype, Scheme};
 use half::{bf16, f16};
@@ -38,16 +39,16 @@ pub fn repack(from: &Layout, parts: &[&[u8]], to: &Layout, out: &mut [&mut [u8]]
     let groups = from.groups_shape().iter().product();
     let mut all = Groups { codes: Vec::new(), scales: vec![0.0; groups], offsets: Vec::new() };
     all.offsets.resize(if from.spec.has_offsets() { groups } else { 0 }, 0.0);
-    unpack(from, parts, &mut [], &mut all.scales, &mut all.offsets)?;
+    unpack(from, parts, &mut [], &mut all.scales, &mut all.offsets, run)?;
     let shift = shift_between(from.spec.scheme, to, &mut all).map_err(lossy)?;
     let elements = from.elements();
     all.codes.try_reserve_exact(elements).map_err(|_| Error::Memory { what: "the codes".into(), bytes: elements as u64 })?;
     all.codes.resize(elements, 0);
     let (mut scales, mut offsets) = (vec![0.0; groups], vec![0.0; if from.spec.has_offsets() { groups } else { 0 }]);
-    unpack(from, parts, &mut all.codes, &mut scales, &mut offsets)?;
-    for code in &mut all.codes {
-        *code += shift;
-    }
+    unpack(from, parts, &mut all.codes, &mut scales, &mut offsets, run)?;
+    pool::for_each(all.codes.chunks_mut(SERIAL), run.threads, run.interrupted, |codes| {
+        codes.iter_mut().for_each(|code| *code += shift);
+    })?;
     pack_groups(to, &all, out, run)
 }
 
@@ -87,7 +88,9 @@ fn shift_between(scheme: Scheme, to: &Layout, all: &mut Groups) -> std::result::
                 let zero_point = if scale == 0.0 { 0.0 } else { -*offset / scale };
                 let is_exact = (0.0..=15.0).contains(&zero_point) && zero_point.fract() == 0.0 && -zero_point * scale == *offset;
                 if !is_exact || target == Scheme::Symmetric && zero_point != 8.0 {
-                    return Err(format!("group {group} has minimum {offset} at scale {scale}; {name} would need a zero point of {zero_point}"));
+                    return Err(format!(
+                        "group {group} has minimum {offset} at scale {scale}; {name} would need a zero point of {zero_point}"
+                    ));
                 }
                 *offset = zero_point;
             }

@@ -111,7 +111,8 @@ fn near(name: &str) -> Vec<String> {
     let lower = name.to_lowercase();
     let is_near = |candidate: &str| {
         let tail = candidate.rsplit(':').next().unwrap_or(candidate);
-        !lower.is_empty() && (candidate.contains(&lower) || lower.contains(tail) || distance(&lower, candidate) <= 2 || distance(&lower, tail) <= 2)
+        !lower.is_empty()
+            && (candidate.contains(&lower) || lower.contains(tail) || distance(&lower, candidate) <= 2 || distance(&lower, tail) <= 2)
     };
     let names = FORMATS.iter().map(|format| format.spec().name);
     names.filter(|candidate| is_near(candidate)).map(str::to_string).collect()

@@ -219,4 +219,3 @@ impl Shelf for Rows<'_> {
         &self.packed[group * bytes..][..bytes]
     }
 }
-

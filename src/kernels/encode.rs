@@ -50,7 +50,7 @@ pub struct Fit<S: Simd> {
 pub fn reciprocal_or_nan<S: Simd>(simd: S, scale: S::F32) -> S::F32 {
     let zero = simd.splat(0.0);
     let inverse = simd.div(simd.splat(1.0), scale);
-    let finite = simd.sub(inverse, inverse);   // 0, or NaN where it is infinite
+    let finite = simd.sub(inverse, inverse); // 0, or NaN where it is infinite
     simd.select(simd.equal(scale, zero), zero, simd.add(inverse, finite))
 }
 

@@ -71,11 +71,7 @@ pub fn load<S: Simd>(simd: S, dtype: ScaleDtype, bytes: &[u8]) -> S::F32 {
             for (lane, bytes) in lanes.iter_mut().zip(bytes.as_chunks::<2>().0) {
                 *lane = u16::from_le_bytes(*bytes);
             }
-            if dtype == ScaleDtype::F16 {
-                simd.load_f16(&lanes)
-            } else {
-                simd.as_f32(simd.shift_left(simd.load_u16(&lanes), 16))
-            }
+            if dtype == ScaleDtype::F16 { simd.load_f16(&lanes) } else { simd.as_f32(simd.shift_left(simd.load_u16(&lanes), 16)) }
         }
     }
 }

@@ -108,7 +108,7 @@ pub(super) fn groups<'py>(
         let scales = slices.next().map_or(&mut [][..], bytemuck::cast_slice_mut);
         let offsets = has_offsets.then(|| slices.next()).flatten().map_or(&mut [][..], bytemuck::cast_slice_mut);
         let unpacked = slices.next().map_or(&mut [][..], bytemuck::cast_slice_mut);
-        call(py, layout.elements(), None, false, |_| engine::unpack(layout, &parts, unpacked, scales, offsets))?;
+        call(py, layout.elements(), None, false, |run| engine::unpack(layout, &parts, unpacked, scales, offsets, run))?;
         let mut arrays = outputs.into_arrays().into_iter();
         let scales = arrays.next().expect("scales were asked for");
         let offsets = if has_offsets { arrays.next() } else { None };

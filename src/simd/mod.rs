@@ -8,9 +8,9 @@
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+pub mod ieee;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
-pub mod ieee;
 pub(crate) mod scalar;
 
 /// Lanes of a vector.

@@ -235,7 +235,9 @@ fn widen_u16(x: &[u16; 4]) -> int32x4_t {
 fn widen_f16(halves: uint16x4_t) -> float32x4_t {
     let wide;
     // SAFETY: one instruction of registers only.
-    unsafe { asm!("fcvtl {wide:v}.4s, {halves:v}.4h", wide = lateout(vreg) wide, halves = in(vreg) halves, options(pure, nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("fcvtl {wide:v}.4s, {halves:v}.4h", wide = lateout(vreg) wide, halves = in(vreg) halves, options(pure, nomem, nostack, preserves_flags))
+    };
     wide
 }
 
@@ -245,6 +247,8 @@ fn widen_f16(halves: uint16x4_t) -> float32x4_t {
 fn narrow_f16(wide: float32x4_t) -> uint16x4_t {
     let halves;
     // SAFETY: one instruction of registers only.
-    unsafe { asm!("fcvtn {halves:v}.4h, {wide:v}.4s", halves = lateout(vreg) halves, wide = in(vreg) wide, options(pure, nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("fcvtn {halves:v}.4h, {wide:v}.4s", halves = lateout(vreg) halves, wide = in(vreg) wide, options(pure, nomem, nostack, preserves_flags))
+    };
     halves
 }

@@ -74,7 +74,8 @@ fn run_at(level: Level, threads: usize) -> Run<'static> {
     Run { threads, ..Run::serial(level) }
 }
 
-const SHAPES: [&[usize]; 12] = [&[1], &[32], &[3, 32], &[5, 33], &[2, 3, 64], &[7, 96], &[4, 100], &[3, 512], &[2, 515], &[1, 1024], &[3, 1300], &[9, 1600]];
+const SHAPES: [&[usize]; 12] =
+    [&[1], &[32], &[3, 32], &[5, 33], &[2, 3, 64], &[7, 96], &[4, 100], &[3, 512], &[2, 515], &[1, 1024], &[3, 1300], &[9, 1600]];
 
 #[test]
 fn bytes_do_not_depend_on_the_level() {
@@ -127,7 +128,8 @@ fn streamed_output_is_the_same() {
             let whole = encode(&layout, &Source::from_slice(x, &shape), &run_at(Level::detect(), 2)).unwrap();
             let half_shape = [1, shape[1]];
             let half = Layout { shape: half_shape.to_vec(), ..layout.clone() };
-            let rows = x.chunks(shape[1]).map(|row| encode(&half, &Source::from_slice(row, &half_shape), &run_at(Level::detect(), 1)).unwrap());
+            let rows =
+                x.chunks(shape[1]).map(|row| encode(&half, &Source::from_slice(row, &half_shape), &run_at(Level::detect(), 1)).unwrap());
             let rows: Vec<Quantized> = rows.collect();
             for (index, part) in whole.parts.iter().enumerate() {
                 assert!(*part == [&rows[0].parts[index][..], &rows[1].parts[index]].concat(), "{layout:?}");
@@ -176,8 +178,13 @@ fn groups_of_whole_tensors_lead_back() {
         for layout in layouts(shape) {
             let quantized = encode(&layout, &Source::from_slice(&x, shape), &run_at(Level::detect(), 1)).unwrap();
             let groups: usize = layout.groups_shape().iter().product();
-            let mut all = Groups { codes: vec![0; x.len()], scales: vec![0.0; groups], offsets: vec![0.0; if layout.spec.has_offsets() { groups } else { 0 }] };
-            engine::unpack(&layout, &quantized.views(), &mut all.codes, &mut all.scales, &mut all.offsets).unwrap();
+            let mut all = Groups {
+                codes: vec![0; x.len()],
+                scales: vec![0.0; groups],
+                offsets: vec![0.0; if layout.spec.has_offsets() { groups } else { 0 }],
+            };
+            engine::unpack(&layout, &quantized.views(), &mut all.codes, &mut all.scales, &mut all.offsets, &run_at(Level::detect(), 2))
+                .unwrap();
             let mut again = Quantized::zeroed(layout.clone()).unwrap();
             let mut parts: Vec<&mut [u8]> = again.parts.iter_mut().map(Vec::as_mut_slice).collect();
             engine::pack_groups(&layout, &all, &mut parts, &run_at(Level::detect(), 1)).unwrap();
