@@ -80,11 +80,9 @@ impl Job<'_> {
         };
         match sink.as_slice() {
             Some(slice) if self.stream => {
-                let mut stage = Stage::new(self.level, bytemuck::cast_slice_mut(slice));
+                let mut stage = Stage::new(self.level, slice);
                 for (start, len) in spans {
-                    scratch.resize(len, 0.0);
-                    next((start, len), &mut scratch);
-                    stage.next(4 * len).copy_from_slice(bytemuck::cast_slice(&scratch));
+                    next((start, len), stage.next(len));
                 }
                 stage.finish();
             }

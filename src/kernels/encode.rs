@@ -168,9 +168,10 @@ impl<R: Rule, P: Place, const RUN: usize> Kernel for Tiles<'_, R, P, RUN> {
                 worst.take(simd, round_to(simd, fit.offset, self.dtype));
             }
             self.place.fit(simd, index, &fit, RUN);
-            for (line, vectors) in vectors.as_chunks::<8>().0.iter().enumerate() {
+            // A range does not check its counter for overflow, as `enumerate` does: then these loops are unrolled.
+            for (line, vectors) in (0..4).zip(vectors.as_chunks::<8>().0) {
                 let mut codes = [simd.splat_i32(0); 8];
-                for (k, (codes, x)) in codes.iter_mut().zip(vectors).enumerate() {
+                for (k, (codes, x)) in (0..8).zip(codes.iter_mut().zip(vectors)) {
                     let lane = 4 * line + k / 2;
                     let (inverse, offset) = (simd.lane(fit.inverse, lane), simd.lane(fit.offset, lane));
                     *codes = R::codes(simd, simd.load(x), inverse, offset);
