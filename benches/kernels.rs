@@ -165,7 +165,7 @@ fn weights(elements: usize) -> Vec<f32> {
 /// The kernels that a format runs: the fused ones, and those of either side of [`Groups`].
 fn format_cases(format: &'static dyn Format, level: Level, elements: usize, group: usize) -> Vec<Case> {
     let spec = format.spec();
-    let context = Context { level, group, scale_dtype: spec.scale_dtypes[0] };
+    let context = Context { level, group, scale_dtype: spec.scale_dtypes[0], stream: false };
     let group_size = Some(GroupSize::Elements(group));
     let layout = Layout::new(spec, &[elements], FormatOptions { group_size, ..Default::default() }).expect("whole groups");
     // Everything that any of them reads, made by the format itself.

@@ -24,8 +24,11 @@ const LARGEST_TASK: usize = 1024 * 1024;
 /// that finds the range and the pass that codes.
 const LONG: usize = 64 * 1024;
 
-/// Elements of a span at least, where a group is not longer: 16 KiB of f32, which stay in the first cache.
-const SPAN: usize = 4096;
+/// Elements of a span, where a group is not longer: 16 KiB of f32, which stay in the first cache.
+pub(super) const SPAN: usize = 4096;
+
+/// The same where nothing but the formats sees the floats, and where each span ends with a wait for memory: 256 KiB.
+pub(super) const STREAMED_SPAN: usize = 64 * 1024;
 
 /// How a tensor is cut.
 #[derive(Clone, Debug)]
@@ -106,9 +109,9 @@ impl Grid {
     }
 
     /// The spans of a segment, what is worked on at once: whole units, or within one long group.
-    pub(super) fn spans(&self, start: usize, len: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+    pub(super) fn spans(&self, start: usize, len: usize, span: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
         let (columns, group, long) = (self.columns, self.group, self.long);
-        let span = if long { SPAN } else { (SPAN / self.unit).max(1) * self.unit };
+        let span = if long { span } else { (span / self.unit).max(1) * self.unit };
         let (mut at, end) = (start, start + len);
         std::iter::from_fn(move || {
             let in_group = if long { group - at % columns % group } else { span };

@@ -2,7 +2,6 @@
 
 use super::cut::{self, Grid, Parts, Task};
 use super::groups::long_scales;
-use super::stage::Stage;
 use super::{Outcome, Run, SERIAL, STREAM};
 use crate::element::Sink;
 use crate::error::{Error, Result};
@@ -73,19 +72,13 @@ impl Job<'_> {
     fn decode_task(&self, mut task: Task<Parts<'_>>, mut sink: Sink<'_>) {
         let mut groups = Groups::default();
         let mut scratch = Vec::new();
-        let spans = self.grid.segments(task.start, task.len).flat_map(|(start, len)| self.grid.spans(start, len));
+        let span = if self.stream { cut::STREAMED_SPAN } else { cut::SPAN };
+        let spans = self.grid.segments(task.start, task.len).flat_map(|(start, len)| self.grid.spans(start, len, span));
         let mut next = |(start, len): (usize, usize), x: &mut [f32]| {
             let parts = cut::split(&mut task.parts, self.grid.bytes(self.layout, len));
             self.decode_span(start, &parts, &mut groups, x);
         };
         match sink.as_slice() {
-            Some(slice) if self.stream => {
-                let mut stage = Stage::new(self.level, slice);
-                for (start, len) in spans {
-                    next((start, len), stage.next(len));
-                }
-                stage.finish();
-            }
             Some(slice) => {
                 for (start, len) in spans {
                     next((start, len), &mut slice[start - task.start..][..len]);
@@ -103,7 +96,7 @@ impl Job<'_> {
 
     fn decode_span(&self, start: usize, parts: &Parts<'_>, groups: &mut Groups, x: &mut [f32]) {
         let parts = &parts[..self.layout.spec.parts.len()];
-        let context = Context { level: self.level, group: self.grid.group, scale_dtype: self.layout.scale_dtype };
+        let context = Context { level: self.level, group: self.grid.group, scale_dtype: self.layout.scale_dtype, stream: self.stream };
         let Some(scales) = &self.scales else {
             return self.format.decode(context, parts, groups, x);
         };

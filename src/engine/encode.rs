@@ -113,7 +113,7 @@ impl Job<'_> {
     }
 
     fn context(&self) -> Context {
-        Context { level: self.run.level, group: self.grid.group, scale_dtype: self.layout.scale_dtype }
+        Context { level: self.run.level, group: self.grid.group, scale_dtype: self.layout.scale_dtype, stream: false }
     }
 
     fn encode_short(&self, mut parts: PartsMut<'_>) -> Result<(Faults, bool)> {
@@ -156,7 +156,7 @@ impl Job<'_> {
     }
 
     fn spans_of<'t, P>(&'t self, task: &Task<P>) -> impl Iterator<Item = (usize, usize)> + use<'t, P> {
-        self.grid.segments(task.start, task.len).flat_map(|(start, len)| self.grid.spans(start, len))
+        self.grid.segments(task.start, task.len).flat_map(|(start, len)| self.grid.spans(start, len, cut::SPAN))
     }
 
     fn encode_span(&self, start: usize, len: usize, scratch: &mut Scratch, parts: &mut PartsMut<'_>) -> Faults {

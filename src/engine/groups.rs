@@ -56,9 +56,14 @@ pub fn unpack(
     });
     let pool_failed = pool::for_each(tasks, threads, run.interrupted, |(mut task, mut share)| {
         let mut tile = Groups::default();
-        for (_, len) in grid.segments(task.start, task.len).flat_map(|(start, len)| grid.spans(start, len)) {
+        for (_, len) in grid.segments(task.start, task.len).flat_map(|(start, len)| grid.spans(start, len, cut::SPAN)) {
             let parts = cut::split(&mut task.parts, grid.bytes(layout, len));
-            let context = Context { level: run.level, group: if grid.long { len } else { grid.group }, scale_dtype: layout.scale_dtype };
+            let context = Context {
+                level: run.level,
+                group: if grid.long { len } else { grid.group },
+                scale_dtype: layout.scale_dtype,
+                stream: false,
+            };
             tile.resize(layout.spec, context, len);
             format.unpack(context, &parts[..layout.spec.parts.len()], &mut tile);
             if wants_codes {
@@ -89,7 +94,7 @@ fn take<'a, T>(rest: &mut &'a mut [T], count: usize) -> &'a mut [T] {
 
 /// The scales and offsets of long groups, from the parts that hold one element a group; what is left of `rest` is the codes.
 pub(super) fn long_scales(layout: &Layout, grid: &Grid, format: &dyn Format, level: Level, rest: &mut Parts<'_>) -> Groups {
-    let context = Context { level, group: 1, scale_dtype: layout.scale_dtype };
+    let context = Context { level, group: 1, scale_dtype: layout.scale_dtype, stream: false };
     let mut all = Groups::default();
     let mut row = Groups::default();
     row.resize(layout.spec, context, grid.groups_of_a_row());
@@ -127,9 +132,14 @@ pub fn pack_groups(layout: &Layout, all: &Groups, parts: &mut [&mut [u8]], run: 
     let tasks = grid.tasks().map(|(start, len)| Task { start, len, parts: cut::split_mut(&mut rest, grid.bytes(layout, len)) });
     let pool_failed = pool::for_each(tasks, threads, run.interrupted, |mut task| {
         let mut tile = Groups::default();
-        for (start, len) in grid.segments(task.start, task.len).flat_map(|(start, len)| grid.spans(start, len)) {
+        for (start, len) in grid.segments(task.start, task.len).flat_map(|(start, len)| grid.spans(start, len, cut::SPAN)) {
             let mut parts = cut::split_mut(&mut task.parts, grid.bytes(layout, len));
-            let context = Context { level: run.level, group: if grid.long { len } else { grid.group }, scale_dtype: layout.scale_dtype };
+            let context = Context {
+                level: run.level,
+                group: if grid.long { len } else { grid.group },
+                scale_dtype: layout.scale_dtype,
+                stream: false,
+            };
             tile.resize(layout.spec, context, len);
             tile.codes.copy_from_slice(&all.codes[start..start + len]);
             if !grid.long {
@@ -148,7 +158,7 @@ pub fn pack_groups(layout: &Layout, all: &Groups, parts: &mut [&mut [u8]], run: 
 
 /// Write the parts that hold one element a group, of long groups; what is left of `rest` is the codes.
 pub(super) fn pack_long_scales(layout: &Layout, grid: &Grid, format: &dyn Format, level: Level, all: &Groups, rest: &mut PartsMut<'_>) {
-    let context = Context { level, group: 1, scale_dtype: layout.scale_dtype };
+    let context = Context { level, group: 1, scale_dtype: layout.scale_dtype, stream: false };
     let groups = grid.groups_of_a_row();
     for row in 0..grid.rows_of_groups() {
         let of_row = |values: &[f32]| values.get(row * groups..(row + 1) * groups).unwrap_or_default().to_vec();

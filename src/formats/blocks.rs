@@ -96,7 +96,13 @@ impl<R: Rule + Default> Format for Blocks<R> {
 
     fn decode(&self, context: Context, parts: &[&[u8]], _: &mut Groups, x: &mut [f32]) {
         let [blocks] = parts else { unreachable!("the spec names one part") };
-        context.level.run(Tables { rule: R::default(), shelf: Stride { blocks, rule: PhantomData::<R> }, group: BLOCK, x });
+        context.level.run(Tables {
+            rule: R::default(),
+            shelf: Stride { blocks, rule: PhantomData::<R> },
+            group: BLOCK,
+            x,
+            stream: context.stream,
+        });
     }
 }
 

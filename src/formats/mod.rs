@@ -40,6 +40,8 @@ pub struct Context {
     pub group: usize,
     /// The dtype of the scales.
     pub scale_dtype: ScaleDtype,
+    /// Whether decoded floats go past the caches, where the format can do that.
+    pub stream: bool,
 }
 
 impl Context {

@@ -116,7 +116,7 @@ impl<R: Rule + Default> Format for Planar<R> {
     fn decode(&self, context: Context, parts: &[&[u8]], groups: &mut Groups, x: &mut [f32]) {
         if context.group.is_multiple_of(32) && x.len().is_multiple_of(context.group) {
             let shelf = Rows::new(context, parts);
-            return context.level.run(Tables { rule: R::default(), shelf, group: context.group, x });
+            return context.level.run(Tables { rule: R::default(), shelf, group: context.group, x, stream: context.stream });
         }
         groups.resize(self.spec, context, x.len());
         self.unpack(context, parts, groups);

@@ -4,6 +4,7 @@
 //! every codebook is the same loop. [`Values`] does the same from unpacked codes, for groups of any length.
 
 use super::encode::Rule;
+use super::stream::Lines;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Where a format keeps what a group is decoded from.
@@ -29,36 +30,86 @@ pub struct Tables<'a, R, P> {
     pub group: usize,
     /// The floats.
     pub x: &'a mut [f32],
+    /// Whether they go past the caches.
+    pub stream: bool,
 }
+
+/// Elements of a group that are decoded at once.
+const PIECE: usize = 512;
 
 impl<R: Rule, P: Shelf> Kernel for Tables<'_, R, P> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let codes = simd.load(&R::CODES.map(f32::from));
-        let mut groups = self.x.chunks_exact_mut(self.group);
-        let mut first = 0;
-        while groups.len() > 0 {
-            let count = groups.len().min(LANES);
-            let (scales, offsets) = (self.shelf.scales(simd, first, count), self.shelf.offsets(simd, first, count));
-            for (lane, x) in groups.by_ref().take(count).enumerate() {
-                let table = R::values(simd, codes, simd.lane(scales, lane), simd.lane(offsets, lane));
-                let packed = self.shelf.packed(first + lane);
-                if P::HALVES {
-                    for (packed, x) in packed.as_chunks::<16>().0.iter().zip(x.as_chunks_mut::<32>().0) {
-                        let halves = simd.unpack_halves(packed);
-                        for (codes, x) in halves.into_iter().zip(x.as_chunks_mut::<LANES>().0) {
-                            simd.store(simd.look_up(table, codes), x);
-                        }
-                    }
-                } else {
-                    for (packed, x) in packed.as_chunks::<8>().0.iter().zip(x.as_chunks_mut::<LANES>().0) {
-                        simd.store(simd.look_up(table, simd.unpack_pairs(packed)), x);
-                    }
+        let (shelf, group, groups) = (self.shelf, self.group, self.x.len() / self.group);
+        if self.stream {
+            let mut lines = Lines::new(self.x);
+            decode_groups::<S, R, P>(simd, shelf, group, groups, &mut lines);
+            lines.finish(simd);
+        } else {
+            decode_groups::<S, R, P>(simd, shelf, group, groups, &mut Direct(self.x));
+        }
+    }
+}
+
+/// Where decoded floats go, from front to back.
+trait Floats {
+    /// The next `len` floats, to be written in full.
+    fn next<S: Simd>(&mut self, simd: S, len: usize) -> &mut [f32];
+}
+
+/// Straight to memory.
+struct Direct<'a>(&'a mut [f32]);
+
+impl Floats for Direct<'_> {
+    #[inline(always)]
+    fn next<S: Simd>(&mut self, _: S, len: usize) -> &mut [f32] {
+        let (first, rest) = std::mem::take(&mut self.0).split_at_mut(len);
+        self.0 = rest;
+        first
+    }
+}
+
+impl Floats for Lines<'_> {
+    #[inline(always)]
+    fn next<S: Simd>(&mut self, simd: S, len: usize) -> &mut [f32] {
+        Lines::next(self, simd, len)
+    }
+}
+
+#[inline(always)]
+fn decode_groups<S: Simd, R: Rule, P: Shelf>(simd: S, shelf: P, group: usize, groups: usize, out: &mut impl Floats) {
+    let codes = simd.load(&R::CODES.map(f32::from));
+    for first in (0..groups).step_by(LANES) {
+        let count = (groups - first).min(LANES);
+        let (scales, offsets) = (shelf.scales(simd, first, count), shelf.offsets(simd, first, count));
+        for lane in 0..count {
+            let table = R::values(simd, codes, simd.lane(scales, lane), simd.lane(offsets, lane));
+            let packed = shelf.packed(first + lane);
+            if group <= PIECE {
+                decode_piece::<S, P>(simd, table, packed, out.next(simd, group));
+            } else {
+                for packed in packed.chunks(PIECE / 2) {
+                    decode_piece::<S, P>(simd, table, packed, out.next(simd, 2 * packed.len()));
                 }
             }
-            first += count;
+        }
+    }
+}
+
+#[inline(always)]
+fn decode_piece<S: Simd, P: Shelf>(simd: S, table: S::F32, packed: &[u8], x: &mut [f32]) {
+    if P::HALVES {
+        for (packed, x) in packed.as_chunks::<16>().0.iter().zip(x.as_chunks_mut::<32>().0) {
+            let halves = simd.unpack_halves(packed);
+            for (codes, x) in halves.into_iter().zip(x.as_chunks_mut::<LANES>().0) {
+                simd.store(simd.look_up(table, codes), x);
+            }
+        }
+    } else {
+        for (packed, x) in packed.as_chunks::<8>().0.iter().zip(x.as_chunks_mut::<LANES>().0) {
+            simd.store(simd.look_up(table, simd.unpack_pairs(packed)), x);
         }
     }
 }

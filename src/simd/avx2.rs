@@ -175,8 +175,8 @@ impl Simd for Avx2 {
             for (from, to) in from.as_chunks::<32>().0.iter().zip(to.as_chunks_mut::<32>().0) {
                 _mm256_stream_si256(to.as_mut_ptr().cast(), _mm256_loadu_si256(from.as_ptr().cast()));
             }
-            _mm_sfence()   // the lines are visible to other threads before this one says that it is done
         } }
+        fn fence() { _mm_sfence() }
     }
 }
 

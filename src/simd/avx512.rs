@@ -151,8 +151,8 @@ impl Simd for Avx512 {
             for (from, to) in from.as_chunks::<64>().0.iter().zip(to.as_chunks_mut::<64>().0) {
                 _mm512_stream_si512(to.as_mut_ptr().cast(), _mm512_loadu_si512(from.as_ptr().cast()));
             }
-            _mm_sfence()   // the lines are visible to other threads before this one says that it is done
         } }
+        fn fence() { _mm_sfence() }
     }
 }
 

@@ -57,12 +57,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn load_u16(self, x: &[u16; 16]) -> Self::I32;
     /// The low 16 bits of each lane.
     fn store_u16(self, v: Self::I32, x: &mut [u16; 16]);
-    /// Copy whole cache lines past the caches where the level can: for output that is larger than they are.
+    /// Copy whole cache lines past the caches where the level can: for output that is larger than they are. Whoever streams
+    /// calls [`Simd::fence`] before it says that it is done.
     ///
     /// # Panics
     ///
     /// Unless both have the same length, a multiple of 64, and `to` begins at a multiple of 64.
     fn stream(self, from: &[u8], to: &mut [u8]);
+    /// What was streamed before is visible to other threads before anything that follows.
+    fn fence(self);
     /// Ask for the cache line at `address`, which may be any address at all.
     fn prefetch(self, address: *const f32);
 

@@ -157,6 +157,9 @@ impl Simd for Neon {
         to.copy_from_slice(from);
     }
 
+    #[inline(always)]
+    fn fence(self) {}
+
     /// There is no stable intrinsic.
     #[inline(always)]
     fn prefetch(self, _: *const f32) {}

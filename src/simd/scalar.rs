@@ -60,6 +60,8 @@ impl Simd for Scalar {
         to.copy_from_slice(from);
     }
 
+    fn fence(self) {}
+
     fn prefetch(self, _: *const f32) {}
 
     fn add(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {

@@ -147,7 +147,7 @@ fn fused_and_plain_paths_agree() {
             let x = sample(elements, 3);
             for layout in layouts(&[1, elements]).into_iter().filter(|layout| std::ptr::eq(layout.spec, format.spec())) {
                 for level in Level::available() {
-                    let context = Context { level, group: layout.group_elements(), scale_dtype: layout.scale_dtype };
+                    let context = Context { level, group: layout.group_elements(), scale_dtype: layout.scale_dtype, stream: false };
                     let mut groups = Groups::default();
                     groups.resize(layout.spec, context, elements);
                     let mut plain = Quantized::zeroed(layout.clone()).unwrap();
