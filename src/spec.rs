@@ -279,6 +279,15 @@ impl Layout {
         (0..self.spec.parts.len()).map(|index| self.part_bytes(index)).sum()
     }
 
+    /// Bytes that part `index` takes for the codes of `elements` of a row; 0 where it holds none, or there is no such part.
+    pub(crate) fn code_bytes(&self, index: usize, elements: usize) -> usize {
+        match self.spec.parts.get(index).map(|part| part.extent) {
+            Some(Extent::Codes) => elements.div_ceil(2),
+            Some(Extent::Blocks(bytes)) => elements.div_ceil(self.group_elements()) * bytes,
+            Some(Extent::Groups | Extent::GroupPairs) | None => 0,
+        }
+    }
+
     fn row_shape(&self, last: usize) -> Vec<usize> {
         let mut shape = self.shape.clone();
         *shape.last_mut().expect("a layout has an axis") = last;

@@ -118,6 +118,17 @@ pub(super) fn long_scales(layout: &Layout, grid: &Grid, format: &dyn Format, lev
 ///
 /// Where a length is not the layout's.
 pub fn pack_groups(layout: &Layout, all: &Groups, parts: &mut [&mut [u8]], run: &Run<'_>) -> Result<Outcome> {
+    pack_codes(layout, all, |start, codes| codes.copy_from_slice(&all.codes[start..][..codes.len()]), parts, run)
+}
+
+/// As [`pack_groups`], with codes that `read` gives from an element on.
+pub(super) fn pack_codes(
+    layout: &Layout,
+    all: &Groups,
+    read: impl Fn(usize, &mut [i8]) + Sync,
+    parts: &mut [&mut [u8]],
+    run: &Run<'_>,
+) -> Result<Outcome> {
     let _ieee = Ieee::enter();
     let format = formats::find(layout.spec.name)?;
     let threads = if layout.elements() < SERIAL { 1 } else { run.threads };
@@ -134,14 +145,10 @@ pub fn pack_groups(layout: &Layout, all: &Groups, parts: &mut [&mut [u8]], run: 
         let mut tile = Groups::default();
         for (start, len) in grid.segments(task.start, task.len).flat_map(|(start, len)| grid.spans(start, len, cut::SPAN)) {
             let mut parts = cut::split_mut(&mut task.parts, grid.bytes(layout, len));
-            let context = Context {
-                level: run.level,
-                group: if grid.long { len } else { grid.group },
-                scale_dtype: layout.scale_dtype,
-                stream: false,
-            };
+            let group = if grid.long { len } else { grid.group };
+            let context = Context { level: run.level, group, scale_dtype: layout.scale_dtype, stream: false };
             tile.resize(layout.spec, context, len);
-            tile.codes.copy_from_slice(&all.codes[start..start + len]);
+            read(start, &mut tile.codes);
             if !grid.long {
                 let group = grid.group_of(start);
                 let groups = tile.scales.len();
@@ -154,6 +161,44 @@ pub fn pack_groups(layout: &Layout, all: &Groups, parts: &mut [&mut [u8]], run: 
         }
     })?;
     Ok(Outcome { replaced: 0, pool_failed })
+}
+
+/// The codes of any elements of a tensor, from those parts of it that hold codes.
+pub(super) struct Codes<'a> {
+    layout: &'a Layout,
+    format: &'static dyn Format,
+    level: Level,
+    parts: Parts<'a>,
+    group: usize,
+}
+
+impl<'a> Codes<'a> {
+    pub(super) fn new(layout: &'a Layout, parts: &[&'a [u8]], level: Level) -> Result<Self> {
+        let long = Grid::new(layout, 1).long;
+        let group = if long { usize::MAX } else { layout.group_elements() };
+        Ok(Codes { layout, format: formats::find(layout.spec.name)?, level, parts: cut::borrow(layout, parts), group })
+    }
+
+    /// Read as many codes as `codes` holds from element `start` on, which begins a whole byte of every part.
+    pub(super) fn read(&self, start: usize, codes: &mut [i8]) {
+        let columns = self.layout.columns();
+        let mut tile = Groups::default();
+        let (mut start, mut rest) = (start, codes);
+        while !rest.is_empty() {
+            let (row, column) = (start / columns, start % columns);
+            let len = (columns - column).min(rest.len());
+            let context = Context { level: self.level, group: self.group.min(len), scale_dtype: self.layout.scale_dtype, stream: false };
+            tile.resize(self.layout.spec, context, len);
+            let parts: Parts<'a> = std::array::from_fn(|index| {
+                let bytes = |elements: usize| self.layout.code_bytes(index, elements);
+                let first = row * bytes(columns) + bytes(column);
+                &self.parts[index][first..first + bytes(len)]
+            });
+            self.format.unpack(context, &parts[..self.layout.spec.parts.len()], &mut tile);
+            take(&mut rest, len).copy_from_slice(&tile.codes);
+            start += len;
+        }
+    }
 }
 
 /// Write the parts that hold one element a group, of long groups; what is left of `rest` is the codes.

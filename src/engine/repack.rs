@@ -7,11 +7,10 @@
 //! (code - zero_point) * scale  =  code * scale + minimum       minimum = -zero_point * scale, where that is exact
 //! ```
 
-use super::groups::{pack_groups, unpack};
-use super::{Outcome, Run, SERIAL};
+use super::groups::{Codes, pack_codes, unpack};
+use super::{Outcome, Run};
 use crate::error::{Error, Result};
 use crate::formats::Groups;
-use crate::pool;
 use crate::simd::ieee::Ieee;
 use crate::spec::{Layout, ScaleDtype, Scheme};
 use half::{bf16, f16};
@@ -41,15 +40,12 @@ pub fn repack(from: &Layout, parts: &[&[u8]], to: &Layout, out: &mut [&mut [u8]]
     all.offsets.resize(if from.spec.has_offsets() { groups } else { 0 }, 0.0);
     unpack(from, parts, &mut [], &mut all.scales, &mut all.offsets, run)?;
     let shift = shift_between(from.spec.scheme, to, &mut all).map_err(lossy)?;
-    let elements = from.elements();
-    all.codes.try_reserve_exact(elements).map_err(|_| Error::Memory { what: "the codes".into(), bytes: elements as u64 })?;
-    all.codes.resize(elements, 0);
-    let (mut scales, mut offsets) = (vec![0.0; groups], vec![0.0; if from.spec.has_offsets() { groups } else { 0 }]);
-    unpack(from, parts, &mut all.codes, &mut scales, &mut offsets, run)?;
-    pool::for_each(all.codes.chunks_mut(SERIAL), run.threads, run.interrupted, |codes| {
-        codes.iter_mut().for_each(|code| *code += shift);
-    })?;
-    pack_groups(to, &all, out, run)
+    let codes = Codes::new(from, parts, run.level)?;
+    let read = |start: usize, tile: &mut [i8]| {
+        codes.read(start, tile);
+        tile.iter_mut().for_each(|code| *code += shift);
+    };
+    pack_codes(to, &all, read, out, run)
 }
 
 /// What is added to every code, with the offsets of `all` turned into those of the target; or why that cannot be.

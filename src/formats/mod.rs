@@ -66,7 +66,8 @@ pub trait Format: Sync {
     /// The bytes of groups. Parts that hold one element a group may be empty: then only the codes are wanted.
     fn pack(&self, context: Context, groups: &Groups, parts: &mut [&mut [u8]]);
 
-    /// The groups of bytes: as many elements as `groups.codes` is long.
+    /// The groups of bytes: as many elements as `groups.codes` is long. Parts that hold one element a group may be empty: then
+    /// only the codes are wanted.
     fn unpack(&self, context: Context, parts: &[&[u8]], groups: &mut Groups);
 
     /// The floats that groups stand for.

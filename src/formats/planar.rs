@@ -78,7 +78,9 @@ impl<R: Rule + Default> Format for Planar<R> {
         let table = &R::CODES.map(i8::cast_unsigned);
         context.level.run(Unpack { packed, table, codes: cast_slice_mut(&mut groups.codes) });
         context.level.run(Load { bytes: scales, dtype: context.scale_dtype, values: &mut groups.scales });
-        if let [zero_points] = zero_points {
+        if let [zero_points] = zero_points
+            && !zero_points.is_empty()
+        {
             let mut codes = vec![0; groups.offsets.len()];
             context.level.run(Unpack { packed: zero_points, table: &UNSIGNED.map(i8::cast_unsigned), codes: &mut codes });
             for (offset, code) in groups.offsets.iter_mut().zip(codes) {

@@ -193,6 +193,28 @@ fn groups_of_whole_tensors_lead_back() {
     }
 }
 
+#[test]
+fn codes_travel_between_schemes_and_back() {
+    for shape in [&[1][..], &[3, 96], &[5, 33], &[7, 1], &[2, 100], &[1, 70_000], &[2, 140_000], &[4001, 33]] {
+        let x = sample(shape.iter().product(), 13);
+        for layout in layouts(shape).into_iter().filter(|layout| layout.spec.name == "int4") {
+            let quantized = encode(&layout, &Source::from_slice(&x, shape), &run_at(Level::detect(), 1)).unwrap();
+            let options = Options { group_size: Some(layout.group_size), scale_dtype: Some(layout.scale_dtype) };
+            let other = Layout::new(formats::find("uint4").unwrap().spec(), shape, options).unwrap();
+            let there = repack(&quantized, other);
+            assert!(decode(&there, &run_at(Level::detect(), 1)) == decode(&quantized, &run_at(Level::detect(), 1)), "{layout:?}");
+            assert!(repack(&there, layout.clone()).parts == quantized.parts, "{layout:?}");
+        }
+    }
+}
+
+fn repack(quantized: &Quantized, layout: Layout) -> Quantized {
+    let mut repacked = Quantized::zeroed(layout.clone()).unwrap();
+    let mut parts: Vec<&mut [u8]> = repacked.parts.iter_mut().map(Vec::as_mut_slice).collect();
+    engine::repack(&quantized.layout, &quantized.views(), &layout, &mut parts, &run_at(Level::detect(), 3)).unwrap();
+    repacked
+}
+
 proptest! {
     #[test]
     fn memory_order_does_not_matter(rows in 1usize..6, columns in 1usize..5, seed: u64) {
