@@ -71,7 +71,6 @@ impl Simd for Avx2 {
             let words = _mm256_packus_epi32(_mm256_and_si256(v[0], low), _mm256_and_si256(v[1], low));
             _mm256_storeu_si256(x.as_mut_ptr().cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(words))
         } }
-        fn prefetch(address: *const f32) { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
 
         fn add(a: F32, b: F32) -> F32 { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
         fn sub(a: F32, b: F32) -> F32 { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
@@ -108,7 +107,6 @@ impl Simd for Avx2 {
         fn to_f32(v: I32) -> F32 { [_mm256_cvtepi32_ps(v[0]), _mm256_cvtepi32_ps(v[1])] }
 
         fn lane(v: F32, index: usize) -> F32 { [_mm256_permutevar8x32_ps(v[index / 8], _mm256_set1_epi32(index as i32 % 8)); 2] }
-        fn lane_i32(v: I32, index: usize) -> I32 { [_mm256_permutevar8x32_epi32(v[index / 8], _mm256_set1_epi32(index as i32 % 8)); 2] }
         fn max_of_each(v: &[I32; 16]) -> I32 { [eight(&v.as_chunks::<8>().0[0]), eight(&v.as_chunks::<8>().0[1])] }
         fn max_of_runs(v: I32, run: usize) -> I32 { {
             let v = [run_of(v[0], run), run_of(v[1], run)];

@@ -62,7 +62,6 @@ impl Simd for Avx512 {
         }
         fn load_u16(x: &[u16; 16]) -> __m512i { _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast())) }
         fn store_u16(v: __m512i, x: &mut [u16; 16]) { _mm256_storeu_si256(x.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(v)) }
-        fn prefetch(address: *const f32) { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
 
         fn add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
         fn sub(a: __m512, b: __m512) -> __m512 { _mm512_sub_ps(a, b) }
@@ -87,7 +86,6 @@ impl Simd for Avx512 {
         fn to_f32(v: __m512i) -> __m512 { _mm512_cvtepi32_ps(v) }
 
         fn lane(v: __m512, index: usize) -> __m512 { _mm512_permutexvar_ps(_mm512_set1_epi32(index as i32), v) }
-        fn lane_i32(v: __m512i, index: usize) -> __m512i { _mm512_permutexvar_epi32(_mm512_set1_epi32(index as i32), v) }
         fn max_of_each(v: &[__m512i; 16]) -> __m512i { {
             // 4 vectors to one: each 128-bit quarter holds a maximum of each of the four.
             let quarters = [four(v[0], v[1], v[2], v[3]), four(v[4], v[5], v[6], v[7]), four(v[8], v[9], v[10], v[11]), four(v[12], v[13], v[14], v[15])];

@@ -66,8 +66,6 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn stream(self, from: &[u8], to: &mut [u8]);
     /// What was streamed before is visible to other threads before anything that follows.
     fn fence(self);
-    /// Ask for the cache line at `address`, which may be any address at all.
-    fn prefetch(self, address: *const f32);
 
     /// a + b
     fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
@@ -114,8 +112,6 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// All lanes the one at `index`.
     fn lane(self, v: Self::F32, index: usize) -> Self::F32;
-    /// All lanes the one at `index`.
-    fn lane_i32(self, v: Self::I32, index: usize) -> Self::I32;
     /// Lane i is the largest lane of vector i.
     fn max_of_each(self, v: &[Self::I32; 16]) -> Self::I32;
     /// Every run of `run` lanes (1, 2, 4, 8 or 16) gets the largest of the run.

@@ -160,22 +160,11 @@ impl Simd for Neon {
     #[inline(always)]
     fn fence(self) {}
 
-    /// There is no stable intrinsic.
-    #[inline(always)]
-    fn prefetch(self, _: *const f32) {}
-
     #[inline(always)]
     fn lane(self, v: F32, index: usize) -> F32 {
         let mut all = [0.0; 16];
         self.store(v, &mut all);
         self.splat(all[index])
-    }
-
-    #[inline(always)]
-    fn lane_i32(self, v: I32, index: usize) -> I32 {
-        let mut all = [0; 16];
-        self.store_i32(v, &mut all);
-        self.splat_i32(all[index])
     }
 
     #[inline(always)]

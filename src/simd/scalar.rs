@@ -62,8 +62,6 @@ impl Simd for Scalar {
 
     fn fence(self) {}
 
-    fn prefetch(self, _: *const f32) {}
-
     fn add(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         each(a, b, |a, b| a + b)
     }
@@ -145,10 +143,6 @@ impl Simd for Scalar {
     }
 
     fn lane(self, v: [f32; 16], index: usize) -> [f32; 16] {
-        [v[index]; LANES]
-    }
-
-    fn lane_i32(self, v: [i32; 16], index: usize) -> [i32; 16] {
         [v[index]; LANES]
     }
 

@@ -76,7 +76,6 @@ impl Kernel for Primitives {
             ("truncate", integers(simd.truncate(small))),
             ("to_f32", floats(simd.to_f32(i))),
             ("lane", floats(simd.lane(a, self.index))),
-            ("lane_i32", integers(simd.lane_i32(i, self.index))),
             ("look_up", floats(simd.look_up(a, i))),
             ("store_f16", numbers.collect()),
             ("load_f16", floats(simd.load_f16(&halves))),
