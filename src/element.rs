@@ -219,6 +219,26 @@ impl<'a> Source<'a> {
         (is_slice && !self.data.is_null()).then(|| unsafe { std::slice::from_raw_parts(self.data.cast(), self.len()) })
     }
 
+    /// The element at flat index `at` itself, before it is rounded to f32.
+    ///
+    /// # Panics
+    ///
+    /// Where there is none.
+    pub fn number(&self, level: Level, at: usize) -> f64 {
+        let mut x = [0.0];
+        self.load(level, at, &mut x);
+        if self.array.dtype != Dtype::F64 {
+            return f64::from(x[0]);
+        }
+        let mut number = 0.0;
+        self.array.visit(at, 1, |offset, _, _| {
+            // SAFETY: `load` found the element within the shape, all of which `from_raw` promised to be readable.
+            let bytes = unsafe { self.data.wrapping_offset(offset).cast::<[u8; 8]>().read() };
+            number = if self.array.swapped { f64::from_be_bytes(bytes) } else { f64::from_le_bytes(bytes) };
+        });
+        number
+    }
+
     /// Read the elements from flat index `start` on.
     ///
     /// # Panics

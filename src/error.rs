@@ -189,7 +189,8 @@ impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut amount = self.0 as f64;
         for unit in ["bytes", "kB", "MB", "GB", "TB"] {
-            if amount < 1000.0 || unit == "TB" {
+            // What would be rounded to 1000.0 is 1.0 of the next unit.
+            if amount < 999.95 || unit == "TB" {
                 let digits = usize::from(unit != "bytes");
                 return write!(f, "{amount:.digits$} {unit}");
             }

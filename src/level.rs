@@ -67,7 +67,8 @@ impl Level {
             return Ok(Level::named(NAMES[usize::from(chosen) - 1]).expect("it was there when it was chosen"));
         }
         let level = match std::env::var(VARIABLE) {
-            Err(_) => Level::detect(),
+            Err(std::env::VarError::NotPresent) => Level::detect(),
+            Err(error) => return Err(Error::value(VARIABLE, error.to_string(), format!("expected {}", NAMES.join(", ")))),
             Ok(name) if name.is_empty() => Level::detect(),
             Ok(name) if NAMES.contains(&name.as_str()) => Level::named(&name).unwrap_or_else(Level::detect),
             Ok(name) => return Err(Error::value(VARIABLE, format!("'{name}'"), format!("expected {}", NAMES.join(", ")))),

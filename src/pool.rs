@@ -46,7 +46,7 @@ pub fn for_each<T: Send>(
     let useful = tasks.size_hint().1.unwrap_or(usize::MAX);
     let helpers = threads.min(useful).saturating_sub(1);
     let call = Call { tasks: Mutex::new(tasks), work, stop: AtomicBool::new(false), helpers: Mutex::new(0), ended: Condvar::new() };
-    let mut watch = Watch { interrupted, asked: Instant::now() };
+    let mut watch = Watch::new(interrupted);
     if helpers == 0 {
         return call.lead(&mut watch).map(|()| false);
     }
@@ -97,9 +97,11 @@ impl<T, I: Iterator<Item = T>, W: Fn(T)> Call<I, W> {
         while *helpers > 0 {
             if cancelled {
                 self.stop.store(true, Ordering::Relaxed);
+                helpers = self.ended.wait(helpers).unwrap_or_else(PoisonError::into_inner);
+                continue;
             }
             helpers = self.ended.wait_timeout(helpers, watch.patience()).unwrap_or_else(PoisonError::into_inner).0;
-            if !cancelled && watch.patience().is_zero() {
+            if watch.patience().is_zero() {
                 drop(helpers); // a signal handler may run for long
                 cancelled = watch.is_interrupted();
                 helpers = self.count();
@@ -151,12 +153,21 @@ impl Drop for StopOnPanic<'_> {
 }
 
 /// Asks the caller's question when it is due.
-struct Watch<'a> {
+pub(crate) struct Watch<'a> {
     interrupted: &'a dyn Fn() -> bool,
     asked: Instant,
 }
 
-impl Watch<'_> {
+impl<'a> Watch<'a> {
+    pub(crate) fn new(interrupted: &'a dyn Fn() -> bool) -> Self {
+        Watch { interrupted, asked: Instant::now() }
+    }
+
+    /// For the stretches that a call does on its own thread: [`Error::Cancelled`] when the caller wants to stop.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        if self.is_interrupted() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
     /// Time until the question is due.
     fn patience(&self) -> Duration {
         PATIENCE.saturating_sub(self.asked.elapsed())

@@ -58,12 +58,13 @@ impl Grid {
     pub(super) fn new(layout: &Layout, threads: usize) -> Self {
         let (rows, columns) = (layout.rows(), layout.columns());
         let has = |extent: Extent| layout.spec.parts.iter().any(|part| part.extent == extent);
-        let group = layout.group_elements();
+        let group = layout.group_elements().min(columns.max(1));
         let shared = layout.group_size == GroupSize::Tensor;
         let whole_codes = !has(Extent::Codes) || columns.is_multiple_of(2);
         let whole_groups = columns.is_multiple_of(group) && (!has(Extent::GroupPairs) || layout.groups_per_row().is_multiple_of(2));
         let one_row = whole_codes && (shared || whole_groups);
         let (rows, columns) = if one_row { (rows.min(1), rows * columns) } else { (rows, columns) };
+        // A group never reaches beyond its row.
         let group = if shared { columns.max(1) } else { group };
         let pairs = if group.is_multiple_of(2) && !has(Extent::GroupPairs) { 1 } else { 2 };
         // A long group of odd length that another follows in its row cannot be cut off at a whole byte.

@@ -32,7 +32,9 @@ pub fn dequantize(layout: &Layout, parts: &[&[u8]], mut sink: Sink<'_>, run: &Ru
         return Ok(Outcome::default());
     }
     let format = formats::find(layout.spec.name)?;
-    let stream = run.reused && sink.len() * sink.item_size() > STREAM && sink.as_slice().is_some();
+    // Each span waits for memory once, so short rows that are spans of their own are not streamed.
+    let long_spans = grid.columns >= cut::STREAMED_SPAN;
+    let stream = run.reused && long_spans && sink.len() * sink.item_size() > STREAM && sink.as_slice().is_some();
     let scales = grid.long.then(|| long_scales(layout, &grid, format, run.level, &mut rest));
     let job = Job { layout, format, grid, level: run.level, stream, scales };
     let tasks = job.grid.tasks().map(|(start, len)| {

@@ -1,7 +1,7 @@
 //! From an array to parts.
 //!
-//! Groups up to 256 KiB are ranged and coded in one go. Longer ones, and the one group of a whole tensor, take two passes: the
-//! ranges of all groups, then their codes. Elements that are not finite show in the ranges; only then are they looked for.
+//! Groups up to 256 KiB are ranged and coded in one go. Longer ones take two passes: the ranges of all groups, then their codes
+//! (`Grid::long` says which). Elements that are not finite show in the ranges; only then are they looked for.
 
 use super::cut::{self, Grid, PartsMut, Task};
 use super::groups::pack_long_scales;
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::formats::{self, Context, Faults, Format, Groups, Need, Range};
 use crate::kernels::encode::RangeOf;
 use crate::level::Level;
-use crate::pool;
+use crate::pool::{self, Watch};
 use crate::simd::ieee::Ieee;
 use crate::spec::Layout;
 use crate::tensor::Quantized;
@@ -59,13 +59,13 @@ pub fn quantize(source: &Source<'_>, layout: &Layout, nonfinite: NonFinite, part
     let (mut faults, mut pool_failed) = job.encode(cut::borrow_mut(layout, parts))?;
     if faults.element {
         if nonfinite == NonFinite::Raise {
-            return Err(job.first_not_finite());
+            return Err(job.first_not_finite()?);
         }
         job.policy = Some(nonfinite);
         (faults, pool_failed) = job.encode(cut::borrow_mut(layout, parts))?;
     }
     if faults.scale {
-        return Err(job.first_overflow());
+        return Err(job.first_overflow()?);
     }
     Ok(Outcome { replaced: job.replaced.into_inner(), pool_failed })
 }
@@ -187,7 +187,7 @@ impl Job<'_> {
             return Ok((faults, false));
         }
         let ranges: Vec<Range> = surveyed.into_iter().filter_map(|(range, _)| range).collect();
-        faults |= self.write_scales(&ranges, &mut parts);
+        faults |= self.write_scales(&ranges, &mut parts)?;
         let tasks =
             self.grid.tasks().map(|(start, len)| Task { start, len, parts: cut::split_mut(&mut parts, self.grid.bytes(self.layout, len)) });
         let pool_failed = pool::for_each(tasks, self.run.threads, self.run.interrupted, |mut task| {
@@ -255,71 +255,88 @@ impl Job<'_> {
     }
 
     /// The parts that hold one element a group; what is left of `parts` is the codes.
-    fn write_scales(&self, ranges: &[Range], parts: &mut PartsMut<'_>) -> Faults {
+    fn write_scales(&self, ranges: &[Range], parts: &mut PartsMut<'_>) -> Result<Faults> {
+        let mut watch = Watch::new(self.run.interrupted);
         let mut faults = Faults::default();
         let context = Context { group: 1, ..self.context() };
         let (mut all, mut one) = (Groups::default(), Groups::default());
         one.resize(self.layout.spec, context, 1);
         for &range in ranges {
+            watch.check()?;
             faults |= self.format.quantize(context, &[0.0], Some(range), &mut one);
             all.scales.push(one.scales[0]);
             all.offsets.extend(&one.offsets);
         }
         pack_long_scales(self.layout, &self.grid, self.format, self.run.level, &all, parts);
-        faults
+        Ok(faults)
     }
 
     /// How many elements are not finite, and which is the first.
-    fn first_not_finite(&self) -> Error {
+    fn first_not_finite(&self) -> Result<Error> {
+        let mut watch = Watch::new(self.run.interrupted);
         let (mut count, mut first) = (0, None);
         let mut x = vec![0.0; 4096];
         for start in (0..self.source.len()).step_by(x.len()) {
+            watch.check()?;
             let len = x.len().min(self.source.len() - start);
             self.source.load(self.run.level, start, &mut x[..len]);
-            for (i, value) in x[..len].iter().enumerate().filter(|(_, value)| !value.is_finite()) {
+            for (i, _) in x[..len].iter().enumerate().filter(|(_, value)| !value.is_finite()) {
                 count += 1;
-                first.get_or_insert((start + i, f64::from(*value)));
+                first.get_or_insert(start + i);
             }
         }
-        let (flat, value) = first.expect("a range was not finite, and nobody changes the array meanwhile");
-        Error::NonFinite { count, first: self.source.caller_index(flat, &self.layout.shape), value }
+        let Some(flat) = first else {
+            // It was there a moment ago.
+            return Ok(Error::value(
+                "array",
+                "changed by another thread during the call",
+                "nobody may write to it before the call returns",
+            ));
+        };
+        let value = self.source.number(self.run.level, flat);
+        Ok(Error::NonFinite { count, first: self.source.caller_index(flat, &self.layout.shape), value })
     }
 
     /// Which group is the first whose scale or minimum its dtype cannot hold.
-    fn first_overflow(&mut self) -> Error {
+    fn first_overflow(&mut self) -> Result<Error> {
         let groups_shape = self.layout.groups_shape();
-        let (group, part) = self.overflowing().unwrap_or((0, "scale"));
-        Error::ScaleOverflow { part, dtype: self.layout.scale_dtype.name(), group: self.source.caller_index(group, &groups_shape) }
+        let (group, part) = self.overflowing()?.unwrap_or((0, "scale"));
+        Ok(Error::ScaleOverflow { part, dtype: self.layout.scale_dtype.name(), group: self.source.caller_index(group, &groups_shape) })
     }
 
-    fn overflowing(&mut self) -> Option<(usize, &'static str)> {
+    fn overflowing(&mut self) -> Result<Option<(usize, &'static str)>> {
         let context = self.context();
         let mut one = Groups::default();
         let mut scratch = Vec::new();
         let mut ranges: Vec<Option<Range>> = Vec::new();
         let need = self.format.need();
-        self.run.threads = 1;
         if self.grid.long {
-            let surveyed =
-                self.fold((None, false), |x| survey(self.run.level, need, x), |earlier, later| join(need, earlier, later)).ok()?;
+            let surveyed = self.fold((None, false), |x| survey(self.run.level, need, x), |earlier, later| join(need, earlier, later))?;
             ranges.extend(surveyed.into_iter().map(|(range, _)| range));
         }
+        let mut watch = Watch::new(self.run.interrupted);
         let (rows, groups) = (self.grid.rows_of_groups(), self.grid.groups_of_a_row());
         let groups = (0..rows).flat_map(|row| (0..groups).map(move |group| (row, group)));
         for (index, (row, group)) in groups.enumerate() {
+            watch.check()?;
             let start = row * self.grid.columns + group * self.grid.group;
             let len = if self.grid.long { 1 } else { self.grid.group.min(self.grid.columns - group * self.grid.group) };
             one.resize(self.layout.spec, Context { group: len, ..context }, len);
-            let x = self.long_span(start, len, index, &mut scratch);
-            self.format.quantize(Context { group: len, ..context }, x, ranges.get(index).copied().flatten(), &mut one);
+            scratch.resize(len, 0.0);
+            self.source.load(self.run.level, start, &mut scratch);
+            if let Some(policy) = self.policy {
+                let bound = largest_finite(&scratch);
+                clean(&mut scratch, policy, bound);
+            }
+            self.format.quantize(Context { group: len, ..context }, &scratch, ranges.get(index).copied().flatten(), &mut one);
             if !one.scales[0].is_finite() {
-                return Some((index, "scale"));
+                return Ok(Some((index, "scale")));
             }
             if one.offsets.first().is_some_and(|offset| !offset.is_finite()) {
-                return Some((index, "minimum"));
+                return Ok(Some((index, "minimum")));
             }
         }
-        None
+        Ok(None)
     }
 }
 

@@ -55,7 +55,7 @@ pub fn unpack(packed: &[u8], columns: usize, signed: bool, codes: &mut [u8], run
     Ok(Outcome { replaced: 0, pool_failed })
 }
 
-/// Rows of an even length follow each other without padding and are cut anywhere, others only between rows.
+/// Rows of an even length follow each other without padding and are cut anywhere, as is a row alone; others only between rows.
 struct Cut {
     codes: usize,
     row: usize,
@@ -67,7 +67,7 @@ impl Cut {
     fn new(codes: usize, bytes: usize, columns: usize) -> Self {
         let columns = columns.max(1);
         assert!(codes.is_multiple_of(columns) && bytes == codes / columns * columns.div_ceil(2), "whole rows on both sides");
-        let (row, rows) = if columns.is_multiple_of(2) { (TASK, 1) } else { (columns, (TASK / columns).max(1)) };
+        let (row, rows) = if columns.is_multiple_of(2) || columns == codes { (TASK, 1) } else { (columns, (TASK / columns).max(1)) };
         Cut { codes, row, task: rows * row, task_bytes: rows * row.div_ceil(2) }
     }
 

@@ -1,4 +1,5 @@
-//! From the parts of one format to those of another, every value untouched; refused where that cannot be.
+//! From the parts of one format to those of another, every value the same number; refused where that cannot be. Only a zero can
+//! lose its sign: with a minimum, -0.0 is not among the values.
 //!
 //! Codes travel through [`Groups`]. Between schemes they are shifted, which changes no value:
 //!

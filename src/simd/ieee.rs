@@ -5,27 +5,28 @@
 
 #![allow(unsafe_code, reason = "the control register of the floating-point unit")]
 
+#[cfg(not(miri))]
 use std::arch::asm;
 use std::marker::PhantomData;
 
 /// Standard arithmetic on this thread until it is dropped.
 pub struct Ieee {
-    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
     before: Register,
     /// The mode belongs to a thread.
     not_send: PhantomData<*const ()>,
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 type Register = u32;
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_arch = "aarch64", not(miri)))]
 type Register = u64;
 
 /// All exceptions masked, round half to even, subnormals kept.
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 const STANDARD: Register = 0x1f80;
 /// Round half to even, subnormals kept, NaN carried on.
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_arch = "aarch64", not(miri)))]
 const STANDARD: Register = 0;
 
 impl Ieee {
@@ -33,7 +34,7 @@ impl Ieee {
     #[inline]
     pub fn enter() -> Self {
         Ieee {
-            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
             before: {
                 let before = read();
                 if before != STANDARD {
@@ -49,14 +50,14 @@ impl Ieee {
 impl Drop for Ieee {
     #[inline]
     fn drop(&mut self) {
-        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
         if self.before != STANDARD {
             write(self.before);
         }
     }
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 #[inline]
 fn read() -> Register {
     let mut register = 0;
@@ -66,7 +67,7 @@ fn read() -> Register {
     register & !0x3f
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 #[inline]
 fn write(register: Register) {
     // SAFETY: the instruction reads four bytes of the variable, a value that `read` gave or the one of a fresh process, which
@@ -74,7 +75,7 @@ fn write(register: Register) {
     unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const register, options(nostack, preserves_flags)) };
 }
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_arch = "aarch64", not(miri)))]
 #[inline]
 fn read() -> Register {
     let register;
@@ -83,14 +84,14 @@ fn read() -> Register {
     register
 }
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_arch = "aarch64", not(miri)))]
 #[inline]
 fn write(register: Register) {
     // SAFETY: the value is one that `read` gave, or the one of a fresh process, which is the one that the language counts on.
     unsafe { asm!("msr fpcr, {}", in(reg) register, options(nostack, preserves_flags)) };
 }
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(all(test, target_arch = "x86_64", not(miri)))]
 mod tests {
     use super::*;
     use std::hint::black_box;

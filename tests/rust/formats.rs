@@ -286,6 +286,33 @@ fn a_scale_beyond_its_dtype_is_an_error_that_names_the_group() {
 }
 
 #[test]
+fn under_a_policy_too_the_group_is_the_one_that_overflows() {
+    let mut x = vec![0.0; 128];
+    (x[0], x[1], x[100]) = (f32::INFINITY, 1.0, 1e30);
+    for format in FORMATS {
+        let options = Options { group_size: Some(GroupSize::Elements(32)), scale_dtype: None };
+        let Ok(layout) = Layout::new(format.spec(), &[1, 128], options) else { continue };
+        for policy in [NonFinite::Zero, NonFinite::Clip] {
+            let mut quantized = Quantized::zeroed(layout.clone()).unwrap();
+            let mut parts: Vec<&mut [u8]> = quantized.parts.iter_mut().map(Vec::as_mut_slice).collect();
+            let source = Source::from_slice(&x, &[1, 128]);
+            match engine::quantize(&source, &layout, policy, &mut parts, &run_at(Level::detect(), 1)) {
+                Err(Error::ScaleOverflow { group, .. }) => assert_eq!(group, [0, 3], "{}", format.spec().name),
+                other => assert_ne!(layout.scale_dtype, ScaleDtype::F16, "{}: {other:?}", format.spec().name),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_float64_beyond_float32_is_named_as_it_is() {
+    let bytes: Vec<u8> = [1.0f64, -1e300].into_iter().flat_map(f64::to_le_bytes).collect();
+    let layout = Layout::new(formats::find("int4").unwrap().spec(), &[2], Options::default()).unwrap();
+    let error = encode(&layout, &Source::from_bytes(&bytes, Dtype::F64, &[2]), &run_at(Level::detect(), 1)).unwrap_err();
+    assert!(matches!(error, Error::NonFinite { count: 1, value: -1e300, .. }), "{error}");
+}
+
+#[test]
 fn names_and_aliases_find_their_format() {
     for format in FORMATS {
         for name in format.spec().aliases.iter().chain([&format.spec().name]) {
