@@ -84,7 +84,7 @@ fn layouts(rows: usize) -> Vec<Layout> {
         let spec = format.spec();
         let groups = match spec.group_sizes {
             GroupSizes::Fixed(group) => vec![group],
-            GroupSizes::Any { .. } => vec![32, 128],
+            GroupSizes::OneOf { .. } | GroupSizes::Any { .. } => vec![32, 128],
         };
         groups.into_iter().map(move |group| {
             let options = spec::Options { group_size: Some(GroupSize::Elements(group)), ..Default::default() };

@@ -139,7 +139,7 @@ fn cases(level: Level, elements: usize) -> Vec<Case> {
     for &format in FORMATS {
         let groups = match format.spec().group_sizes {
             GroupSizes::Fixed(group) => vec![group],
-            GroupSizes::Any { .. } => vec![32, 128],
+            GroupSizes::OneOf { .. } | GroupSizes::Any { .. } => vec![32, 128],
         };
         for group in groups {
             cases.extend(format_cases(format, level, elements, group));

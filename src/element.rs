@@ -195,6 +195,11 @@ impl<'a> Source<'a> {
         self.len() == 0
     }
 
+    /// What the elements are.
+    pub fn dtype(&self) -> Dtype {
+        self.array.dtype
+    }
+
     /// Bytes of one element.
     pub fn item_size(&self) -> usize {
         self.array.dtype.size()

@@ -2,6 +2,7 @@
 //!
 //! Everything that follows from a shape stands here: how many groups there are, what shape each part has, how many bytes.
 
+use crate::element::Dtype;
 use crate::error::{Error, Index, Result};
 
 /// The static facts of a format: one per file in `formats/`, listed in `formats::FORMATS`.
@@ -19,6 +20,8 @@ pub struct Spec {
     pub group_sizes: GroupSizes,
     /// The dtypes that its scales can have; the first one is the default.
     pub scale_dtypes: &'static [ScaleDtype],
+    /// Whether the default is the dtype of the array instead, where the scales can have it.
+    pub scales_follow_array: bool,
     /// The arrays that it stores, in the order in which they are passed everywhere.
     pub parts: &'static [Part],
     /// The project whose bytes it reproduces, and the version that was compared.
@@ -34,6 +37,15 @@ pub enum Scheme {
     Affine,
     /// x ~ code * scale + minimum, codes 0..=15.
     Minimum,
+    /// x ~ `table[code]` * scale, codes 0..=15.
+    Codebook(Codebook),
+}
+
+/// The tables that codebook schemes look their codes up in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Codebook {
+    /// The 4-bit float of the OCP microscaling formats: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives.
+    E2m1,
 }
 
 /// The group sizes that a format takes.
@@ -41,11 +53,29 @@ pub enum Scheme {
 pub enum GroupSizes {
     /// One size; the last axis must be a multiple of it.
     Fixed(usize),
+    /// One of these sizes; the last axis must be a multiple of it.
+    OneOf {
+        /// The sizes, ascending.
+        sizes: &'static [usize],
+        /// The size where none is given.
+        default: usize,
+    },
     /// Any size, a whole row or the whole tensor; the last group of a row may be short.
     Any {
         /// The size where none is given.
         default: usize,
     },
+}
+
+impl GroupSizes {
+    /// Whether `size` is one of them.
+    pub fn takes(self, size: GroupSize) -> bool {
+        match self {
+            GroupSizes::Fixed(only) => size == GroupSize::Elements(only),
+            GroupSizes::OneOf { sizes, .. } => matches!(size, GroupSize::Elements(n) if sizes.contains(&n)),
+            GroupSizes::Any { .. } => size != GroupSize::Elements(0),
+        }
+    }
 }
 
 /// How many elements share a scale.
@@ -68,6 +98,8 @@ pub enum ScaleDtype {
     Bf16,
     /// IEEE binary32.
     F32,
+    /// A byte b that stands for 2^(b - 127); 255 is NaN.
+    E8m0,
 }
 
 impl ScaleDtype {
@@ -76,6 +108,7 @@ impl ScaleDtype {
         match self {
             ScaleDtype::F16 | ScaleDtype::Bf16 => 2,
             ScaleDtype::F32 => 4,
+            ScaleDtype::E8m0 => 1,
         }
     }
 
@@ -85,6 +118,7 @@ impl ScaleDtype {
             ScaleDtype::F16 => "float16",
             ScaleDtype::Bf16 => "bfloat16",
             ScaleDtype::F32 => "float32",
+            ScaleDtype::E8m0 => "float8_e8m0fnu",
         }
     }
 }
@@ -105,15 +139,19 @@ pub struct Part {
 pub enum PartDtype {
     /// Bytes.
     U8,
+    /// Words of 32 bits.
+    U32,
     /// The scale dtype that was chosen.
     Scale,
 }
 
-/// The length of the last axis of a part; the axes before it are those of the tensor.
+/// The length of the last axis of a part (or the last two); the axes before it are those of the tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
-    /// Two codes a byte, each row padded to a whole byte: `ceil(K / 2)`.
+    /// Two codes a byte, each row padded to a whole element: `ceil(K / 2)` bytes.
     Codes,
+    /// The same, with an axis for the bytes of a group: `G, g / 2`.
+    GroupCodes,
     /// One element a group: `G`.
     Groups,
     /// Two groups a byte, each row padded to a whole byte: `ceil(G / 2)`.
@@ -148,7 +186,7 @@ impl Spec {
     /// The names of the options that the format takes.
     pub fn options(&self) -> Vec<&'static str> {
         let mut names = Vec::new();
-        if matches!(self.group_sizes, GroupSizes::Any { .. }) {
+        if !matches!(self.group_sizes, GroupSizes::Fixed(_)) {
             names.push("group_size");
         }
         if self.scale_dtypes.len() > 1 {
@@ -157,17 +195,27 @@ impl Spec {
         names
     }
 
+    /// The scale dtype that follows from an array's, where this format's do.
+    pub fn scale_dtype_of(&self, array: Dtype) -> Option<ScaleDtype> {
+        let follows = match array {
+            Dtype::F16 => ScaleDtype::F16,
+            Dtype::Bf16 => ScaleDtype::Bf16,
+            Dtype::F32 | Dtype::F64 => ScaleDtype::F32,
+        };
+        (self.scales_follow_array && self.scale_dtypes.contains(&follows)).then_some(follows)
+    }
+
     /// Whether groups have a zero point or a minimum beside their scale.
     pub fn has_offsets(&self) -> bool {
-        self.scheme != Scheme::Symmetric
+        matches!(self.scheme, Scheme::Affine | Scheme::Minimum)
     }
 
     /// Bits per weight, scales included, for rows of whole groups of `group` elements.
     pub fn bits_per_weight(&self, group: usize, scale_dtype: ScaleDtype) -> f64 {
         let bits = |part: &Part| match (part.extent, part.dtype) {
-            (Extent::Codes, _) => 4.0,
+            (Extent::Codes | Extent::GroupCodes, _) => 4.0,
             (Extent::Groups, PartDtype::U8) => 8.0 / group as f64,
-            (Extent::Groups, PartDtype::Scale) => 8.0 * scale_dtype.size() as f64 / group as f64,
+            (Extent::Groups, _) => 8.0 * scale_dtype.size() as f64 / group as f64,
             (Extent::GroupPairs, _) => 4.0 / group as f64,
             (Extent::Blocks(bytes), _) => 8.0 * bytes as f64 / group as f64,
         };
@@ -196,12 +244,23 @@ impl Layout {
             (GroupSizes::Fixed(n), Some(given)) => {
                 return Err(Error::value("group_size", given.to_string(), format!("{} takes {n}", spec.name)));
             }
+            (GroupSizes::OneOf { default, .. }, None) => GroupSize::Elements(default),
+            (GroupSizes::OneOf { sizes, .. }, Some(given)) => match given {
+                GroupSize::Elements(n) if sizes.contains(&n) => given,
+                _ => {
+                    let names: Vec<String> = sizes.iter().map(usize::to_string).collect();
+                    let names = names.join(", ");
+                    let takes = names.rsplit_once(", ").map_or(names.clone(), |(others, last)| format!("{others} or {last}"));
+                    return Err(Error::value("group_size", given.to_string(), format!("{} takes {takes}", spec.name)));
+                }
+            },
             (GroupSizes::Any { .. }, Some(GroupSize::Elements(0))) => {
                 return Err(Error::value("group_size", "0", format!("{} takes 1 or more, \"row\" or \"tensor\"", spec.name)));
             }
             (GroupSizes::Any { default }, given) => given.unwrap_or(GroupSize::Elements(default)),
         };
-        if let GroupSizes::Fixed(n) = spec.group_sizes
+        if let GroupSize::Elements(n) = group_size
+            && !matches!(spec.group_sizes, GroupSizes::Any { .. })
             && columns % n != 0
         {
             let found = format!("has {columns} elements");
@@ -256,7 +315,12 @@ impl Layout {
         match self.spec.parts[index].extent {
             Extent::Groups => self.shape_with(groups),
             Extent::GroupPairs => self.shape_with(groups.div_ceil(2)),
-            Extent::Codes => self.row_shape(self.columns().div_ceil(2)),
+            Extent::Codes => self.row_shape(self.columns().div_ceil(2).div_ceil(self.part_item_size(index))),
+            Extent::GroupCodes => {
+                let mut shape = self.row_shape(groups);
+                shape.push(self.group_elements() / 2);
+                shape
+            }
             Extent::Blocks(bytes) => self.row_shape(groups * bytes),
         }
     }
@@ -265,6 +329,7 @@ impl Layout {
     pub fn part_item_size(&self, index: usize) -> usize {
         match self.spec.parts[index].dtype {
             PartDtype::U8 => 1,
+            PartDtype::U32 => 4,
             PartDtype::Scale => self.scale_dtype.size(),
         }
     }
@@ -282,7 +347,7 @@ impl Layout {
     /// Bytes that part `index` takes for the codes of `elements` of a row; 0 where it holds none, or there is no such part.
     pub(crate) fn code_bytes(&self, index: usize, elements: usize) -> usize {
         match self.spec.parts.get(index).map(|part| part.extent) {
-            Some(Extent::Codes) => elements.div_ceil(2),
+            Some(Extent::Codes | Extent::GroupCodes) => elements.div_ceil(2),
             Some(Extent::Blocks(bytes)) => elements.div_ceil(self.group_elements()) * bytes,
             Some(Extent::Groups | Extent::GroupPairs) | None => 0,
         }

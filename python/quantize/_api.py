@@ -58,7 +58,7 @@ def quantize(
         Elements per scale. Default: the format's own. ``-1`` and ``"channel"`` mean ``"row"``.
     scale_dtype : "float16", "bfloat16", "float32" or a dtype, optional
         What scales are stored as, where the format leaves a choice. ``"bfloat16"`` gives its bits in uint16, the dtype of
-        ``ml_dtypes`` gives that dtype.
+        ``ml_dtypes`` gives that dtype. Default: the format's own, which may be the dtype of ``array``.
     dtype : optional
         What ``array`` holds. Needed only for bits of bfloat16 in uint16: ``dtype="bfloat16"``.
     method : "nearest"
@@ -94,18 +94,19 @@ def quantize(
     >>> q.parts["blocks"].shape
     (2, 36)
     """
-    bits = False
-    if type(array) is not np.ndarray or dtype is not None:
-        array, bits = _floats(array, dtype)
+    found, bits = (array, False) if type(array) is np.ndarray and dtype is None else _floats(array, dtype)
     if method != "nearest":
         raise ValueError(f"method is {method!r}; expected 'nearest'")
     if options:
         _core.refuse_option(format, next(iter(options)))
-    scale_name, view = (None, None) if scale_dtype is None else float_dtype(scale_dtype)
+    if scale_dtype is not None:
+        scale_name, view = float_dtype(scale_dtype)
+    else:  # scales that follow the array are of its bfloat16
+        scale_name, view = None, found.dtype if found.dtype.kind == "V" else None
     if out is not None and not isinstance(out, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"out is of type {type(out).__name__}; expected a mapping from the name of every part to an array")
     given = None if out is None else dict(out)
-    tensor, parts = _core.quantize(array, bits, format, axis, group_size, scale_name, nonfinite, given, requested(threads))
+    tensor, parts = _core.quantize(found, bits, format, axis, group_size, scale_name, nonfinite, given, requested(threads))
     return wrap(tensor, parts, None if out is not None else view)
 
 
@@ -424,11 +425,13 @@ def _from_dlpack(array: SupportsDLPack) -> tuple[NDArray[Any], bool]:
 def _saturated(expected: NDArray[Any], found: NDArray[Any], q: QuantizedArray, axis: int | None) -> Any:
     """Count the elements at either end of the codes that are off by more than half a step."""
     codes, scales = np.moveaxis(q.codes(), q.axis, -1), q.scales
-    low, high = format_info(q.format).codes
+    info = format_info(q.format)
+    # The ends of E2M1 are 6 and -6, codes 7 and 15, and 2 away from what is next.
+    (low, high), steps = ((7, 15), 2) if info.scheme == "codebook" else (info.codes, 1)
     at = np.nonzero((codes == low) | (codes == high))
     group = at[-1] // q.group_size if isinstance(q.group_size, int) else np.zeros_like(at[-1])
     scale = scales.reshape(-1)[group] if q.group_size == "tensor" else scales[(*at[:-1], group)]
-    step = np.abs(scale.astype(np.float64))
+    step = steps * np.abs(scale.astype(np.float64))
     ends = [np.moveaxis(side, q.axis, -1)[at].astype(np.float64) for side in (expected, found)]
     clipped = np.zeros(codes.shape, bool)
     clipped[at] = np.abs(ends[0] - ends[1]) > step / 2

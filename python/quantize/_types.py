@@ -44,15 +44,20 @@ class FormatInfo(NamedTuple):
     summary: str
     """One sentence."""
     scheme: str
-    """``symmetric``: x ~ code * scale. ``affine``: x ~ (code - zero_point) * scale. ``minimum``: x ~ code * scale + minimum."""
+    """``symmetric``: x ~ code * scale. ``affine``: x ~ (code - zero_point) * scale. ``minimum``: x ~ code * scale + minimum.
+    ``codebook``: x ~ table[code] * scale."""
     codes: tuple[int, int]
     """The lowest and the highest code."""
     group_size: int
     """The group size where none is given."""
+    group_sizes: tuple[int, ...]
+    """The group sizes that it takes; empty where it takes any."""
     any_group_size: bool
     """Whether it takes any other, ``"row"`` and ``"tensor"``."""
     scale_dtypes: tuple[str, ...]
     """The dtypes that scales can have, the default first."""
+    scales_follow_array: bool
+    """Whether the default is the dtype of the array instead, where scales can have it."""
     options: tuple[str, ...]
     """The names of its options."""
     parts: tuple[tuple[str, str], ...]
@@ -186,7 +191,7 @@ class QuantizedArray:
         Returns
         -------
         ndarray of int8
-            In the array's own shape: -8..7 for symmetric formats, 0..15 for the others.
+            In the array's own shape: -8..7 for symmetric formats, 0..15 for the others; of a codebook the index into its table.
         """
         codes = _core.groups(self._tensor, self._parts, True)[0]
         assert codes is not None  # asked for
@@ -217,7 +222,7 @@ class QuantizedArray:
         format : str
             Name of the target.
         group_size, scale_dtype : optional
-            Options of the target. By default those of this array where the target has them; float16 scales widen to float32.
+            Options of the target. By default those of this array where the target has them; other scales widen to float32.
         requantize : bool
             Go through floats where the target cannot hold the same values.
         threads : int, optional

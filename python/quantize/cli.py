@@ -271,7 +271,7 @@ def _formats(options: argparse.Namespace) -> None:
             format.name,
             ", ".join(format.aliases),
             format.scheme,
-            f"{format.group_size} or any" if format.any_group_size else format.group_size,
+            f"{format.group_size} or any" if format.any_group_size else " or ".join(map(str, format.group_sizes)),
             f"{format.bits_per_weight:.2f}",
             ", ".join(format.scale_dtypes),
             ", ".join(name for name, _ in format.parts),

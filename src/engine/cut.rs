@@ -160,7 +160,7 @@ impl Grid {
         std::array::from_fn(|index| {
             let Some(part) = layout.spec.parts.get(index) else { return 0 };
             let bytes = match part.extent {
-                Extent::Codes => len.div_ceil(2),
+                Extent::Codes | Extent::GroupCodes => len.div_ceil(2),
                 Extent::Blocks(bytes) => groups * bytes,
                 Extent::Groups | Extent::GroupPairs if self.long => 0,
                 Extent::Groups => groups * layout.part_item_size(index),

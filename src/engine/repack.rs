@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! symmetric code * scale  =  (code + 8 - 8) * scale           affine, zero point 8
-//! (code - zero_point) * scale  =  code * scale + minimum       minimum = -zero_point * scale, where that is exact
+//! (code - zero_point) * scale  =  code * scale + minimum       minimum = -zero_point * scale, where all products are exact
 //! ```
 
 use super::groups::{Codes, pack_codes, unpack};
@@ -51,13 +51,23 @@ pub fn repack(from: &Layout, parts: &[&[u8]], to: &Layout, out: &mut [&mut [u8]]
 
 /// What is added to every code, with the offsets of `all` turned into those of the target; or why that cannot be.
 fn shift_between(scheme: Scheme, to: &Layout, all: &mut Groups) -> std::result::Result<i8, String> {
+    let differ = scheme != to.spec.scheme;
+    let either = |is: fn(Scheme) -> bool| is(scheme) || is(to.spec.scheme);
+    if differ && either(|scheme| matches!(scheme, Scheme::Codebook(_))) {
+        return Err("the codes have different meanings".into());
+    }
     if let Some((group, scale)) = all.scales.iter().enumerate().find(|(_, scale)| !holds(to.scale_dtype, **scale)) {
         return Err(format!("scale {scale} of group {group} is not a {} number", to.scale_dtype.name()));
+    }
+    if differ
+        && either(|scheme| scheme == Scheme::Minimum)
+        && let Some((group, scale)) = all.scales.iter().enumerate().find(|(_, scale)| !has_exact_multiples(**scale))
+    {
+        return Err(format!("15 times the scale {scale} of group {group} is not a float32 number, so that values would round differently"));
     }
     let name = to.spec.name;
     let zero_points = all.scales.iter().zip(all.offsets.iter().chain(std::iter::repeat(&8.0))).enumerate();
     let shift = match (scheme, to.spec.scheme) {
-        (Scheme::Symmetric, Scheme::Symmetric) | (Scheme::Affine, Scheme::Affine) | (Scheme::Minimum, Scheme::Minimum) => 0,
         (Scheme::Affine, Scheme::Symmetric) => {
             if let Some((group, zero_point)) = all.offsets.iter().enumerate().find(|(_, zero_point)| **zero_point != 8.0) {
                 return Err(format!("group {group} has zero point {zero_point}; {name} has none, which means 8"));
@@ -80,9 +90,11 @@ fn shift_between(scheme: Scheme, to: &Layout, all: &mut Groups) -> std::result::
             all.offsets = vec![8.0; all.scales.len()];
             8
         }
-        (Scheme::Minimum, target) => {
+        (Scheme::Minimum, target @ (Scheme::Symmetric | Scheme::Affine)) => {
             for (group, (&scale, offset)) in all.scales.iter().zip(&mut all.offsets).enumerate() {
-                let zero_point = if scale == 0.0 { 0.0 } else { -*offset / scale };
+                // A group of one value has any zero point.
+                let any = if target == Scheme::Symmetric { 8.0 } else { 0.0 };
+                let zero_point = if scale == 0.0 { any } else { -*offset / scale };
                 let is_exact = (0.0..=15.0).contains(&zero_point) && zero_point.fract() == 0.0 && -zero_point * scale == *offset;
                 if !is_exact || target == Scheme::Symmetric && zero_point != 8.0 {
                     return Err(format!(
@@ -93,11 +105,21 @@ fn shift_between(scheme: Scheme, to: &Layout, all: &mut Groups) -> std::result::
             }
             if target == Scheme::Symmetric { -8 } else { 0 }
         }
+        (Scheme::Symmetric, Scheme::Symmetric)
+        | (Scheme::Affine, Scheme::Affine)
+        | (Scheme::Minimum, Scheme::Minimum)
+        | (Scheme::Codebook(_), _)
+        | (_, Scheme::Codebook(_)) => 0,
     };
     if !to.spec.has_offsets() {
         all.offsets.clear();
     }
     Ok(shift)
+}
+
+/// Whether the products of all codes and `scale` are exact: code * scale + minimum rounds twice, (code - zero_point) * scale once.
+fn has_exact_multiples(scale: f32) -> bool {
+    f64::from(15.0 * scale) == 15.0 * f64::from(scale)
 }
 
 /// Whether a number is one of `dtype`, so that storing it changes nothing. A number that is not finite is none.
@@ -106,6 +128,12 @@ fn holds(dtype: ScaleDtype, value: f32) -> bool {
         ScaleDtype::F16 => f16::from_f32(value).to_f32(),
         ScaleDtype::Bf16 => bf16::from_f32(value).to_f32(),
         ScaleDtype::F32 => value,
+        ScaleDtype::E8m0
+            if value.to_bits() == 0x0040_0000 || value.is_normal() && value > 0.0 && value.to_bits().trailing_zeros() >= 23 =>
+        {
+            value
+        }
+        ScaleDtype::E8m0 => f32::NAN,
     };
     value.is_finite() && stored == value
 }

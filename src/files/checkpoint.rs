@@ -184,10 +184,12 @@ pub fn part_tensors(name: &str, layout: &Layout) -> Vec<Tensor> {
         .map(|(index, part)| {
             let dtype = match part.dtype {
                 PartDtype::U8 => StoredDtype::U8,
+                PartDtype::U32 => StoredDtype::U32,
                 PartDtype::Scale => match layout.scale_dtype {
                     ScaleDtype::F16 => StoredDtype::F16,
                     ScaleDtype::Bf16 => StoredDtype::Bf16,
                     ScaleDtype::F32 => StoredDtype::F32,
+                    ScaleDtype::E8m0 => StoredDtype::U8,
                 },
             };
             Tensor { name: part_name(name, part.name), dtype, shape: layout.part_shape(index) }

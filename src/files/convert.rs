@@ -231,15 +231,14 @@ fn action(entry: &Entry, target: Target) -> (Action, Option<Layout>) {
 
 /// How a tensor is quantized, or why it is not.
 fn layout(entry: &Entry, spec: &'static Spec, options: Options) -> std::result::Result<Layout, String> {
-    if entry.dtype.float().is_none() {
-        return Err(format!("{} is not quantized", entry.dtype.name()));
-    }
+    let dtype = entry.dtype.float().ok_or_else(|| format!("{} is not quantized", entry.dtype.name()))?;
     if entry.shape.len() < 2 {
         return Err(format!("{}-d; a matrix has 2 axes or more", entry.shape.len()));
     }
     if entry.elements() == 0 {
         return Err("no elements".into());
     }
+    let options = Options { scale_dtype: options.scale_dtype.or_else(|| spec.scale_dtype_of(dtype)), ..options };
     let layout = Layout::new(spec, &entry.shape, options).map_err(|error| error.to_string())?;
     let columns = layout.columns();
     match (layout.group_size, spec.group_sizes) {

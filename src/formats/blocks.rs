@@ -1,19 +1,29 @@
 //! The layout of ggml's simple blocks: groups of 32, each a header and 16 bytes of codes, back to back.
 //!
 //! ```text
-//! scale f16 | minimum f16, where there is one | x0 low, x16 high | x1, x17 | ... | x15, x31
+//! scale | minimum, where there is one | x0 low, x16 high | x1, x17 | ... | x15, x31
 //! ```
 
 use super::{Context, Faults, Format, Groups, Need, Range};
 use crate::kernels::decode::{Shelf, Tables, Values};
 use crate::kernels::encode::{Fit, Pieces, Place, Rule, TILE, Tiles};
+use crate::kernels::scales::{self, Load, Store};
 use crate::simd::Simd;
 use crate::spec::{ScaleDtype, Spec};
-use half::f16;
 use std::marker::PhantomData;
 
 /// Elements of a block.
 pub(super) const BLOCK: usize = 32;
+
+/// The numerics of a format of this layout, and what its header is made of.
+pub(super) trait Header: Rule + Default {
+    /// The dtype of the scale, and of the minimum if there is one.
+    const DTYPE: ScaleDtype = ScaleDtype::F16;
+    /// Bytes of the scale.
+    const SCALE: usize = if matches!(Self::DTYPE, ScaleDtype::E8m0) { 1 } else { 2 };
+    /// Bytes of the header.
+    const BYTES: usize = if Self::MINIMUM { 2 * Self::SCALE } else { Self::SCALE };
+}
 
 /// A format of this layout: its facts and its numerics.
 pub(super) struct Blocks<R> {
@@ -21,16 +31,15 @@ pub(super) struct Blocks<R> {
     rule: PhantomData<R>,
 }
 
-impl<R: Rule> Blocks<R> {
+impl<R: Header> Blocks<R> {
     pub(super) const fn new(spec: &'static Spec) -> Self {
         Blocks { spec, rule: PhantomData }
     }
 
-    const HEADER: usize = if R::MINIMUM { 4 } else { 2 };
-    const BYTES: usize = Self::HEADER + BLOCK / 2;
+    const BYTES: usize = R::BYTES + BLOCK / 2;
 }
 
-impl<R: Rule + Default> Format for Blocks<R> {
+impl<R: Header> Format for Blocks<R> {
     fn spec(&self) -> &'static Spec {
         self.spec
     }
@@ -41,16 +50,20 @@ impl<R: Rule + Default> Format for Blocks<R> {
 
     fn quantize(&self, context: Context, x: &[f32], range: Option<Range>, groups: &mut Groups) -> Faults {
         let Groups { codes, scales, offsets } = groups;
-        context.level.run(Pieces { rule: R::default(), x, group: BLOCK, range, dtype: ScaleDtype::F16, codes, scales, offsets })
+        context.level.run(Pieces { rule: R::default(), x, group: BLOCK, range, dtype: R::DTYPE, codes, scales, offsets })
     }
 
-    fn pack(&self, _: Context, groups: &Groups, parts: &mut [&mut [u8]]) {
+    fn pack(&self, context: Context, groups: &Groups, parts: &mut [&mut [u8]]) {
         let [blocks] = parts else { unreachable!("the spec names one part") };
+        let (mut scales, mut minimums) = (vec![0; R::SCALE * groups.scales.len()], vec![0; R::SCALE * groups.offsets.len()]);
+        context.level.run(Store { values: &groups.scales, dtype: R::DTYPE, bytes: &mut scales });
+        context.level.run(Store { values: &groups.offsets, dtype: R::DTYPE, bytes: &mut minimums });
         for (group, (block, codes)) in blocks.chunks_exact_mut(Self::BYTES).zip(groups.codes.chunks_exact(BLOCK)).enumerate() {
-            let (header, packed) = block.split_at_mut(Self::HEADER);
-            header[..2].copy_from_slice(&f16::from_f32(groups.scales[group]).to_le_bytes());
+            let (header, packed) = block.split_at_mut(R::BYTES);
+            let stored = R::SCALE * group..R::SCALE * (group + 1);
+            header[..R::SCALE].copy_from_slice(&scales[stored.clone()]);
             if R::MINIMUM {
-                header[2..].copy_from_slice(&f16::from_f32(groups.offsets[group]).to_le_bytes());
+                header[R::SCALE..].copy_from_slice(&minimums[stored]);
             }
             let (low, high) = codes.split_at(BLOCK / 2);
             for ((byte, low), high) in packed.iter_mut().zip(low).zip(high) {
@@ -59,15 +72,17 @@ impl<R: Rule + Default> Format for Blocks<R> {
         }
     }
 
-    fn unpack(&self, _: Context, parts: &[&[u8]], groups: &mut Groups) {
+    fn unpack(&self, context: Context, parts: &[&[u8]], groups: &mut Groups) {
         let [blocks] = parts else { unreachable!("the spec names one part") };
-        for (group, (block, codes)) in blocks.chunks_exact(Self::BYTES).zip(groups.codes.chunks_exact_mut(BLOCK)).enumerate() {
-            let (header, packed) = block.split_at(Self::HEADER);
-            let stored = |at: usize| f16::from_le_bytes([header[at], header[at + 1]]).to_f32();
-            groups.scales[group] = stored(0);
-            if R::MINIMUM {
-                groups.offsets[group] = stored(2);
-            }
+        let headers = || blocks.chunks_exact(Self::BYTES);
+        let scales: Vec<u8> = headers().flat_map(|block| &block[..R::SCALE]).copied().collect();
+        context.level.run(Load { bytes: &scales, dtype: R::DTYPE, values: &mut groups.scales });
+        if R::MINIMUM {
+            let minimums: Vec<u8> = headers().flat_map(|block| &block[R::SCALE..R::BYTES]).copied().collect();
+            context.level.run(Load { bytes: &minimums, dtype: R::DTYPE, values: &mut groups.offsets });
+        }
+        for (block, codes) in headers().zip(groups.codes.chunks_exact_mut(BLOCK)) {
+            let packed = &block[R::BYTES..];
             let (low, high) = codes.split_at_mut(BLOCK / 2);
             for ((byte, low), high) in packed.iter().zip(low).zip(high) {
                 (*low, *high) = (R::CODES[usize::from(byte & 15)], R::CODES[usize::from(byte >> 4)]);
@@ -84,8 +99,8 @@ impl<R: Rule + Default> Format for Blocks<R> {
         let [blocks] = parts else { unreachable!("the spec names one part") };
         let (tiles, rest) = x.split_at(x.len() / TILE * TILE);
         let (blocks, rest_blocks) = blocks.split_at_mut(tiles.len() / BLOCK * Self::BYTES);
-        let place = Header { blocks, rule: PhantomData::<R> };
-        let mut faults = context.level.run(Tiles::<_, _, 1> { rule: R::default(), place, x: tiles, dtype: ScaleDtype::F16 });
+        let place = Slots { blocks, rule: PhantomData::<R> };
+        let mut faults = context.level.run(Tiles::<_, _, 1> { rule: R::default(), place, x: tiles, dtype: R::DTYPE });
         if !rest.is_empty() {
             groups.resize(self.spec, context, rest.len());
             faults |= self.quantize(context, rest, None, groups);
@@ -107,24 +122,24 @@ impl<R: Rule + Default> Format for Blocks<R> {
 }
 
 /// Where the fused kernel writes.
-struct Header<'a, R> {
+struct Slots<'a, R> {
     blocks: &'a mut [u8],
     rule: PhantomData<R>,
 }
 
-impl<R: Rule> Place for Header<'_, R> {
+impl<R: Header> Place for Slots<'_, R> {
     #[inline(always)]
     fn fit<S: Simd>(&mut self, simd: S, tile: usize, fit: &Fit<S>, _: usize) {
-        let (mut scales, mut minimums) = ([0; 16], [0; 16]);
-        simd.store_f16(fit.scale, &mut scales);
+        let (mut scales, mut minimums) = ([0; 32], [0; 32]);
+        scales::store(simd, fit.scale, R::DTYPE, 1, &mut scales[..16 * R::SCALE]);
         if R::MINIMUM {
-            simd.store_f16(fit.offset, &mut minimums);
+            scales::store(simd, fit.offset, R::DTYPE, 1, &mut minimums[..16 * R::SCALE]);
         }
         let bytes = 16 * Blocks::<R>::BYTES;
         for (group, block) in self.blocks[tile * bytes..][..bytes].chunks_exact_mut(Blocks::<R>::BYTES).enumerate() {
-            block[..2].copy_from_slice(&scales[group].to_le_bytes());
+            block[..R::SCALE].copy_from_slice(&scales[R::SCALE * group..][..R::SCALE]);
             if R::MINIMUM {
-                block[2..4].copy_from_slice(&minimums[group].to_le_bytes());
+                block[R::SCALE..R::BYTES].copy_from_slice(&minimums[R::SCALE * group..][..R::SCALE]);
             }
         }
     }
@@ -136,7 +151,7 @@ impl<R: Rule> Place for Header<'_, R> {
         let bytes = 4 * Blocks::<R>::BYTES;
         let blocks = self.blocks[line * bytes..][..bytes].chunks_exact_mut(Blocks::<R>::BYTES);
         for (block, packed) in blocks.zip(packed.as_chunks::<{ BLOCK / 2 }>().0) {
-            block[Blocks::<R>::HEADER..].copy_from_slice(packed);
+            block[R::BYTES..].copy_from_slice(packed);
         }
     }
 }
@@ -148,34 +163,34 @@ struct Stride<'a, R> {
     rule: PhantomData<R>,
 }
 
-impl<R: Rule> Stride<'_, R> {
-    /// The halves at byte `at` of up to 16 blocks.
+impl<R: Header> Stride<'_, R> {
+    /// The numbers at byte `at` of up to 16 blocks.
     #[inline(always)]
-    fn halves<S: Simd>(self, simd: S, first: usize, count: usize, at: usize) -> S::F32 {
-        let mut halves = [0; 16];
+    fn numbers<S: Simd>(self, simd: S, first: usize, count: usize, at: usize) -> S::F32 {
+        let mut bytes = [0; 32];
         let blocks = self.blocks[first * Blocks::<R>::BYTES..].chunks_exact(Blocks::<R>::BYTES);
-        for (half, block) in halves.iter_mut().zip(blocks.take(count)) {
-            *half = u16::from_le_bytes([block[at], block[at + 1]]);
+        for (bytes, block) in bytes.chunks_exact_mut(R::SCALE).zip(blocks.take(count)) {
+            bytes.copy_from_slice(&block[at..at + R::SCALE]);
         }
-        simd.load_f16(&halves)
+        scales::load(simd, R::DTYPE, &bytes[..count * R::SCALE])
     }
 }
 
-impl<R: Rule> Shelf for Stride<'_, R> {
+impl<R: Header> Shelf for Stride<'_, R> {
     const HALVES: bool = true;
 
     #[inline(always)]
     fn scales<S: Simd>(self, simd: S, first: usize, count: usize) -> S::F32 {
-        self.halves(simd, first, count, 0)
+        self.numbers(simd, first, count, 0)
     }
 
     #[inline(always)]
     fn offsets<S: Simd>(self, simd: S, first: usize, count: usize) -> S::F32 {
-        if R::MINIMUM { self.halves(simd, first, count, 2) } else { simd.splat(0.0) }
+        if R::MINIMUM { self.numbers(simd, first, count, R::SCALE) } else { simd.splat(0.0) }
     }
 
     #[inline(always)]
     fn packed(&self, group: usize) -> &[u8] {
-        &self.blocks[group * Blocks::<R>::BYTES..][Blocks::<R>::HEADER..Blocks::<R>::BYTES]
+        &self.blocks[group * Blocks::<R>::BYTES..][R::BYTES..Blocks::<R>::BYTES]
     }
 }

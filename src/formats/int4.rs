@@ -26,6 +26,7 @@ static SPEC: Spec = Spec {
     scheme: Scheme::Symmetric,
     group_sizes: GroupSizes::Any { default: 32 },
     scale_dtypes: &[ScaleDtype::F16, ScaleDtype::Bf16, ScaleDtype::F32],
+    scales_follow_array: false,
     parts: &[
         Part { name: "packed", dtype: PartDtype::U8, extent: Extent::Codes },
         Part { name: "scales", dtype: PartDtype::Scale, extent: Extent::Groups },
@@ -45,7 +46,7 @@ impl Rule for Int4 {
     fn fit<S: Simd>(simd: S, ranges: Ranges<S>, dtype: ScaleDtype) -> Fit<S> {
         let scale = round_to(simd, simd.div(extreme(simd, ranges), simd.splat(-8.0)), dtype);
         let (scale, inverse) = scale_and_reciprocal(simd, scale);
-        Fit { scale, offset: simd.splat(0.0), inverse }
+        Fit { scale, offset: simd.splat(0.0), factor: inverse }
     }
 
     #[inline(always)]
@@ -54,7 +55,7 @@ impl Rule for Int4 {
     }
 
     #[inline(always)]
-    fn values<S: Simd>(simd: S, codes: S::F32, scale: S::F32, _: S::F32) -> S::F32 {
-        simd.mul(codes, scale)
+    fn values<S: Simd>(simd: S, numbers: S::F32, scale: S::F32, _: S::F32) -> S::F32 {
+        simd.mul(numbers, scale)
     }
 }

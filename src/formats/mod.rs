@@ -4,7 +4,10 @@
 //! its layout. `encode` and `decode` are both sides at once; a format overrides them where the detour through [`Groups`] costs.
 
 mod blocks;
+mod e2m1;
 mod int4;
+mod mlx;
+mod mxfp4;
 mod planar;
 mod q4_0;
 mod q4_1;
@@ -18,7 +21,17 @@ use crate::level::Level;
 use crate::spec::{ScaleDtype, Spec};
 
 /// Every format. Python, the documentation, the tests and the benches follow this list.
-pub static FORMATS: &[&dyn Format] = &[&int4::FORMAT, &uint4::FORMAT, &q4_0::FORMAT, &q4_1::FORMAT];
+pub static FORMATS: &[&dyn Format] = &[
+    &int4::FORMAT,
+    &uint4::FORMAT,
+    &q4_0::FORMAT,
+    &q4_1::FORMAT,
+    &mlx::FORMAT,
+    &mxfp4::GGUF,
+    &mxfp4::GPT_OSS,
+    &mxfp4::MLX,
+    &mxfp4::COMPRESSED_TENSORS,
+];
 
 /// A tile of whole groups between numerics and layout; a last group may be short.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -1,9 +1,10 @@
-//! The layout of our own formats: codes, scales and zero points each in an array of its own.
+//! The layout of codes, scales and offsets that are each in an array of their own, under the names that the format gives them.
 //!
 //! ```text
-//! packed       byte i = code 2i low, code 2i + 1 high
-//! scales       one a group, in the scale dtype
-//! zero_points  byte i = zero point 2i low, zero point 2i + 1 high (only where the scheme has them)
+//! codes    byte i = code 2i low, code 2i + 1 high
+//! scales   one a group, in the scale dtype
+//! offsets  only where the scheme has them; minimums: one a group, in the scale dtype;
+//!          zero points: byte i = zero point 2i low, zero point 2i + 1 high
 //! ```
 
 use super::{Context, Faults, Format, Groups, Need, Range};
@@ -35,6 +36,14 @@ impl<R: Rule> Planar<R> {
         (context.group.is_multiple_of(32) && (context.group / 32).is_power_of_two() && context.group <= TILE).then_some(context.group / 32)
     }
 
+    /// The parts from element `start` on, which begins a tile.
+    fn tails<'a>(context: Context, start: usize, parts: &'a mut [&mut [u8]]) -> Vec<&'a mut [u8]> {
+        let groups = start / context.group;
+        let scales = groups * context.scale_dtype.size();
+        let starts = [start / 2, scales, if R::MINIMUM { scales } else { groups / 2 }];
+        parts.iter_mut().zip(starts).map(|(part, start)| &mut part[start..]).collect()
+    }
+
     fn encode_tiles(context: Context, run: usize, rule: R, x: &[f32], place: Columns<'_, R>) -> Faults {
         let dtype = context.scale_dtype;
         match run {
@@ -62,30 +71,36 @@ impl<R: Rule + Default> Format for Planar<R> {
     }
 
     fn pack(&self, context: Context, groups: &Groups, parts: &mut [&mut [u8]]) {
-        let [packed, scales, zero_points @ ..] = parts else { unreachable!("the spec names two parts or three") };
+        let [packed, scales, offsets @ ..] = parts else { unreachable!("the spec names two parts or three") };
         context.level.run(Pack { codes: cast_slice(&groups.codes), bias: 0, packed });
         context.level.run(Store { values: &groups.scales, dtype: context.scale_dtype, bytes: scales });
-        if let [zero_points] = zero_points
-            && !zero_points.is_empty()
-        {
-            let codes: Vec<u8> = groups.offsets.iter().map(|&zero_point| zero_point as u8).collect();
-            context.level.run(Pack { codes: &codes, bias: 0, packed: zero_points });
+        match offsets {
+            [minimums] if R::MINIMUM => context.level.run(Store { values: &groups.offsets, dtype: context.scale_dtype, bytes: minimums }),
+            [zero_points] if !zero_points.is_empty() => {
+                let codes: Vec<u8> = groups.offsets.iter().map(|&zero_point| zero_point as u8).collect();
+                context.level.run(Pack { codes: &codes, bias: 0, packed: zero_points });
+            }
+            _ => {}
         }
     }
 
     fn unpack(&self, context: Context, parts: &[&[u8]], groups: &mut Groups) {
-        let [packed, scales, zero_points @ ..] = parts else { unreachable!("the spec names two parts or three") };
+        let [packed, scales, offsets @ ..] = parts else { unreachable!("the spec names two parts or three") };
         let table = &R::CODES.map(i8::cast_unsigned);
         context.level.run(Unpack { packed, table, codes: cast_slice_mut(&mut groups.codes) });
         context.level.run(Load { bytes: scales, dtype: context.scale_dtype, values: &mut groups.scales });
-        if let [zero_points] = zero_points
-            && !zero_points.is_empty()
-        {
-            let mut codes = vec![0; groups.offsets.len()];
-            context.level.run(Unpack { packed: zero_points, table: &UNSIGNED.map(i8::cast_unsigned), codes: &mut codes });
-            for (offset, code) in groups.offsets.iter_mut().zip(codes) {
-                *offset = f32::from(code);
+        match offsets {
+            [minimums] if R::MINIMUM => {
+                context.level.run(Load { bytes: minimums, dtype: context.scale_dtype, values: &mut groups.offsets });
             }
+            [zero_points] if !zero_points.is_empty() => {
+                let mut codes = vec![0; groups.offsets.len()];
+                context.level.run(Unpack { packed: zero_points, table: &UNSIGNED.map(i8::cast_unsigned), codes: &mut codes });
+                for (offset, code) in groups.offsets.iter_mut().zip(codes) {
+                    *offset = f32::from(code);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -101,13 +116,13 @@ impl<R: Rule + Default> Format for Planar<R> {
             && x.len() >= TILE
         {
             // Where a tile is one group, two tiles share a byte of zero points.
-            let whole = if parts.len() > 2 && run == 16 { 2 * TILE } else { TILE };
+            let whole = if parts.len() > 2 && !R::MINIMUM && run == 16 { 2 * TILE } else { TILE };
             rest = x.len() / whole * whole;
             let place = Columns::new(context, parts);
             faults |= Self::encode_tiles(context, run, R::default(), &x[..rest], place);
         }
         if rest < x.len() {
-            let mut parts = tails(context, rest, parts);
+            let mut parts = Self::tails(context, rest, parts);
             groups.resize(self.spec, context, x.len() - rest);
             faults |= self.quantize(context, &x[rest..], None, groups);
             self.pack(context, groups, &mut parts);
@@ -117,7 +132,7 @@ impl<R: Rule + Default> Format for Planar<R> {
 
     fn decode(&self, context: Context, parts: &[&[u8]], groups: &mut Groups, x: &mut [f32]) {
         if context.group.is_multiple_of(32) && x.len().is_multiple_of(context.group) {
-            let shelf = Rows::new(context, parts);
+            let shelf = Rows::<R>::new(context, parts);
             return context.level.run(Tables { rule: R::default(), shelf, group: context.group, x, stream: context.stream });
         }
         groups.resize(self.spec, context, x.len());
@@ -126,27 +141,20 @@ impl<R: Rule + Default> Format for Planar<R> {
     }
 }
 
-/// The parts from element `start` on, which begins a tile.
-fn tails<'a>(context: Context, start: usize, parts: &'a mut [&mut [u8]]) -> Vec<&'a mut [u8]> {
-    let groups = start / context.group;
-    let starts = [start / 2, groups * context.scale_dtype.size(), groups / 2];
-    parts.iter_mut().zip(starts).map(|(part, start)| &mut part[start..]).collect()
-}
-
 /// Where the fused kernel writes.
 struct Columns<'a, R> {
     packed: &'a mut [u8],
     scales: &'a mut [u8],
-    zero_points: Option<&'a mut [u8]>,
+    offsets: Option<&'a mut [u8]>,
     dtype: ScaleDtype,
     rule: PhantomData<R>,
 }
 
 impl<'a, R> Columns<'a, R> {
     fn new(context: Context, parts: &'a mut [&mut [u8]]) -> Self {
-        let [packed, scales, zero_points @ ..] = parts else { unreachable!("the spec names two parts or three") };
-        let zero_points = zero_points.first_mut().map(|part| &mut **part);
-        Columns { packed, scales, zero_points, dtype: context.scale_dtype, rule: PhantomData }
+        let [packed, scales, offsets @ ..] = parts else { unreachable!("the spec names two parts or three") };
+        let offsets = offsets.first_mut().map(|part| &mut **part);
+        Columns { packed, scales, offsets, dtype: context.scale_dtype, rule: PhantomData }
     }
 }
 
@@ -156,7 +164,11 @@ impl<R: Rule> Place for Columns<'_, R> {
         let groups = 16 / run;
         let bytes = groups * self.dtype.size();
         scales::store(simd, fit.scale, self.dtype, run, &mut self.scales[tile * bytes..][..bytes]);
-        if let Some(zero_points) = &mut self.zero_points {
+        if let Some(minimums) = &mut self.offsets
+            && R::MINIMUM
+        {
+            scales::store(simd, fit.offset, self.dtype, run, &mut minimums[tile * bytes..][..bytes]);
+        } else if let Some(zero_points) = &mut self.offsets {
             let mut lanes = [0; 16];
             simd.store_i32(simd.round(fit.offset), &mut lanes);
             let zero_point = |group: usize| lanes[group * run] as u8;
@@ -182,21 +194,22 @@ impl<R: Rule> Place for Columns<'_, R> {
 
 /// Where the fused decoder reads.
 #[derive(Clone, Copy)]
-struct Rows<'a> {
+struct Rows<'a, R> {
     packed: &'a [u8],
     scales: &'a [u8],
-    zero_points: &'a [u8],
+    offsets: &'a [u8],
     context: Context,
+    rule: PhantomData<R>,
 }
 
-impl<'a> Rows<'a> {
+impl<'a, R> Rows<'a, R> {
     fn new(context: Context, parts: &[&'a [u8]]) -> Self {
-        let [packed, scales, zero_points @ ..] = parts else { unreachable!("the spec names two parts or three") };
-        Rows { packed, scales, zero_points: zero_points.first().copied().unwrap_or_default(), context }
+        let [packed, scales, offsets @ ..] = parts else { unreachable!("the spec names two parts or three") };
+        Rows { packed, scales, offsets: offsets.first().copied().unwrap_or_default(), context, rule: PhantomData }
     }
 }
 
-impl Shelf for Rows<'_> {
+impl<R: Rule> Shelf for Rows<'_, R> {
     const HALVES: bool = false;
 
     #[inline(always)]
@@ -207,9 +220,13 @@ impl Shelf for Rows<'_> {
 
     #[inline(always)]
     fn offsets<S: Simd>(self, simd: S, first: usize, count: usize) -> S::F32 {
+        if R::MINIMUM {
+            let size = self.context.scale_dtype.size();
+            return scales::load(simd, self.context.scale_dtype, &self.offsets[first * size..][..count * size]);
+        }
         // `first` is a multiple of 16; where there are no zero points the bytes are 0.
         let mut bytes = [0; 8];
-        for (byte, packed) in bytes.iter_mut().zip(self.zero_points.iter().skip(first / 2).take(count.div_ceil(2))) {
+        for (byte, packed) in bytes.iter_mut().zip(self.offsets.iter().skip(first / 2).take(count.div_ceil(2))) {
             *byte = *packed;
         }
         simd.to_f32(simd.and(simd.unpack_pairs(&bytes), simd.splat_i32(15)))

@@ -10,7 +10,7 @@
 //!
 //! The codes are made with the scale before it is rounded to f16. Source: ggml-org/ggml `src/ggml-quants.c`, `quantize_row_q4_0_ref`.
 
-use super::blocks::{BLOCK, Blocks};
+use super::blocks::{BLOCK, Blocks, Header};
 use crate::kernels::encode::{Fit, Rule, reciprocal_or_nan};
 use crate::kernels::nibbles::OFFSET;
 use crate::kernels::range::{Need, Ranges};
@@ -26,12 +26,15 @@ static SPEC: Spec = Spec {
     scheme: Scheme::Symmetric,
     group_sizes: GroupSizes::Fixed(BLOCK),
     scale_dtypes: &[ScaleDtype::F16],
+    scales_follow_array: false,
     parts: &[Part { name: "blocks", dtype: PartDtype::U8, extent: Extent::Blocks(18) }],
     home: "ggml 0.13.1",
 };
 
 #[derive(Clone, Copy, Default)]
 pub(super) struct Q40;
+
+impl Header for Q40 {}
 
 impl Rule for Q40 {
     const NEED: Need = Need::Extreme;
@@ -41,7 +44,7 @@ impl Rule for Q40 {
     #[inline(always)]
     fn fit<S: Simd>(simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
         let scale = simd.div(extreme(simd, ranges), simd.splat(-8.0));
-        Fit { scale, offset: simd.splat(0.0), inverse: reciprocal_or_nan(simd, scale) }
+        Fit { scale, offset: simd.splat(0.0), factor: reciprocal_or_nan(simd, scale) }
     }
 
     #[inline(always)]
@@ -50,8 +53,8 @@ impl Rule for Q40 {
     }
 
     #[inline(always)]
-    fn values<S: Simd>(simd: S, codes: S::F32, scale: S::F32, _: S::F32) -> S::F32 {
-        simd.mul(codes, scale)
+    fn values<S: Simd>(simd: S, numbers: S::F32, scale: S::F32, _: S::F32) -> S::F32 {
+        simd.mul(numbers, scale)
     }
 }
 

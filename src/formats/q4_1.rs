@@ -11,7 +11,7 @@
 //! The codes are made with scale and minimum before they are rounded to f16; a minimum of zero has the sign of the first zero.
 //! Source: ggml-org/ggml `src/ggml-quants.c`, `quantize_row_q4_1_ref`.
 
-use super::blocks::{BLOCK, Blocks};
+use super::blocks::{BLOCK, Blocks, Header};
 use crate::kernels::encode::{Fit, Rule, reciprocal_or_nan};
 use crate::kernels::nibbles::UNSIGNED;
 use crate::kernels::range::{Need, Ranges};
@@ -27,12 +27,15 @@ static SPEC: Spec = Spec {
     scheme: Scheme::Minimum,
     group_sizes: GroupSizes::Fixed(BLOCK),
     scale_dtypes: &[ScaleDtype::F16],
+    scales_follow_array: false,
     parts: &[Part { name: "blocks", dtype: PartDtype::U8, extent: Extent::Blocks(20) }],
     home: "ggml 0.13.1",
 };
 
 #[derive(Clone, Copy, Default)]
 pub(super) struct Q41;
+
+impl Header for Q41 {}
 
 impl Rule for Q41 {
     const NEED: Need = Need::Itself;
@@ -43,7 +46,7 @@ impl Rule for Q41 {
     #[inline(always)]
     fn fit<S: Simd>(simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
         let scale = simd.div(simd.sub(ranges.high, ranges.low), simd.splat(15.0));
-        Fit { scale, offset: ranges.low, inverse: reciprocal_or_nan(simd, scale) }
+        Fit { scale, offset: ranges.low, factor: reciprocal_or_nan(simd, scale) }
     }
 
     #[inline(always)]
@@ -52,7 +55,7 @@ impl Rule for Q41 {
     }
 
     #[inline(always)]
-    fn values<S: Simd>(simd: S, codes: S::F32, scale: S::F32, offset: S::F32) -> S::F32 {
-        simd.add(simd.mul(codes, scale), offset)
+    fn values<S: Simd>(simd: S, numbers: S::F32, scale: S::F32, offset: S::F32) -> S::F32 {
+        simd.add(simd.mul(numbers, scale), offset)
     }
 }

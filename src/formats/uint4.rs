@@ -26,6 +26,7 @@ static SPEC: Spec = Spec {
     scheme: Scheme::Affine,
     group_sizes: GroupSizes::Any { default: 32 },
     scale_dtypes: &[ScaleDtype::F16, ScaleDtype::Bf16, ScaleDtype::F32],
+    scales_follow_array: false,
     parts: &[
         Part { name: "packed", dtype: PartDtype::U8, extent: Extent::Codes },
         Part { name: "scales", dtype: PartDtype::Scale, extent: Extent::Groups },
@@ -49,7 +50,7 @@ impl Rule for Uint4 {
         let (scale, inverse) = scale_and_reciprocal(simd, round_to(simd, scale, dtype));
         let zero_point = simd.to_f32(simd.round(simd.mul(simd.sub(simd.splat(0.0), ranges.low), inverse)));
         let zero_point = simd.select(simd.less(fifteen, zero_point), fifteen, zero_point);
-        Fit { scale, offset: zero_point, inverse }
+        Fit { scale, offset: zero_point, factor: inverse }
     }
 
     #[inline(always)]
@@ -58,7 +59,7 @@ impl Rule for Uint4 {
     }
 
     #[inline(always)]
-    fn values<S: Simd>(simd: S, codes: S::F32, scale: S::F32, offset: S::F32) -> S::F32 {
-        simd.mul(simd.sub(codes, offset), scale)
+    fn values<S: Simd>(simd: S, numbers: S::F32, scale: S::F32, offset: S::F32) -> S::F32 {
+        simd.mul(simd.sub(numbers, offset), scale)
     }
 }

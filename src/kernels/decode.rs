@@ -80,12 +80,12 @@ impl Floats for Lines<'_> {
 
 #[inline(always)]
 fn decode_groups<S: Simd, R: Rule, P: Shelf>(simd: S, shelf: P, group: usize, groups: usize, out: &mut impl Floats) {
-    let codes = simd.load(&R::CODES.map(f32::from));
+    let numbers = simd.load(&R::NUMBERS);
     for first in (0..groups).step_by(LANES) {
         let count = (groups - first).min(LANES);
         let (scales, offsets) = (shelf.scales(simd, first, count), shelf.offsets(simd, first, count));
         for lane in 0..count {
-            let table = R::values(simd, codes, simd.lane(scales, lane), simd.lane(offsets, lane));
+            let table = R::values(simd, numbers, simd.lane(scales, lane), simd.lane(offsets, lane));
             let packed = shelf.packed(first + lane);
             if group <= PIECE {
                 decode_piece::<S, P>(simd, table, packed, out.next(simd, group));
@@ -135,25 +135,37 @@ impl<R: Rule> Kernel for Values<'_, R> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
+        let numbers = simd.load(&by_code::<R>());
         for (index, (codes, x)) in self.codes.chunks(self.group).zip(self.x.chunks_mut(self.group)).enumerate() {
-            let scale = simd.splat(self.scales[index]);
-            let offset = simd.splat(self.offsets.get(index).copied().unwrap_or(0.0));
+            let offset = self.offsets.get(index).copied().unwrap_or(0.0);
+            let table = R::values(simd, numbers, simd.splat(self.scales[index]), simd.splat(offset));
             let (vectors, rest) = codes.as_chunks::<LANES>();
             let (x_vectors, x_rest) = x.as_chunks_mut::<LANES>();
             for (codes, x) in vectors.iter().zip(x_vectors) {
-                values::<S, R>(simd, codes, scale, offset, x);
+                look_up(simd, table, codes, x);
             }
             if !rest.is_empty() {
                 let (mut last, mut x) = ([0; LANES], [0.0; LANES]);
                 last[..rest.len()].copy_from_slice(rest);
-                values::<S, R>(simd, &last, scale, offset, &mut x);
+                look_up(simd, table, &last, &mut x);
                 x_rest.copy_from_slice(&x[..rest.len()]);
             }
         }
     }
 }
 
+/// The numbers in the order of the low four bits of their codes.
+const fn by_code<R: Rule>() -> [f32; 16] {
+    let mut numbers = [0.0; 16];
+    let mut nibble = 0;
+    while nibble < 16 {
+        numbers[(R::CODES[nibble] & 15) as usize] = R::NUMBERS[nibble];
+        nibble += 1;
+    }
+    numbers
+}
+
 #[inline(always)]
-fn values<S: Simd, R: Rule>(simd: S, codes: &[i8; LANES], scale: S::F32, offset: S::F32, x: &mut [f32; LANES]) {
-    simd.store(R::values(simd, simd.load(&codes.map(f32::from)), scale, offset), x);
+fn look_up<S: Simd>(simd: S, table: S::F32, codes: &[i8; LANES], x: &mut [f32; LANES]) {
+    simd.store(simd.look_up(table, simd.load_i32(&codes.map(i32::from))), x);
 }

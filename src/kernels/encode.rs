@@ -1,7 +1,7 @@
 //! From floats to codes: the range of each group, its scale and offset, then a code for each element.
 //!
 //! ```text
-//! range -> fit: scale, offset, inverse -> code = clamp(rule(x, inverse, offset))
+//! range -> fit: scale, offset, factor -> code = clamp(rule(x, factor, offset))
 //! ```
 //!
 //! The rule is the format's (see [`Rule`]); the loops are here, twice: [`Tiles`] for groups of 32, 64, ... 512 elements, fused
@@ -22,15 +22,28 @@ pub trait Rule: Copy + Send + Sync + 'static {
     const BIAS: i8;
     /// The code that each stored nibble stands for.
     const CODES: [i8; 16];
+    /// The number that each stored nibble stands for, before scale and offset.
+    const NUMBERS: [f32; 16] = numbers(Self::CODES);
     /// Whether the offset is stored in the dtype of the scales (a minimum), so that it can overflow.
     const MINIMUM: bool = false;
 
-    /// Scale, offset and inverse of 16 groups.
+    /// Scale, offset and factor of 16 groups.
     fn fit<S: Simd>(simd: S, ranges: Ranges<S>, dtype: ScaleDtype) -> Fit<S>;
     /// Codes with the bias added; the caller clamps them to 0..=15.
-    fn codes<S: Simd>(simd: S, x: S::F32, inverse: S::F32, offset: S::F32) -> S::I32;
-    /// The floats that codes (without bias) stand for.
-    fn values<S: Simd>(simd: S, codes: S::F32, scale: S::F32, offset: S::F32) -> S::F32;
+    fn codes<S: Simd>(simd: S, x: S::F32, factor: S::F32, offset: S::F32) -> S::I32;
+    /// The floats that numbers stand for with their scale and offset.
+    fn values<S: Simd>(simd: S, numbers: S::F32, scale: S::F32, offset: S::F32) -> S::F32;
+}
+
+/// Codes as numbers.
+const fn numbers(codes: [i8; 16]) -> [f32; 16] {
+    let mut numbers = [0.0; 16];
+    let mut i = 0;
+    while i < 16 {
+        numbers[i] = codes[i] as f32;
+        i += 1;
+    }
+    numbers
 }
 
 /// What a rule makes of the ranges of 16 groups, a lane each.
@@ -40,8 +53,8 @@ pub struct Fit<S: Simd> {
     pub scale: S::F32,
     /// The zero point or the minimum; 0 in a symmetric scheme.
     pub offset: S::F32,
-    /// What an element is multiplied by.
-    pub inverse: S::F32,
+    /// What codes are made with: what an element is multiplied by, or divided by.
+    pub factor: S::F32,
 }
 
 /// 1 / scale, 0 where the scale is 0, and NaN where the reciprocal is infinite: then every code becomes 0, which is what the
@@ -173,8 +186,8 @@ impl<R: Rule, P: Place, const RUN: usize> Kernel for Tiles<'_, R, P, RUN> {
                 let mut codes = [simd.splat_i32(0); 8];
                 for (k, (codes, x)) in (0..8).zip(codes.iter_mut().zip(vectors)) {
                     let lane = 4 * line + k / 2;
-                    let (inverse, offset) = (simd.lane(fit.inverse, lane), simd.lane(fit.offset, lane));
-                    *codes = R::codes(simd, simd.load(x), inverse, offset);
+                    let (factor, offset) = (simd.lane(fit.factor, lane), simd.lane(fit.offset, lane));
+                    *codes = R::codes(simd, simd.load(x), factor, offset);
                 }
                 self.place.codes(simd, 4 * index + line, &codes);
             }
@@ -291,7 +304,7 @@ impl<R: Rule> Kernel for Pieces<'_, R> {
 #[inline(always)]
 fn codes_of<S: Simd, R: Rule>(simd: S, x: &[f32; LANES], fit: &Fit<S>) -> [i8; LANES] {
     let mut lanes = [0; LANES];
-    simd.store_i32(R::codes(simd, simd.load(x), fit.inverse, fit.offset), &mut lanes);
+    simd.store_i32(R::codes(simd, simd.load(x), fit.factor, fit.offset), &mut lanes);
     lanes.map(|code| code.clamp(0, 15) as i8 - R::BIAS)
 }
 

@@ -13,7 +13,8 @@ pub fn round_to<S: Simd>(simd: S, v: S::F32, dtype: ScaleDtype) -> S::F32 {
             simd.load_f16(&halves)
         }
         ScaleDtype::Bf16 => simd.as_f32(simd.shift_left(bf16_bits(simd, v), 16)),
-        ScaleDtype::F32 => v,
+        // An exponent is made by the rule of its format, which knows how to round it.
+        ScaleDtype::F32 | ScaleDtype::E8m0 => v,
     }
 }
 
@@ -41,6 +42,14 @@ pub fn store<S: Simd>(simd: S, v: S::F32, dtype: ScaleDtype, run: usize, out: &m
                 *bytes = lane.to_le_bytes();
             }
         }
+        ScaleDtype::E8m0 => {
+            // The exponent field is the byte; 2^-127 is subnormal and has field 0.
+            let mut lanes = [0; 16];
+            simd.store_i32(simd.and(simd.shift_right(simd.bits(v), 23), simd.splat_i32(255)), &mut lanes);
+            for (byte, lane) in out.iter_mut().zip(lanes.iter().step_by(run)) {
+                *byte = *lane as u8;
+            }
+        }
         ScaleDtype::F16 | ScaleDtype::Bf16 => {
             let mut lanes = [0; 16];
             if dtype == ScaleDtype::F16 {
@@ -66,6 +75,13 @@ pub fn load<S: Simd>(simd: S, dtype: ScaleDtype, bytes: &[u8]) -> S::F32 {
             }
             simd.load(&lanes)
         }
+        ScaleDtype::E8m0 => {
+            let mut lanes = [0; 16];
+            for (lane, &byte) in lanes.iter_mut().zip(bytes) {
+                *lane = exponent(byte).to_bits().cast_signed();
+            }
+            simd.as_f32(simd.load_i32(&lanes))
+        }
         ScaleDtype::F16 | ScaleDtype::Bf16 => {
             let mut lanes = [0; 16];
             for (lane, bytes) in lanes.iter_mut().zip(bytes.as_chunks::<2>().0) {
@@ -74,6 +90,16 @@ pub fn load<S: Simd>(simd: S, dtype: ScaleDtype, bytes: &[u8]) -> S::F32 {
             if dtype == ScaleDtype::F16 { simd.load_f16(&lanes) } else { simd.as_f32(simd.shift_left(simd.load_u16(&lanes), 16)) }
         }
     }
+}
+
+/// 2^(byte - 127); 255 is NaN.
+#[inline(always)]
+pub fn exponent(byte: u8) -> f32 {
+    f32::from_bits(match byte {
+        0 => 0x0040_0000,
+        255 => 0x7fc0_0000,
+        byte => u32::from(byte) << 23,
+    })
 }
 
 /// Values to memory, as many as both sides hold.

@@ -41,9 +41,10 @@ pub(super) fn quantize<'py>(
     guarded(|| {
         let py = array.py();
         let spec = formats::find(format)?.spec();
-        let options = Options { group_size, scale_dtype: scale_dtype.map(named_scale_dtype).transpose()? };
         let nonfinite = named_policy(nonfinite)?;
         let source = arrays::source(array, "array", bits)?;
+        let scale_dtype = scale_dtype.map(named_scale_dtype).transpose()?.or_else(|| spec.scale_dtype_of(source.dtype()));
+        let options = Options { group_size, scale_dtype };
         let tensor = Tensor::new(spec, array.shape(), axis, options)?;
         let wanted = wanted_parts(&tensor.layout, if out.is_some() { "out" } else { "parts" });
         let mut outputs = match out {
@@ -133,9 +134,8 @@ pub(super) fn repack<'py>(
 ) -> PyResult<(Tensor, Parts<'py>)> {
     guarded(|| {
         let (from, spec) = (&tensor.layout, formats::find(format)?.spec());
-        let takes_any = matches!(spec.group_sizes, GroupSizes::Any { .. });
         let options = Options {
-            group_size: group_size.or(takes_any.then_some(from.group_size)),
+            group_size: group_size.or(spec.group_sizes.takes(from.group_size).then_some(from.group_size)),
             scale_dtype: scale_dtype.map(named_scale_dtype).transpose()?.or_else(|| kept_scale_dtype(spec, from.scale_dtype)),
         };
         let to = Tensor { layout: Layout::new(spec, &from.shape, options)?, axis: tensor.axis };
@@ -180,8 +180,13 @@ pub(super) fn from_parts<'py>(
         let spec = formats::find(format)?.spec();
         let arrays: Vec<Array<'py>> =
             named_parts(spec, parts, "parts")?.iter().map(|part| part.cast().cloned().map_err(PyErr::from)).collect::<PyResult<_>>()?;
-        for (part, array) in spec.parts.iter().zip(&arrays).filter(|(part, _)| part.dtype == PartDtype::U8) {
-            arrays::check_dtype(array, &format!("parts['{}']", part.name), Item::U8)?;
+        for (part, array) in spec.parts.iter().zip(&arrays) {
+            let item = match part.dtype {
+                PartDtype::U8 => Item::U8,
+                PartDtype::U32 => Item::U32,
+                PartDtype::Scale => continue,
+            };
+            arrays::check_dtype(array, &format!("parts['{}']", part.name), item)?;
         }
         let given = scale_dtype.map(named_scale_dtype).transpose()?;
         let options = Options { group_size, scale_dtype: stored_scale_dtype(spec, &arrays, given)? };
@@ -314,20 +319,41 @@ fn describe<'py>(py: Python<'py>, spec: &'static Spec) -> PyResult<Bound<'py, Py
         Scheme::Symmetric => ("symmetric", (-8, 7)),
         Scheme::Affine => ("affine", (0, 15)),
         Scheme::Minimum => ("minimum", (0, 15)),
+        Scheme::Codebook(_) => ("codebook", (0, 15)),
     };
-    let (group_size, any) = match spec.group_sizes {
-        GroupSizes::Fixed(size) => (size, false),
-        GroupSizes::Any { default } => (default, true),
+    let (group_size, sizes) = match spec.group_sizes {
+        GroupSizes::Fixed(size) => (size, vec![size]),
+        GroupSizes::OneOf { sizes, default } => (default, sizes.to_vec()),
+        GroupSizes::Any { default } => (default, Vec::new()),
     };
+    let (any, sizes) = (sizes.is_empty(), PyTuple::new(py, sizes)?);
     let scale_dtypes = PyTuple::new(py, spec.scale_dtypes.iter().map(|dtype| dtype.name()))?;
     let parts = spec.parts.iter().map(|part| match part.dtype {
         PartDtype::U8 => (part.name, "uint8"),
+        PartDtype::U32 => (part.name, "uint32"),
+        PartDtype::Scale if spec.scale_dtypes[0] == ScaleDtype::E8m0 => (part.name, "uint8"),
         PartDtype::Scale => (part.name, spec.scale_dtypes[0].name()),
     });
     let parts = PyTuple::new(py, parts)?;
     let bits = spec.bits_per_weight(group_size, spec.scale_dtypes[0]);
     let (aliases, options) = (PyTuple::new(py, spec.aliases)?, PyTuple::new(py, spec.options())?);
-    (spec.name, aliases, spec.summary, scheme, codes, group_size, any, scale_dtypes, options, parts, bits, spec.home).into_pyobject(py)
+    let fields = [
+        spec.name.into_pyobject(py)?.into_any(),
+        aliases.into_any(),
+        spec.summary.into_pyobject(py)?.into_any(),
+        scheme.into_pyobject(py)?.into_any(),
+        codes.into_pyobject(py)?.into_any(),
+        group_size.into_pyobject(py)?.into_any(),
+        sizes.into_any(),
+        any.into_pyobject(py)?.to_owned().into_any(),
+        scale_dtypes.into_any(),
+        spec.scales_follow_array.into_pyobject(py)?.to_owned().into_any(),
+        options.into_any(),
+        parts.into_any(),
+        bits.into_pyobject(py)?.into_any(),
+        spec.home.into_pyobject(py)?.into_any(),
+    ];
+    PyTuple::new(py, fields)
 }
 
 /// `refuse_option(format, option)` raises: the format lacks this option.
@@ -452,7 +478,8 @@ pub(super) fn named_policy(name: &str) -> Result<NonFinite> {
 
 fn part_item(layout: &Layout, index: usize) -> Item {
     match (layout.spec.parts[index].dtype, layout.scale_dtype) {
-        (PartDtype::U8, _) => Item::U8,
+        (PartDtype::U8, _) | (PartDtype::Scale, ScaleDtype::E8m0) => Item::U8,
+        (PartDtype::U32, _) => Item::U32,
         (PartDtype::Scale, ScaleDtype::F16) => Item::Float(Dtype::F16),
         (PartDtype::Scale, ScaleDtype::Bf16) => Item::Float(Dtype::Bf16),
         (PartDtype::Scale, ScaleDtype::F32) => Item::Float(Dtype::F32),
@@ -537,7 +564,7 @@ fn lengths(shape: &[isize]) -> Result<Vec<usize>> {
 fn widest(spec: &Spec, group_size: Option<GroupSize>, parts: &[Array<'_>]) -> Result<Vec<usize>> {
     let group = match (spec.group_sizes, group_size) {
         (GroupSizes::Fixed(size), _) | (_, Some(GroupSize::Elements(size))) => Some(size),
-        (GroupSizes::Any { default }, None) => Some(default),
+        (GroupSizes::Any { default } | GroupSizes::OneOf { default, .. }, None) => Some(default),
         (_, Some(GroupSize::Row | GroupSize::Tensor)) => None,
     };
     let mut shape = Vec::new();
@@ -548,7 +575,13 @@ fn widest(spec: &Spec, group_size: Option<GroupSize>, parts: &[Array<'_>]) -> Re
             .split_last()
             .ok_or_else(|| Error::shape(format!("parts['{}']", part.name), "is 0-d", "expected at least one axis"))?;
         let per_item = match part.extent {
+            Extent::Codes if part.dtype == PartDtype::U32 => Some(8),
             Extent::Codes => Some(2),
+            Extent::GroupCodes => {
+                shape = rows.split_last().map_or(&[][..], |(_, rows)| rows).to_vec();
+                columns = columns.min(rows.last().map_or(0, |groups| groups.saturating_mul(group.unwrap_or(1))));
+                None
+            }
             Extent::Groups => group,
             Extent::GroupPairs => group.map(|group| group.saturating_mul(2)),
             Extent::Blocks(bytes) => {

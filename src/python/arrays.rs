@@ -27,6 +27,8 @@ pub(super) enum Item {
     U8,
     /// Signed codes.
     I8,
+    /// Words of codes.
+    U32,
     /// Numbers. bfloat16, which numpy does not have, leaves as its bits in uint16.
     Float(Dtype),
 }
@@ -35,6 +37,7 @@ impl Item {
     pub(super) fn size(self) -> usize {
         match self {
             Item::U8 | Item::I8 => 1,
+            Item::U32 => 4,
             Item::Float(dtype) => dtype.size(),
         }
     }
@@ -43,6 +46,7 @@ impl Item {
         match self {
             Item::U8 => "uint8",
             Item::I8 => "int8",
+            Item::U32 => "uint32",
             Item::Float(dtype) => dtype.name(),
         }
     }
@@ -51,6 +55,7 @@ impl Item {
         match self {
             Item::U8 => NPY_TYPES::NPY_UBYTE,
             Item::I8 => NPY_TYPES::NPY_BYTE,
+            Item::U32 => NPY_TYPES::NPY_UINT,
             Item::Float(Dtype::F16) => NPY_TYPES::NPY_HALF,
             Item::Float(Dtype::Bf16) => NPY_TYPES::NPY_USHORT,
             Item::Float(Dtype::F32) => NPY_TYPES::NPY_FLOAT,
@@ -67,6 +72,7 @@ impl Item {
             (b'f', 8) => Some(Item::Float(Dtype::F64)),
             (b'u', 1) => Some(Item::U8),
             (b'i', 1) => Some(Item::I8),
+            (b'u', 4) => Some(Item::U32),
             (b'u', 2) => bits.then_some(Item::Float(Dtype::Bf16)),
             (_, 2) if dtype_name(array)? == "bfloat16" => Some(Item::Float(Dtype::Bf16)),
             _ => None,

@@ -13,7 +13,8 @@ from reference import FORMATS
 import quantize as qz
 
 SETTINGS = settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-BLOCKS = [name for name in FORMATS if name.startswith("gguf:")]
+INFO = {row.name: row for row in qz.formats()}
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 
 
 def test_every_format_has_a_reference():
@@ -129,8 +130,7 @@ class Call:
         return qz.quantize(array, self.name, dtype=dtype, threads=self.threads, **self.options)
 
     def expected_parts(self):
-        scale_dtype = self.options.get("scale_dtype") or "float16"
-        return FORMATS[self.name].encode(self.values, **{**self.options, "scale_dtype": scale_dtype})
+        return FORMATS[self.name].encode(self.values, **self.options)
 
     def expected_values(self):
         options = {key: value for key, value in self.options.items() if key != "scale_dtype"}
@@ -147,11 +147,15 @@ def calls(draw):
     ndim = draw(st.integers(1, 4))
     shape = [draw(st.integers(0, 12) if ndim < 3 else st.integers(1, 4)) for _ in range(ndim)]
     options = {"axis": draw(st.integers(-ndim, ndim - 1))}
-    if name in BLOCKS:
-        length = 32 * draw(st.sampled_from([0, 1, 2, 3, 16, 17, 33]))
+    info = INFO[name]
+    if not info.any_group_size:
+        size = draw(st.sampled_from([None, *info.group_sizes]))
+        length = (size or info.group_size) * draw(st.sampled_from([0, 1, 2, 3, 16, 17, 33]))
+        options["group_size"] = size
     else:
         length = draw(st.sampled_from([0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 511, 512, 513, 1055]))
         options["group_size"] = draw(st.sampled_from([None, 1, 2, 3, 5, 16, 31, 32, 33, 64, 128, 512, 1000, "row", "tensor"]))
+    if "scale_dtype" in info.options:
         options["scale_dtype"] = draw(st.sampled_from([None, "float16", "bfloat16", "float32"]))
     shape[options["axis"]] = length
     facts = [st.sampled_from(KINDS), st.integers(0, 2**32 - 1), st.sampled_from(DTYPES), st.sampled_from(sorted(LAYOUTS))]
@@ -170,7 +174,8 @@ def test_parts_and_values_are_those_of_the_reference(call):
             call.quantize(array)
         return
     q = call.quantize(array)
-    same_parts(q.parts, {part: as_bits(a) for part, a in expected.items()})
+    own = INFO[call.name].scales_follow_array and call.dtype == "bfloat16" and call.options["scale_dtype"] is None
+    same_parts(q.parts, expected if own else {part: as_bits(a) for part, a in expected.items()})
     same(q.dequantize(threads=call.threads), call.expected_values())
 
     assert q.format == call.name
@@ -178,7 +183,7 @@ def test_parts_and_values_are_those_of_the_reference(call):
     assert q.ndim == array.ndim
     assert q.size == array.size
     assert q.axis == call.options["axis"] % q.ndim
-    assert q.group_size == (call.options.get("group_size") or 32)
+    assert q.group_size == (call.options.get("group_size") or INFO[call.name].group_size)
     assert q.dtype == np.float32
     assert q.nbytes == sum(part.nbytes for part in expected.values())
     if array.size:
@@ -187,7 +192,8 @@ def test_parts_and_values_are_those_of_the_reference(call):
 
 def values_from_codes(q):
     """What the public pieces of ``q`` say its values are: codes, scales, and zero points or minimums."""
-    codes = np.moveaxis(q.codes(), q.axis, -1).astype(np.float32)
+    codes = np.moveaxis(q.codes(), q.axis, -1)
+    codes = E2M1[codes] if INFO[q.format].scheme == "codebook" else codes.astype(np.float32)
     size = {"row": max(codes.shape[-1], 1), "tensor": 1}.get(q.group_size, q.group_size)
 
     def spread(groups):
@@ -215,17 +221,18 @@ def test_codes_scales_and_offsets_say_what_the_values_are(call):
         return
     q = call.quantize(array)
     codes = q.codes()
-    signed = name in ("int4", "gguf:q4_0")
+    scheme = INFO[name].scheme
+    signed = scheme == "symmetric"
     assert codes.dtype == np.int8
     assert codes.shape == array.shape
     if codes.size:
         assert codes.min() >= (-8 if signed else 0)
         assert codes.max() <= (7 if signed else 15)
     assert q.scales.dtype == np.float32
-    if "scales" in expected:
+    if "scales" in expected and scheme != "codebook":
         same(q.scales, expected["scales"].astype(np.float32))
-    assert (q.zero_points is not None) == (name == "uint4")
-    assert (q.minimums is not None) == (name == "gguf:q4_1")
+    assert (q.zero_points is not None) == (scheme == "affine")
+    assert (q.minimums is not None) == (scheme == "minimum")
     for offsets in (q.zero_points, q.minimums):
         assert offsets is None or (offsets.shape == q.scales.shape and offsets.dtype == np.float32)
     same(values_from_codes(q), q.dequantize())
@@ -276,6 +283,13 @@ LARGE = [
     ("gguf:q4_0", (1024, 1031), {"axis": 0}),
     ("gguf:q4_1", (1031, 1024), {}),
     ("gguf:q4_1", (4, 320, 1024), {"axis": 1}),
+    ("mlx", (1031, 1024), {}),
+    ("mlx", (1024, 1031), {"group_size": 128, "axis": 0}),
+    ("mlx", (1031, 1056), {"group_size": 32, "scale_dtype": "float16"}),
+    ("gguf:mxfp4", (1031, 1024), {}),
+    ("gptoss:mxfp4", (33, 1024, 32), {"axis": 1}),
+    ("mlx:mxfp4", (1031, 1056), {}),
+    ("compressed-tensors:mxfp4", (1, 1_100_000), {}),
 ]
 
 
@@ -337,17 +351,17 @@ def test_parts_of_a_whole_are_the_whole_of_the_parts(call, data):
 def test_a_cut_between_groups_changes_nothing(name, dtype):
     x = sample((5, 512)).astype(dtype)
     whole = qz.quantize(x, name)
-    for at in (64, 256, 448):
+    for at in (64, 256, 448):  # axis 1 of the parts has the groups, in order
         left, right = qz.quantize(x[:, :at], name).parts, qz.quantize(x[:, at:], name).parts
         for part, array in whole.parts.items():
-            same(np.concatenate([left[part], right[part]], -1), array, part)
+            same(np.concatenate([left[part], right[part]], 1), array, part)
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_the_input_is_left_alone(name):
     x = sample((40, 64))
     before = x.copy()
-    q = qz.quantize(x, name, axis=0 if name not in BLOCKS else -1)
+    q = qz.quantize(x, name, axis=0 if INFO[name].any_group_size else -1)
     parts = {part: array.copy() for part, array in q.parts.items()}
     q.dequantize()
     same(x, before)
@@ -370,9 +384,14 @@ def test_padding_is_zero_and_does_not_depend_on_memory(name, count):
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_quantizing_what_was_decoded_changes_nothing(name):
-    """Idempotence, where the scheme allows it: exact steps of a power of two with the extreme at code -8 (or both ends)."""
+    """Idempotence, where the scheme allows it: exact steps of a power of two with the extreme at code -8 (or both ends).
+
+    Of a codebook: its own numbers, the largest among them.
+    """
     codes = np.random.default_rng(5).integers(-8, 8, (6, 128)).astype(np.float32)
     codes[:, ::32], codes[:, 1::32] = -8, 7
+    if INFO[name].scheme == "codebook":
+        codes = E2M1[codes.astype(np.int8)]
     x = codes * np.float32(0.25)
     q = qz.quantize(x, name)
     same(q.dequantize() + 0, x + 0)  # + 0 makes -0.0 the 0.0 that it equals

@@ -34,19 +34,23 @@ def blocks(page, *languages):
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "formats.md"], ids=lambda page: page.name)
 def test_the_table_of_formats_is_the_compiled_list(page):
-    rows = re.findall(r"^\| `.*\|$", page.read_text(encoding="utf-8"), re.M)
+    table = re.search(r"^\| name \| also .*\n\|[-|]+\n((?:\|.*\n)+)", page.read_text(encoding="utf-8"), re.M)
+    assert table is not None
+    rows = table[1].splitlines()
 
     def code(names):
         return ", ".join(f"`{name}`" for name in names)
 
     def row(info):
-        groups = f"any, {info.group_size}" if info.any_group_size else str(info.group_size)
+        sizes = "any" if info.any_group_size else "/".join(map(str, info.group_sizes))
+        groups = sizes if len(info.group_sizes) == 1 else f"{sizes}, {info.group_size}"
+        scales = ("the array's: " if info.scales_follow_array else "") + ", ".join(info.scale_dtypes)
         names = code(name for name, _ in info.parts)
         cells = [
             code([info.name]),
             code(info.aliases),
             groups,
-            ", ".join(info.scale_dtypes),
+            scales,
             info.scheme,
             names,
             info.bits_per_weight,

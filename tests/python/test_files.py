@@ -65,6 +65,30 @@ def test_a_converted_file_gives_the_arrays_that_quantize_makes(model, tmp_path, 
     assert report.bits_per_weight == 8 * sum(q.nbytes for q in expected.values()) / sum(q.size for q in expected.values())
 
 
+@pytest.mark.parametrize("name", ["mlx", "gguf:mxfp4", "gptoss:mxfp4", "mlx:mxfp4", "compressed-tensors:mxfp4"])
+def test_formats_of_other_projects(model, tmp_path, name):
+    """What blocks do not divide is kept, with the reason; scales that follow the array follow the dtype of each tensor."""
+    path, tensors = model
+    options = {"format": name, "group_size": 32}
+    report = qz.convert(path, tmp_path / "small", **options)
+    matrices = {"half": tensors["half"], "brain": tensors["brain"]}
+    reasons = {tensor.name: tensor.reason for tensor in report.tensors}
+    assert reasons["single"] == f"last axis has 100 elements; {name} needs a multiple of 32"
+    with qz.open(tmp_path / "small") as file:
+        for tensor, q in quantized(matrices, **options).items():
+            assert file[tensor].identical(q), tensor
+            if name == "mlx":
+                assert q.parts["scales"].dtype == {"half": np.float16, "brain": np.uint16}[tensor]
+        same(file["single"], tensors["single"])
+    with safetensors.safe_open(tmp_path / "small", "numpy") as file:
+        weights = {key: file.get_tensor(f"half.{key}") for key in quantized(matrices, **options)["half"].parts}
+        same_parts(weights, quantized(matrices, **options)["half"].parts)
+    qz.convert(tmp_path / "small", tmp_path / "back", dequantize=True)
+    for tensor, q in quantized(matrices, **options).items():
+        dtype = {"half": np.float16, "brain": "bfloat16"}[tensor]
+        same(qz.open(tmp_path / "back")[tensor], q.dequantize(dtype=dtype))
+
+
 def test_every_tensor_comes_back_in_its_own_dtype(model, tmp_path):
     path, tensors = model
     qz.convert(path, tmp_path / "small")

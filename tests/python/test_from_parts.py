@@ -20,7 +20,8 @@ CASES = [
     *((name, {}) for name in ALL),
     *((name, {"axis": 0}) for name in ("int4", "uint4")),
     *((name, {"group_size": g}) for name in ("int4", "uint4") for g in (1, 5, 64, 100, "row", "tensor")),
-    *((name, {"scale_dtype": s}) for name in ("int4", "uint4") for s in ("bfloat16", "float32", ml_dtypes.bfloat16)),
+    *((name, {"scale_dtype": s}) for name in ("int4", "uint4", "mlx") for s in ("bfloat16", "float32", ml_dtypes.bfloat16)),
+    *(("mlx", {"group_size": g}) for g in (32, 64)),
 ]
 
 
@@ -106,6 +107,15 @@ WRONG = [
     ("uint4", "zero_points", lambda a: np.repeat(a, 2, -1), ValueError, r"zero_points.* has shape \(3, 4, 2\)"),
     ("gguf:q4_0", "blocks", lambda a: a[..., :-1], ValueError, r"blocks.* has shape \(3, 4, 35\)"),
     ("gguf:q4_1", "blocks", lambda a: a[..., 1:], ValueError, r"blocks.* has shape \(3, 4, 39\)"),
+    ("mlx", "weight", lambda a: a.view(np.int32), TypeError, r"weight.* has dtype int32; expected uint32"),
+    ("mlx", "weight", lambda a: a.view(np.uint8), TypeError, r"weight.* has dtype uint8; expected uint32"),
+    ("mlx", "biases", lambda a: a.astype(np.float16), TypeError, r"biases.* has dtype float16; expected float32"),
+    ("mlx", "scales", lambda a: np.repeat(a, 2, -1), ValueError, r"scales.* has shape \(3, 4, 2\)"),
+    ("mlx:mxfp4", "scales", lambda a: a.view(np.int8), TypeError, r"scales.* has dtype int8; expected uint8"),
+    ("gguf:mxfp4", "blocks", lambda a: a[..., :-1], ValueError, r"blocks.* has shape \(3, 4, 33\)"),
+    ("gptoss:mxfp4", "blocks", lambda a: a[..., :-1], ValueError, r"blocks.* has shape \(3, 4, 2, 15\)"),
+    ("gptoss:mxfp4", "blocks", lambda a: a.reshape(3, 4, 32), ValueError, r"blocks.* has shape \(3, 4, 32\)"),
+    ("gptoss:mxfp4", "scales", lambda a: a[..., :1], ValueError, r"scales.* has shape \(3, 4, 1\)"),
     ("int4", "packed", lambda a: a[0, 0, 0], ValueError, "packed"),
     ("int4", "packed", lambda a: None, TypeError, "packed"),
 ]
@@ -212,3 +222,25 @@ def test_nibbles_of_every_value_decode():
     signed = np.where(signed > 7, signed - 16, signed)
     assert (q.codes() == signed).all()
     assert (q.dequantize() == signed).all()
+
+
+def test_numbers_of_every_exponent_and_code():
+    """All 4096 pairs, against ml_dtypes: a number times a power of two is exact, except for what is too small or too large."""
+    exponents = np.arange(256, dtype=np.uint8).reshape(256, 1)
+    codes = np.broadcast_to(np.arange(32, dtype=np.uint8) % 16, (256, 32))
+    packed = np.ascontiguousarray(codes[:, 0::2] | codes[:, 1::2] << 4)
+    powers = exponents.view(ml_dtypes.float8_e8m0fnu).astype(np.float64)
+    with np.errstate(over="ignore"):
+        expected = (codes.view(ml_dtypes.float4_e2m1fn).astype(np.float64) * powers).astype(np.float32)
+    for name, parts in (
+        ("compressed-tensors:mxfp4", {"weight_packed": packed, "weight_scale": exponents}),
+        ("gptoss:mxfp4", {"blocks": packed.reshape(256, 1, 16), "scales": exponents}),
+        ("mlx:mxfp4", {"weight": packed.view(np.uint32), "scales": exponents}),
+    ):
+        q = qz.from_parts(name, parts)
+        same(q.dequantize()[:255], expected[:255])
+        assert np.isnan(q.dequantize()[255]).all()
+        same(q.codes(), codes.astype(np.int8))
+        assert (q.zero_points, q.minimums) == (None, None)
+        if name.startswith("gptoss"):
+            same(qz.from_parts(name, parts, shape=(256, 32)).dequantize()[:255], expected[:255])

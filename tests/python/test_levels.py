@@ -16,10 +16,12 @@ from helpers import KINDS, sample
 digest = hashlib.sha256()
 for row in qz.formats():
     name = row.name
-    blocks = name.startswith("gguf:")
-    for shape in [(3, 32), (5, 1056), (70, 64), (1, 0)] + ([] if blocks else [(1, 1), (3, 33), (2, 511), (7, 67)]):
+    calls = [{"group_size": size} for size in row.group_sizes]
+    if row.any_group_size:
+        calls = [{"scale_dtype": "float32"}, {"group_size": 5, "scale_dtype": "bfloat16"}, {"group_size": "row", "scale_dtype": "float32"}]
+    for shape in [(3, 128), (5, 1152), (70, 128), (1, 0)] + ([(1, 1), (3, 33), (2, 511), (7, 67)] if row.any_group_size else []):
         for kind in KINDS:
-            for options in [{}] if blocks else [{"scale_dtype": "float32"}, {"group_size": 5, "scale_dtype": "bfloat16"}, {"group_size": "row", "scale_dtype": "float32"}]:
+            for options in calls:
                 x = sample(shape, kind=kind)
                 try:
                     q = qz.quantize(x, name, **options)

@@ -189,4 +189,5 @@ def test_groups_of_one_value(name, value):
     x = np.full((2, 64), value, np.float32)
     q = qz.quantize(x, name)
     same_parts(q.parts, FORMATS[name].encode(x))
-    assert np.allclose(q.dequantize(), x, rtol=2**-10, atol=1e-7)
+    # Between 4 and 6 times a power of two a 4-bit float is coarse, and some rules clip up to a quarter.
+    assert np.allclose(q.dequantize(), x, rtol=0.25 if "mxfp4" in name else 2**-10, atol=1e-7)

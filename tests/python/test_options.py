@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers import python, same_parts, sample
+from helpers import BFLOAT16, python, same_parts, sample
 from reference import FORMATS
 
 import quantize as qz
@@ -63,7 +63,7 @@ def test_group_sizes_of_a_wrong_type(given):
         qz.quantize(X, group_size=given)
 
 
-@pytest.mark.parametrize("name", ["gguf:q4_0", "gguf:q4_1"])
+@pytest.mark.parametrize("name", [row.name for row in qz.formats() if row.group_sizes == (32,)])
 def test_formats_of_fixed_blocks(name):
     assert qz.quantize(X, name, group_size=32).group_size == 32
     for given in (16, 64, "row", "tensor"):
@@ -71,6 +71,34 @@ def test_formats_of_fixed_blocks(name):
             qz.quantize(X, name, group_size=given)
     with pytest.raises(TypeError, match=f"{name} has no option scale_dtype"):
         qz.quantize(X, name, scale_dtype="float32")
+
+
+def test_a_format_of_a_few_group_sizes():
+    for given in (32, 64, 128, None):
+        assert qz.quantize(sample((3, 128)), "mlx", group_size=given).group_size == (given or 64)
+    for given in (16, 48, 256, "row", "tensor"):
+        with pytest.raises(ValueError, match="group_size is .*; mlx takes 32, 64 or 128"):
+            qz.quantize(sample((3, 256)), "mlx", group_size=given)
+    with pytest.raises(ValueError, match="last axis has 96 elements; mlx needs a multiple of 64"):
+        qz.quantize(X, "mlx")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored"), [("float16", "float16"), ("float32", "float32"), ("float64", "float32"), (BFLOAT16, "bfloat16")]
+)
+def test_scales_that_follow_the_array(dtype, stored):
+    x = sample((3, 128)).astype(dtype)
+    q = qz.quantize(x, "mlx")
+    assert {q.parts["scales"].dtype.name, q.parts["biases"].dtype.name} == {stored}
+    for given in ("float16", "float32", BFLOAT16):
+        assert qz.quantize(x, "mlx", scale_dtype=given).parts["scales"].dtype == given
+    if stored == "bfloat16":
+        bits = qz.quantize(x.view(np.uint16), "mlx", dtype="bfloat16")
+        assert bits.parts["scales"].dtype == np.uint16
+        assert bits.identical(q)
+    assert qz.from_parts("mlx", dict(q.parts)).identical(q)
+    # Where scales do not follow the array its dtype changes nothing.
+    assert qz.quantize(x).parts["scales"].dtype == np.float16
 
 
 @pytest.mark.parametrize("given", ["float64", np.float64, "int8", "f8", "float8_e4m3fn"])
@@ -121,16 +149,22 @@ def test_other_names_find_none(name):
 
 def test_formats_is_a_table_as_data():
     rows = qz.formats()
-    assert [row.name for row in rows] == ["int4", "uint4", "gguf:q4_0", "gguf:q4_1"]
+    assert [row.name for row in rows] == [
+        *("int4", "uint4", "gguf:q4_0", "gguf:q4_1", "mlx"),
+        *("gguf:mxfp4", "gptoss:mxfp4", "mlx:mxfp4", "compressed-tensors:mxfp4"),
+    ]
     for row in rows:
         assert row.name in FORMATS
         assert tuple(name for name, _ in row.parts) == FORMATS[row.name].parts
         assert tuple(dtype for _, dtype in row.parts) == tuple(
-            array.dtype.name for array in FORMATS[row.name].encode(np.ones((1, 32), np.float32)).values()
+            array.dtype.name for array in FORMATS[row.name].encode(np.ones((1, 64), np.float32)).values()
         )
         q = qz.quantize(sample((64, 64)), row.name)
         assert (row.group_size, row.bits_per_weight) == (q.group_size, q.bits_per_weight)
-        assert all(qz.quantize(X, alias).format == row.name for alias in row.aliases)
+        assert all(qz.quantize(sample((1, 64)), alias).format == row.name for alias in row.aliases)
+        assert row.any_group_size == (not row.group_sizes)
+        assert row.any_group_size or row.group_size in row.group_sizes
+        assert row.scales_follow_array == (row.name == "mlx")
 
 
 def test_signatures_are_those_of_the_design():

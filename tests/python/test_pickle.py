@@ -18,6 +18,8 @@ CASES = [
     ("int4", {"group_size": "row", "scale_dtype": "bfloat16", "axis": 0}),
     ("uint4", {"group_size": "tensor", "scale_dtype": "float32"}),
     ("uint4", {"group_size": 5, "axis": 1}),
+    ("mlx", {"group_size": 32, "scale_dtype": "bfloat16"}),
+    ("mlx", {"axis": -1, "scale_dtype": ml_dtypes.bfloat16}),
 ]
 
 

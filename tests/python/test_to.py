@@ -8,6 +8,7 @@ from reference import FORMATS
 import quantize as qz
 
 ALL = sorted(FORMATS)
+MXFP4 = [name for name in ALL if name.endswith(":mxfp4")]
 X = sample((6, 128))
 ODD = sample((6, 67))
 
@@ -68,6 +69,64 @@ def test_q4_0_becomes_q4_1_where_the_minimum_fits():
         qz.quantize(X * np.float32(1e5), "gguf:q4_0").to("gguf:q4_1")
 
 
+@pytest.mark.parametrize("kind", ["normal", "zeros", "half subnormal", "ties"])
+@pytest.mark.parametrize("name", ["gguf:q4_0", "int4"])
+def test_symmetric_becomes_mlx_where_the_bias_fits(name, kind):
+    """The bias is -8 * scale; only the sign of a zero can differ."""
+    q = qz.quantize(sample((6, 128), kind=kind), name)
+    there = q.to("mlx")
+    assert (there.group_size, there.parts["scales"].dtype) == (32, np.float16)
+    assert (there.dequantize() == q.dequantize()).all()
+    same(there.codes(), (q.codes() + 8).astype(np.int8))
+    wide = q.to("mlx", scale_dtype="float32")
+    assert (wide.dequantize() == q.dequantize()).all()
+    assert lossless(wide, "mlx", scale_dtype="float16").identical(there)
+    back = there.to(name)
+    assert (back.dequantize() == q.dequantize()).all()
+    live = q.scales != 0  # a scale of zero says nothing of its codes
+    same(back.codes().reshape(6, 4, 32)[live], q.codes().reshape(6, 4, 32)[live])
+
+
+def test_q4_0_becomes_mlx_only_where_8_times_its_scale_is_a_float16():
+    q = qz.quantize(X * np.float32(1e5), "gguf:q4_0")
+    with pytest.raises(qz.LossyConversionError, match="minimum .* is not a float16 number"):
+        q.to("mlx")
+    assert (q.to("mlx", scale_dtype="float32").dequantize() == q.dequantize()).all()
+
+
+def test_mlx_of_other_group_sizes_becomes_our_formats():
+    codes = np.tile(np.arange(16, dtype=np.float32), (6, 8))
+    q = qz.quantize((codes - 8) / 4, "mlx", group_size=128)
+    for target in ("int4", "uint4"):
+        there = q.to(target)
+        assert there.group_size == 128
+        assert (there.dequantize() == q.dequantize()).all()
+        assert (there.to("mlx").dequantize() == q.dequantize()).all()
+
+
+@pytest.mark.parametrize("kind", ["normal", "zeros", "wide", "float subnormal", "huge"])
+@pytest.mark.parametrize("name", MXFP4)
+def test_mxfp4_is_mxfp4(name, kind):
+    """Codes and exponents travel untouched; ggml alone reads code 8 as +0.0."""
+    q = qz.quantize(sample((6, 128), kind=kind), name)
+    for target in MXFP4:
+        there = q.to(target)
+        assert (there.dequantize() == q.dequantize()).all()
+        same(there.codes(), q.codes())
+        same(there.scales, q.scales)
+        assert there.to(name).identical(q)
+
+
+def test_an_exponent_that_is_nan_is_never_converted():
+    q = qz.quantize(X, "mlx:mxfp4")
+    scales = q.parts["scales"].copy()
+    scales[2, 1] = 255
+    broken = qz.from_parts("mlx:mxfp4", {**q.parts, "scales": scales})
+    for target in MXFP4:
+        with pytest.raises(qz.LossyConversionError, match="scale NaN of group 9"):
+            broken.to(target)
+
+
 def test_uint4_with_other_zero_points_is_not_symmetric():
     q = qz.quantize(X + 1, "uint4")
     with pytest.raises(qz.LossyConversionError, match="zero point"):
@@ -112,6 +171,14 @@ REFUSED = [
     ("gguf:q4_1", {}, "gguf:q4_0", {}, "minimum"),
     ("uint4", {}, "gguf:q4_1", {}, "(zero.point|minimum)"),
     ("uint4", {}, "gguf:q4_0", {}, "zero.point"),
+    ("mlx", {}, "gguf:q4_0", {}, r"group sizes differ \(64, 32\)"),
+    ("mlx", {"group_size": 32, "scale_dtype": "float16"}, "gguf:q4_0", {}, "minimum"),
+    ("mlx", {"group_size": 32}, "uint4", {"scale_dtype": "float32"}, "15 times the scale"),
+    ("int4", {"group_size": 32, "scale_dtype": "float32"}, "mlx", {"group_size": 32}, "15 times the scale"),
+    ("gguf:q4_0", {}, "mlx", {"group_size": 64, "scale_dtype": "float16"}, r"group sizes differ \(32, 64\)"),
+    *((name, {}, "int4", {"scale_dtype": "float32"}, "the codes have different meanings") for name in MXFP4),
+    *((name, {}, "gguf:q4_1", {}, "the codes have different meanings") for name in MXFP4),
+    *((name, {}, target, {}, "the codes have different meanings") for name in ("uint4", "gguf:q4_0") for target in MXFP4),
 ]
 
 

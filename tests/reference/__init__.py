@@ -1,16 +1,19 @@
 """The slow truth: every format written in numpy for reading, with no line shared with the product.
 
-One class a format, one small file a class, what they share in ``base``. A class encodes an array to the parts of its
+One class a format, one small file a family, what they share in ``base``. A class encodes an array to the parts of its
 format and decodes the parts to float32; all arithmetic is float32 with one rounding an operation. These classes are
 compared with the vectors of the projects that own the formats, and the product is compared with these classes.
 """
 
 from .base import Format
 from .int4 import Int4
+from .mlx import Mlx
+from .mxfp4 import CompressedTensorsMxFp4, GgufMxFp4, GptOssMxFp4, MlxMxFp4
 from .q4_0 import Q4_0
 from .q4_1 import Q4_1
 from .uint4 import Uint4
 
-FORMATS: dict[str, Format] = {format.name: format for format in (Int4(), Uint4(), Q4_0(), Q4_1())}
+CLASSES = (Int4, Uint4, Q4_0, Q4_1, Mlx, GgufMxFp4, GptOssMxFp4, MlxMxFp4, CompressedTensorsMxFp4)
+FORMATS: dict[str, Format] = {format.name: format() for format in CLASSES}
 
 __all__ = ["FORMATS", "Format"]

@@ -17,12 +17,13 @@ class Format:
     group_size: int = 32
     parts: tuple[str, ...]
 
-    def encode(self, array, *, axis=-1, group_size=None, scale_dtype="float16", nonfinite="raise"):
+    def encode(self, array, *, axis=-1, group_size=None, scale_dtype=None, nonfinite="raise"):
         """Quantize ``array`` to the parts of the format, by name, in the order in which the format lists them."""
         x = np.moveaxis(to_float32(array), axis, -1)
         group_size = group_size or self.group_size
         groups = settle_nonfinite(cut(x, group_size), nonfinite)
-        return self.encode_groups(groups, SCALE_DTYPES[scale_dtype], lambda codes: join(codes, x.shape, group_size))
+        scale_dtype = SCALE_DTYPES[scale_dtype or self.default_scale_dtype(array)]
+        return self.encode_groups(groups, scale_dtype, lambda codes: join(codes, x.shape, group_size))
 
     def decode(self, parts, shape, *, axis=-1, group_size=None):
         """The float32 array of ``shape`` that ``parts`` stand for."""
@@ -32,6 +33,10 @@ class Format:
         with np.errstate(over="ignore"):
             groups = self.decode_groups(parts, moved[-1], lambda codes: cut(codes, group_size))
         return np.moveaxis(join(groups, moved, group_size), -1, axis)
+
+    def default_scale_dtype(self, array):
+        """The dtype of the scales where none is given."""
+        return "float16"
 
     def encode_groups(self, x, scale_dtype, join):
         """Parts of the groups ``x`` (..., G, g); ``join`` puts codes of that shape back into rows (..., K)."""

@@ -13,6 +13,7 @@ use quantize::tensor::Quantized;
 fn group_sizes(sizes: GroupSizes) -> Vec<GroupSize> {
     match sizes {
         GroupSizes::Fixed(n) => vec![GroupSize::Elements(n)],
+        GroupSizes::OneOf { sizes, .. } => sizes.iter().copied().map(GroupSize::Elements).collect(),
         GroupSizes::Any { .. } => {
             let elements = [1, 3, 16, 31, 32, 48, 64, 100, 128, 256, 512, 1024].map(GroupSize::Elements);
             elements.into_iter().chain([GroupSize::Row, GroupSize::Tensor]).collect()
@@ -104,7 +105,7 @@ fn bytes_do_not_depend_on_the_thread_count() {
             let options = Options { group_size: Some(GroupSize::Elements(group)), scale_dtype: None };
             chosen.extend(FORMATS.iter().filter_map(|format| Layout::new(format.spec(), shape, options).ok()));
         }
-        for layout in chosen.into_iter().filter(|layout| layout.scale_dtype == ScaleDtype::F16) {
+        for layout in chosen.into_iter().filter(|layout| matches!(layout.scale_dtype, ScaleDtype::F16 | ScaleDtype::E8m0)) {
             let source = Source::from_slice(&x, shape);
             let expected = encode(&layout, &source, &run_at(Level::detect(), 1)).unwrap();
             let values = decode(&expected, &run_at(Level::detect(), 1));
@@ -204,6 +205,21 @@ fn codes_travel_between_schemes_and_back() {
             let there = repack(&quantized, other);
             assert!(decode(&there, &run_at(Level::detect(), 1)) == decode(&quantized, &run_at(Level::detect(), 1)), "{layout:?}");
             assert!(repack(&there, layout.clone()).parts == quantized.parts, "{layout:?}");
+        }
+    }
+}
+
+#[test]
+fn mxfp4_travels_between_layouts_and_back() {
+    for shape in [&[3, 96][..], &[2, 140_000], &[4001, 32]] {
+        let x = sample(shape.iter().product(), 17);
+        let is_mxfp4 = |layout: &Layout| layout.scale_dtype == ScaleDtype::E8m0;
+        for layout in layouts(shape).into_iter().filter(is_mxfp4) {
+            let quantized = encode(&layout, &Source::from_slice(&x, shape), &run_at(Level::detect(), 1)).unwrap();
+            for other in layouts(shape).into_iter().filter(is_mxfp4) {
+                let there = repack(&quantized, other);
+                assert!(repack(&there, layout.clone()).parts == quantized.parts, "{layout:?}");
+            }
         }
     }
 }
