@@ -83,7 +83,7 @@ fn layouts(rows: usize) -> Vec<Layout> {
     let of = |format: &&'static dyn quantize::formats::Format| {
         let spec = format.spec();
         let groups = match spec.group_sizes {
-            GroupSizes::Fixed(group) => vec![group],
+            GroupSizes::Fixed(group) | GroupSizes::InBlocks { size: group, .. } => vec![group],
             GroupSizes::OneOf { .. } | GroupSizes::Any { .. } => vec![32, 128],
         };
         groups.into_iter().map(move |group| {

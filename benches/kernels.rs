@@ -138,7 +138,7 @@ fn cases(level: Level, elements: usize) -> Vec<Case> {
     let mut cases = Vec::new();
     for &format in FORMATS {
         let groups = match format.spec().group_sizes {
-            GroupSizes::Fixed(group) => vec![group],
+            GroupSizes::Fixed(group) | GroupSizes::InBlocks { size: group, .. } => vec![group],
             GroupSizes::OneOf { .. } | GroupSizes::Any { .. } => vec![32, 128],
         };
         for group in groups {

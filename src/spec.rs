@@ -46,6 +46,8 @@ pub enum Scheme {
 pub enum Codebook {
     /// The 4-bit float of the OCP microscaling formats: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives.
     E2m1,
+    /// The table of ggml's IQ4 formats: 16 integers from -127 to 113, closer to each other around 0.
+    Iq4,
 }
 
 /// The group sizes that a format takes.
@@ -53,6 +55,16 @@ pub enum Codebook {
 pub enum GroupSizes {
     /// One size; the last axis must be a multiple of it.
     Fixed(usize),
+    /// One size, several groups to a block; the last axis must be a multiple of the block.
+    InBlocks {
+        /// Elements of a group.
+        size: usize,
+        /// Elements of a block.
+        block: usize,
+        /// Bytes of a block that hold the scales and offsets of its groups as multiples of one for all of them; 0 where each
+        /// group's stand for themselves.
+        header: usize,
+    },
     /// One of these sizes; the last axis must be a multiple of it.
     OneOf {
         /// The sizes, ascending.
@@ -71,7 +83,7 @@ impl GroupSizes {
     /// Whether `size` is one of them.
     pub fn takes(self, size: GroupSize) -> bool {
         match self {
-            GroupSizes::Fixed(only) => size == GroupSize::Elements(only),
+            GroupSizes::Fixed(only) | GroupSizes::InBlocks { size: only, .. } => size == GroupSize::Elements(only),
             GroupSizes::OneOf { sizes, .. } => matches!(size, GroupSize::Elements(n) if sizes.contains(&n)),
             GroupSizes::Any { .. } => size != GroupSize::Elements(0),
         }
@@ -100,6 +112,8 @@ pub enum ScaleDtype {
     F32,
     /// A byte b that stands for 2^(b - 127); 255 is NaN.
     E8m0,
+    /// A float of a byte: 4 bits of exponent, 3 of mantissa, up to 448, no infinities.
+    E4m3,
 }
 
 impl ScaleDtype {
@@ -108,7 +122,7 @@ impl ScaleDtype {
         match self {
             ScaleDtype::F16 | ScaleDtype::Bf16 => 2,
             ScaleDtype::F32 => 4,
-            ScaleDtype::E8m0 => 1,
+            ScaleDtype::E8m0 | ScaleDtype::E4m3 => 1,
         }
     }
 
@@ -119,6 +133,7 @@ impl ScaleDtype {
             ScaleDtype::Bf16 => "bfloat16",
             ScaleDtype::F32 => "float32",
             ScaleDtype::E8m0 => "float8_e8m0fnu",
+            ScaleDtype::E4m3 => "float8_e4m3fn",
         }
     }
 }
@@ -186,7 +201,7 @@ impl Spec {
     /// The names of the options that the format takes.
     pub fn options(&self) -> Vec<&'static str> {
         let mut names = Vec::new();
-        if !matches!(self.group_sizes, GroupSizes::Fixed(_)) {
+        if !matches!(self.group_sizes, GroupSizes::Fixed(_) | GroupSizes::InBlocks { .. }) {
             names.push("group_size");
         }
         if self.scale_dtypes.len() > 1 {
@@ -208,6 +223,16 @@ impl Spec {
     /// Whether groups have a zero point or a minimum beside their scale.
     pub fn has_offsets(&self) -> bool {
         matches!(self.scheme, Scheme::Affine | Scheme::Minimum)
+    }
+
+    /// Elements that are coded together where groups have `group`: a block of several, or one group.
+    pub fn block(&self, group: usize) -> usize {
+        if let GroupSizes::InBlocks { block, .. } = self.group_sizes { block } else { group }
+    }
+
+    /// Bytes in which `elements` keep their scales and offsets as multiples of shared ones; 0 in most formats.
+    pub fn header_bytes(&self, elements: usize) -> usize {
+        if let GroupSizes::InBlocks { block, header, .. } = self.group_sizes { elements / block * header } else { 0 }
     }
 
     /// Bits per weight, scales included, for rows of whole groups of `group` elements.
@@ -239,9 +264,11 @@ impl Layout {
             return Err(Error::shape("shape", format!("is {}", Index(shape)), "that is more than memory can address"));
         }
         let group_size = match (spec.group_sizes, options.group_size) {
-            (GroupSizes::Fixed(n), None) => GroupSize::Elements(n),
-            (GroupSizes::Fixed(n), Some(GroupSize::Elements(given))) if given == n => GroupSize::Elements(n),
-            (GroupSizes::Fixed(n), Some(given)) => {
+            (GroupSizes::Fixed(n) | GroupSizes::InBlocks { size: n, .. }, None) => GroupSize::Elements(n),
+            (GroupSizes::Fixed(n) | GroupSizes::InBlocks { size: n, .. }, Some(GroupSize::Elements(given))) if given == n => {
+                GroupSize::Elements(n)
+            }
+            (GroupSizes::Fixed(n) | GroupSizes::InBlocks { size: n, .. }, Some(given)) => {
                 return Err(Error::value("group_size", given.to_string(), format!("{} takes {n}", spec.name)));
             }
             (GroupSizes::OneOf { default, .. }, None) => GroupSize::Elements(default),
@@ -261,10 +288,10 @@ impl Layout {
         };
         if let GroupSize::Elements(n) = group_size
             && !matches!(spec.group_sizes, GroupSizes::Any { .. })
-            && columns % n != 0
+            && columns % spec.block(n) != 0
         {
             let found = format!("has {columns} elements");
-            return Err(Error::shape("last axis", found, format!("{} needs a multiple of {n}", spec.name)));
+            return Err(Error::shape("last axis", found, format!("{} needs a multiple of {}", spec.name, spec.block(n))));
         }
         let scale_dtype = match options.scale_dtype {
             None => spec.scale_dtypes[0],

@@ -37,6 +37,8 @@ pub(super) struct Grid {
     pub columns: usize,
     /// Elements of a group along a row.
     pub group: usize,
+    /// Elements that are coded together: one group, or a block of several.
+    pub block: usize,
     /// Elements of the smallest piece of a row that may be cut off.
     unit: usize,
     /// Whether groups are coded in several pieces, with a range that is found before.
@@ -69,10 +71,11 @@ impl Grid {
         let pairs = if group.is_multiple_of(2) && !has(Extent::GroupPairs) { 1 } else { 2 };
         // A long group of odd length that another follows in its row cannot be cut off at a whole byte.
         let long = group > LONG && (group.is_multiple_of(2) || group >= columns) || shared && rows > 1;
-        let unit = if long { 2 } else { group * pairs };
+        let block = layout.spec.block(group);
+        let unit = if long { 2 } else { block * pairs };
         let share = rows * columns / (4 * threads.max(1));
         let task = share.clamp(TASK, LARGEST_TASK) / SPAN * SPAN;
-        Grid { rows, columns, group, unit, long, shared, task }
+        Grid { rows, columns, group, block, unit, long, shared, task }
     }
 
     pub(super) fn elements(&self) -> usize {

@@ -315,29 +315,37 @@ impl Job<'_> {
             ranges.extend(surveyed.into_iter().map(|(range, _)| range));
         }
         let mut watch = Watch::new(self.run.interrupted);
-        let (rows, groups) = (self.grid.rows_of_groups(), self.grid.groups_of_a_row());
-        let groups = (0..rows).flat_map(|row| (0..groups).map(move |group| (row, group)));
-        for (index, (row, group)) in groups.enumerate() {
+        let Grid { block, columns, .. } = self.grid;
+        let (rows, blocks) = (self.grid.rows_of_groups(), self.grid.groups_of_a_row().div_ceil(block / self.grid.group));
+        for (row, number) in (0..rows).flat_map(|row| (0..blocks).map(move |number| (row, number))) {
             watch.check()?;
-            let start = row * self.grid.columns + group * self.grid.group;
-            let len = if self.grid.long { 1 } else { self.grid.group.min(self.grid.columns - group * self.grid.group) };
-            one.resize(self.layout.spec, Context { group: len, ..context }, len);
+            let start = row * columns + number * block;
+            let first = self.grid.group_of(start);
+            let len = if self.grid.long { 1 } else { block.min(columns - number * block) };
+            let context = Context { group: len.min(self.grid.group), ..context };
+            one.resize(self.layout.spec, context, len);
             scratch.resize(len, 0.0);
             self.source.load(self.run.level, start, &mut scratch);
             if let Some(policy) = self.policy {
-                let bound = largest_finite(&scratch);
-                clean(&mut scratch, policy, bound);
+                for group in scratch.chunks_mut(self.grid.group) {
+                    clean(group, policy, largest_finite(group));
+                }
             }
-            self.format.quantize(Context { group: len, ..context }, &scratch, ranges.get(index).copied().flatten(), &mut one);
-            if !one.scales[0].is_finite() {
-                return Ok(Some((index, "scale")));
+            self.format.quantize(context, &scratch, ranges.get(first).copied().flatten(), &mut one);
+            if let Some(group) = beyond(&one.scales) {
+                return Ok(Some((first + group, "scale")));
             }
-            if one.offsets.first().is_some_and(|offset| !offset.is_finite()) {
-                return Ok(Some((index, "minimum")));
+            if let Some(group) = beyond(&one.offsets) {
+                return Ok(Some((first + group, "minimum")));
             }
         }
         Ok(None)
     }
+}
+
+/// The first that is infinite, else the first that is NaN: a factor of 0 makes NaN of an infinite scale that groups share.
+fn beyond(values: &[f32]) -> Option<usize> {
+    values.iter().position(|value| value.is_infinite()).or_else(|| values.iter().position(|value| value.is_nan()))
 }
 
 fn survey(level: Level, need: Need, x: &[f32]) -> (Option<Range>, bool) {

@@ -10,7 +10,8 @@ use crate::simd::ieee::Ieee;
 use crate::spec::Layout;
 
 /// Unpack parts: one code an element in C order of the layout's shape, one scale and offset a group in C order of its
-/// `groups_shape`. `offsets` is empty in a symmetric scheme; `codes` may be empty where only the scales are wanted.
+/// `groups_shape`. `offsets` is empty in a symmetric scheme; `codes` may be empty where only the scales are wanted, `headers`
+/// (see [`Groups::headers`]) where they are not.
 ///
 /// # Errors
 ///
@@ -25,6 +26,7 @@ pub fn unpack(
     codes: &mut [i8],
     scales: &mut [f32],
     offsets: &mut [f32],
+    headers: &mut [u8],
     run: &Run<'_>,
 ) -> Result<Outcome> {
     let _ieee = Ieee::enter();
@@ -43,14 +45,15 @@ pub fn unpack(
             return Ok(Outcome::default());
         }
     }
-    let (wants_codes, has_offsets) = (!codes.is_empty(), layout.spec.has_offsets());
-    let (mut codes, mut scales, mut offsets) = (codes, scales, offsets);
+    let (wants_codes, has_offsets, wants_headers) = (!codes.is_empty(), layout.spec.has_offsets(), !headers.is_empty());
+    let (mut codes, mut scales, mut offsets, mut headers) = (codes, scales, offsets, headers);
     let tasks = grid.tasks().map(|(start, len)| {
         let groups = if grid.long { 0 } else { grid.groups_of(len) };
         let share = Share {
             codes: take(&mut codes, if wants_codes { len } else { 0 }),
             scales: take(&mut scales, groups),
             offsets: take(&mut offsets, if has_offsets { groups } else { 0 }),
+            headers: take(&mut headers, if wants_headers { layout.spec.header_bytes(len) } else { 0 }),
         };
         (Task { start, len, parts: cut::split(&mut rest, grid.bytes(layout, len)) }, share)
     });
@@ -69,6 +72,9 @@ pub fn unpack(
             if wants_codes {
                 take(&mut share.codes, len).copy_from_slice(&tile.codes);
             }
+            if wants_headers {
+                take(&mut share.headers, tile.headers.len()).copy_from_slice(&tile.headers);
+            }
             if !grid.long {
                 take(&mut share.scales, tile.scales.len()).copy_from_slice(&tile.scales);
                 take(&mut share.offsets, tile.offsets.len()).copy_from_slice(&tile.offsets);
@@ -83,6 +89,7 @@ struct Share<'a> {
     codes: &'a mut [i8],
     scales: &'a mut [f32],
     offsets: &'a mut [f32],
+    headers: &'a mut [u8],
 }
 
 /// Cut the first `count` off a slice.
@@ -156,6 +163,8 @@ pub(super) fn pack_codes(
                 if layout.spec.has_offsets() {
                     tile.offsets.copy_from_slice(&all.offsets[group..][..groups]);
                 }
+                let headers = tile.headers.len();
+                tile.headers.copy_from_slice(&all.headers[layout.spec.header_bytes(start)..][..headers]);
             }
             format.pack(context, &tile, &mut parts[..layout.spec.parts.len()]);
         }
@@ -207,7 +216,7 @@ pub(super) fn pack_long_scales(layout: &Layout, grid: &Grid, format: &dyn Format
     let groups = grid.groups_of_a_row();
     for row in 0..grid.rows_of_groups() {
         let of_row = |values: &[f32]| values.get(row * groups..(row + 1) * groups).unwrap_or_default().to_vec();
-        let row = Groups { codes: Vec::new(), scales: of_row(&all.scales), offsets: of_row(&all.offsets) };
+        let row = Groups { codes: Vec::new(), scales: of_row(&all.scales), offsets: of_row(&all.offsets), headers: Vec::new() };
         let mut parts = cut::split_mut(rest, grid.group_bytes(layout));
         format.pack(context, &row, &mut parts[..layout.spec.parts.len()]);
     }

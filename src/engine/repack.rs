@@ -12,6 +12,7 @@ use super::groups::{Codes, pack_codes, unpack};
 use super::{Outcome, Run};
 use crate::error::{Error, Result};
 use crate::formats::Groups;
+use crate::kernels::scales::{e4m3, e4m3_bits};
 use crate::simd::ieee::Ieee;
 use crate::spec::{Layout, ScaleDtype, Scheme};
 use half::{bf16, f16};
@@ -36,11 +37,16 @@ pub fn repack(from: &Layout, parts: &[&[u8]], to: &Layout, out: &mut [&mut [u8]]
     if (from.group_elements(), from.groups_shape()) != (to.group_elements(), to.groups_shape()) {
         return Err(lossy(format!("group sizes differ ({}, {})", from.group_size, to.group_size)));
     }
+    let headers = to.spec.header_bytes(to.elements());
+    if headers > 0 && !std::ptr::eq(from.spec, to.spec) {
+        let block = to.spec.block(to.group_elements());
+        return Err(lossy(format!("the scales of {} are multiples of one for each {block} elements", to.spec.name)));
+    }
     let groups = from.groups_shape().iter().product();
-    let mut all = Groups { codes: Vec::new(), scales: vec![0.0; groups], offsets: Vec::new() };
+    let mut all = Groups { codes: Vec::new(), scales: vec![0.0; groups], offsets: Vec::new(), headers: vec![0; headers] };
     all.offsets.resize(if from.spec.has_offsets() { groups } else { 0 }, 0.0);
-    unpack(from, parts, &mut [], &mut all.scales, &mut all.offsets, run)?;
-    let shift = shift_between(from.spec.scheme, to, &mut all).map_err(lossy)?;
+    unpack(from, parts, &mut [], &mut all.scales, &mut all.offsets, &mut all.headers, run)?;
+    let shift = if headers > 0 { 0 } else { shift_between(from.spec.scheme, to, &mut all).map_err(lossy)? };
     let codes = Codes::new(from, parts, run.level)?;
     let read = |start: usize, tile: &mut [i8]| {
         codes.read(start, tile);
@@ -134,6 +140,7 @@ fn holds(dtype: ScaleDtype, value: f32) -> bool {
             value
         }
         ScaleDtype::E8m0 => f32::NAN,
+        ScaleDtype::E4m3 => e4m3(e4m3_bits(value)),
     };
     value.is_finite() && stored == value
 }

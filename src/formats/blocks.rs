@@ -49,7 +49,7 @@ impl<R: Header> Format for Blocks<R> {
     }
 
     fn quantize(&self, context: Context, x: &[f32], range: Option<Range>, groups: &mut Groups) -> Faults {
-        let Groups { codes, scales, offsets } = groups;
+        let Groups { codes, scales, offsets, .. } = groups;
         context.level.run(Pieces { rule: R::default(), x, group: BLOCK, range, dtype: R::DTYPE, codes, scales, offsets })
     }
 
@@ -91,7 +91,7 @@ impl<R: Header> Format for Blocks<R> {
     }
 
     fn dequantize(&self, context: Context, groups: &Groups, x: &mut [f32]) {
-        let Groups { codes, scales, offsets } = groups;
+        let Groups { codes, scales, offsets, .. } = groups;
         context.level.run(Values { rule: R::default(), codes, group: BLOCK, scales, offsets, x });
     }
 

@@ -6,11 +6,16 @@
 mod blocks;
 mod e2m1;
 mod int4;
+mod iq4;
+mod iq4_nl;
+mod iq4_xs;
 mod mlx;
 mod mxfp4;
+mod nvfp4;
 mod planar;
 mod q4_0;
 mod q4_1;
+mod q4_k;
 mod uint4;
 
 pub use crate::kernels::encode::Faults;
@@ -26,6 +31,10 @@ pub static FORMATS: &[&dyn Format] = &[
     &uint4::FORMAT,
     &q4_0::FORMAT,
     &q4_1::FORMAT,
+    &q4_k::FORMAT,
+    &iq4_nl::FORMAT,
+    &iq4_xs::FORMAT,
+    &nvfp4::FORMAT,
     &mlx::FORMAT,
     &mxfp4::GGUF,
     &mxfp4::GPT_OSS,
@@ -42,6 +51,9 @@ pub struct Groups {
     pub scales: Vec<f32>,
     /// One zero point or minimum a group, exactly as it is stored; empty in a symmetric scheme.
     pub offsets: Vec<f32>,
+    /// The bytes that a format with two levels of scales stores both levels in, block by block; empty in others. There `pack`
+    /// reads these, not the products in `scales` and `offsets`, which do not tell how they were made.
+    pub headers: Vec<u8>,
 }
 
 /// What a tile is worked on with.
@@ -109,6 +121,7 @@ impl Groups {
         self.codes.resize(elements, 0);
         self.scales.resize(groups, 0.0);
         self.offsets.resize(if spec.has_offsets() { groups } else { 0 }, 0.0);
+        self.headers.resize(spec.header_bytes(elements), 0);
     }
 }
 

@@ -66,7 +66,7 @@ impl<R: Rule + Default> Format for Planar<R> {
     }
 
     fn quantize(&self, context: Context, x: &[f32], range: Option<Range>, groups: &mut Groups) -> Faults {
-        let Groups { codes, scales, offsets } = groups;
+        let Groups { codes, scales, offsets, .. } = groups;
         context.level.run(Pieces { rule: R::default(), x, group: context.group, range, dtype: context.scale_dtype, codes, scales, offsets })
     }
 
@@ -105,7 +105,7 @@ impl<R: Rule + Default> Format for Planar<R> {
     }
 
     fn dequantize(&self, context: Context, groups: &Groups, x: &mut [f32]) {
-        let Groups { codes, scales, offsets } = groups;
+        let Groups { codes, scales, offsets, .. } = groups;
         context.level.run(Values { rule: R::default(), codes, group: context.group, scales, offsets, x });
     }
 

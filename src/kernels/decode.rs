@@ -7,6 +7,27 @@ use super::encode::Rule;
 use super::stream::Lines;
 use crate::simd::{Kernel, LANES, Simd};
 
+/// What stored nibbles stand for: the part of a [`Rule`] that decoding needs, alone where the rule itself is no [`Rule`].
+pub trait Meaning: Copy {
+    /// The number that each stored nibble stands for, before scale and offset.
+    const NUMBERS: [f32; 16];
+    /// The code that each stored nibble stands for.
+    const CODES: [i8; 16];
+
+    /// The floats that numbers stand for with their scale and offset.
+    fn values<S: Simd>(simd: S, numbers: S::F32, scale: S::F32, offset: S::F32) -> S::F32;
+}
+
+impl<R: Rule> Meaning for R {
+    const NUMBERS: [f32; 16] = R::NUMBERS;
+    const CODES: [i8; 16] = R::CODES;
+
+    #[inline(always)]
+    fn values<S: Simd>(simd: S, numbers: S::F32, scale: S::F32, offset: S::F32) -> S::F32 {
+        R::values(simd, numbers, scale, offset)
+    }
+}
+
 /// Where a format keeps what a group is decoded from.
 pub trait Shelf: Copy {
     /// Whether the nibbles of a byte are 16 elements apart instead of adjacent.
@@ -18,9 +39,15 @@ pub trait Shelf: Copy {
     fn offsets<S: Simd>(self, simd: S, first: usize, count: usize) -> S::F32;
     /// The packed codes of a group.
     fn packed(&self, group: usize) -> &[u8];
+
+    /// The floats of a group of at most [`PIECE`] elements, looked up in its table.
+    #[inline(always)]
+    fn decode<S: Simd>(self, simd: S, table: S::F32, group: usize, x: &mut [f32]) {
+        decode_piece::<S, Self>(simd, table, self.packed(group), x);
+    }
 }
 
-/// Decode whole groups whose length is a multiple of 32.
+/// Decode whole groups whose length is a multiple of 32, or any that the shelf decodes itself.
 pub struct Tables<'a, R, P> {
     /// The numerics.
     pub rule: R,
@@ -35,9 +62,9 @@ pub struct Tables<'a, R, P> {
 }
 
 /// Elements of a group that are decoded at once.
-const PIECE: usize = 512;
+pub const PIECE: usize = 512;
 
-impl<R: Rule, P: Shelf> Kernel for Tables<'_, R, P> {
+impl<R: Meaning, P: Shelf> Kernel for Tables<'_, R, P> {
     type Output = ();
 
     #[inline(always)]
@@ -79,18 +106,17 @@ impl Floats for Lines<'_> {
 }
 
 #[inline(always)]
-fn decode_groups<S: Simd, R: Rule, P: Shelf>(simd: S, shelf: P, group: usize, groups: usize, out: &mut impl Floats) {
+fn decode_groups<S: Simd, R: Meaning, P: Shelf>(simd: S, shelf: P, group: usize, groups: usize, out: &mut impl Floats) {
     let numbers = simd.load(&R::NUMBERS);
     for first in (0..groups).step_by(LANES) {
         let count = (groups - first).min(LANES);
         let (scales, offsets) = (shelf.scales(simd, first, count), shelf.offsets(simd, first, count));
         for lane in 0..count {
             let table = R::values(simd, numbers, simd.lane(scales, lane), simd.lane(offsets, lane));
-            let packed = shelf.packed(first + lane);
             if group <= PIECE {
-                decode_piece::<S, P>(simd, table, packed, out.next(simd, group));
+                shelf.decode(simd, table, first + lane, out.next(simd, group));
             } else {
-                for packed in packed.chunks(PIECE / 2) {
+                for packed in shelf.packed(first + lane).chunks(PIECE / 2) {
                     decode_piece::<S, P>(simd, table, packed, out.next(simd, 2 * packed.len()));
                 }
             }
@@ -130,7 +156,7 @@ pub struct Values<'a, R> {
     pub x: &'a mut [f32],
 }
 
-impl<R: Rule> Kernel for Values<'_, R> {
+impl<R: Meaning> Kernel for Values<'_, R> {
     type Output = ();
 
     #[inline(always)]
@@ -155,7 +181,7 @@ impl<R: Rule> Kernel for Values<'_, R> {
 }
 
 /// The numbers in the order of the low four bits of their codes.
-const fn by_code<R: Rule>() -> [f32; 16] {
+const fn by_code<R: Meaning>() -> [f32; 16] {
     let mut numbers = [0.0; 16];
     let mut nibble = 0;
     while nibble < 16 {

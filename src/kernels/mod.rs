@@ -5,6 +5,7 @@
 pub mod convert;
 pub mod decode;
 pub mod encode;
+pub mod lanes;
 pub mod nibbles;
 pub mod range;
 pub mod scales;

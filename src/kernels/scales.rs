@@ -13,8 +13,8 @@ pub fn round_to<S: Simd>(simd: S, v: S::F32, dtype: ScaleDtype) -> S::F32 {
             simd.load_f16(&halves)
         }
         ScaleDtype::Bf16 => simd.as_f32(simd.shift_left(bf16_bits(simd, v), 16)),
-        // An exponent is made by the rule of its format, which knows how to round it.
-        ScaleDtype::F32 | ScaleDtype::E8m0 => v,
+        // What is stored in a byte is made by the rule of its format, which knows how to round it.
+        ScaleDtype::F32 | ScaleDtype::E8m0 | ScaleDtype::E4m3 => v,
     }
 }
 
@@ -50,6 +50,13 @@ pub fn store<S: Simd>(simd: S, v: S::F32, dtype: ScaleDtype, run: usize, out: &m
                 *byte = *lane as u8;
             }
         }
+        ScaleDtype::E4m3 => {
+            let mut lanes = [0.0; 16];
+            simd.store(v, &mut lanes);
+            for (byte, &lane) in out.iter_mut().zip(lanes.iter().step_by(run)) {
+                *byte = e4m3_bits(lane);
+            }
+        }
         ScaleDtype::F16 | ScaleDtype::Bf16 => {
             let mut lanes = [0; 16];
             if dtype == ScaleDtype::F16 {
@@ -82,6 +89,13 @@ pub fn load<S: Simd>(simd: S, dtype: ScaleDtype, bytes: &[u8]) -> S::F32 {
             }
             simd.as_f32(simd.load_i32(&lanes))
         }
+        ScaleDtype::E4m3 => {
+            let mut lanes = [0.0; 16];
+            for (lane, &byte) in lanes.iter_mut().zip(bytes) {
+                *lane = e4m3(byte);
+            }
+            simd.load(&lanes)
+        }
         ScaleDtype::F16 | ScaleDtype::Bf16 => {
             let mut lanes = [0; 16];
             for (lane, bytes) in lanes.iter_mut().zip(bytes.as_chunks::<2>().0) {
@@ -100,6 +114,24 @@ pub fn exponent(byte: u8) -> f32 {
         255 => 0x7fc0_0000,
         byte => u32::from(byte) << 23,
     })
+}
+
+/// How far the exponents of an 8-bit float and an f32 are apart: 2^(127 - 7).
+const E4M3_BIAS: f32 = f32::from_bits((127 + 120) << 23);
+
+/// The number of an 8-bit float; 0x7f and 0xff are NaN.
+#[inline(always)]
+pub fn e4m3(byte: u8) -> f32 {
+    let sign = u32::from(byte & 0x80) << 24;
+    let magnitude = u32::from(byte & 0x7f) << 20;
+    if magnitude == 0x7f << 20 { f32::NAN } else { f32::from_bits(sign | magnitude) * E4M3_BIAS }
+}
+
+/// The byte of a number that is one of those of an 8-bit float.
+#[inline(always)]
+pub fn e4m3_bits(value: f32) -> u8 {
+    let bits = (value / E4M3_BIAS).to_bits();
+    (bits >> 24) as u8 & 0x80 | (bits >> 20) as u8 & 0x7f
 }
 
 /// Values to memory, as many as both sides hold.

@@ -109,7 +109,7 @@ pub(super) fn groups<'py>(
         let scales = slices.next().map_or(&mut [][..], bytemuck::cast_slice_mut);
         let offsets = has_offsets.then(|| slices.next()).flatten().map_or(&mut [][..], bytemuck::cast_slice_mut);
         let unpacked = slices.next().map_or(&mut [][..], bytemuck::cast_slice_mut);
-        call(py, layout.elements(), None, false, |run| engine::unpack(layout, &parts, unpacked, scales, offsets, run))?;
+        call(py, layout.elements(), None, false, |run| engine::unpack(layout, &parts, unpacked, scales, offsets, &mut [], run))?;
         let mut arrays = outputs.into_arrays().into_iter();
         let scales = arrays.next().expect("scales were asked for");
         let offsets = if has_offsets { arrays.next() } else { None };
@@ -322,7 +322,7 @@ fn describe<'py>(py: Python<'py>, spec: &'static Spec) -> PyResult<Bound<'py, Py
         Scheme::Codebook(_) => ("codebook", (0, 15)),
     };
     let (group_size, sizes) = match spec.group_sizes {
-        GroupSizes::Fixed(size) => (size, vec![size]),
+        GroupSizes::Fixed(size) | GroupSizes::InBlocks { size, .. } => (size, vec![size]),
         GroupSizes::OneOf { sizes, default } => (default, sizes.to_vec()),
         GroupSizes::Any { default } => (default, Vec::new()),
     };
@@ -331,7 +331,7 @@ fn describe<'py>(py: Python<'py>, spec: &'static Spec) -> PyResult<Bound<'py, Py
     let parts = spec.parts.iter().map(|part| match part.dtype {
         PartDtype::U8 => (part.name, "uint8"),
         PartDtype::U32 => (part.name, "uint32"),
-        PartDtype::Scale if spec.scale_dtypes[0] == ScaleDtype::E8m0 => (part.name, "uint8"),
+        PartDtype::Scale if spec.scale_dtypes[0].size() == 1 => (part.name, "uint8"),
         PartDtype::Scale => (part.name, spec.scale_dtypes[0].name()),
     });
     let parts = PyTuple::new(py, parts)?;
@@ -478,7 +478,7 @@ pub(super) fn named_policy(name: &str) -> Result<NonFinite> {
 
 fn part_item(layout: &Layout, index: usize) -> Item {
     match (layout.spec.parts[index].dtype, layout.scale_dtype) {
-        (PartDtype::U8, _) | (PartDtype::Scale, ScaleDtype::E8m0) => Item::U8,
+        (PartDtype::U8, _) | (PartDtype::Scale, ScaleDtype::E8m0 | ScaleDtype::E4m3) => Item::U8,
         (PartDtype::U32, _) => Item::U32,
         (PartDtype::Scale, ScaleDtype::F16) => Item::Float(Dtype::F16),
         (PartDtype::Scale, ScaleDtype::Bf16) => Item::Float(Dtype::Bf16),
@@ -563,7 +563,7 @@ fn lengths(shape: &[isize]) -> Result<Vec<usize>> {
 /// The shape, group axis last, of the longest rows that all parts allow.
 fn widest(spec: &Spec, group_size: Option<GroupSize>, parts: &[Array<'_>]) -> Result<Vec<usize>> {
     let group = match (spec.group_sizes, group_size) {
-        (GroupSizes::Fixed(size), _) | (_, Some(GroupSize::Elements(size))) => Some(size),
+        (GroupSizes::Fixed(size) | GroupSizes::InBlocks { size, .. }, _) | (_, Some(GroupSize::Elements(size))) => Some(size),
         (GroupSizes::Any { default } | GroupSizes::OneOf { default, .. }, None) => Some(default),
         (_, Some(GroupSize::Row | GroupSize::Tensor)) => None,
     };

@@ -76,6 +76,7 @@ impl Simd for Avx2 {
         fn sub(a: F32, b: F32) -> F32 { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
         fn mul(a: F32, b: F32) -> F32 { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
         fn div(a: F32, b: F32) -> F32 { [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])] }
+        fn sqrt(v: F32) -> F32 { [_mm256_sqrt_ps(v[0]), _mm256_sqrt_ps(v[1])] }
         fn less(a: F32, b: F32) -> I32 {
             [_mm256_castps_si256(_mm256_cmp_ps::<_CMP_LT_OQ>(a[0], b[0])), _mm256_castps_si256(_mm256_cmp_ps::<_CMP_LT_OQ>(a[1], b[1]))]
         }
@@ -111,6 +112,11 @@ impl Simd for Avx2 {
         fn max_of_runs(v: I32, run: usize) -> I32 { {
             let v = [run_of(v[0], run), run_of(v[1], run)];
             if run == 16 { [_mm256_max_epi32(v[0], v[1]); 2] } else { v }
+        } }
+        fn transpose(v: &[F32; 16]) -> [F32; 16] { {
+            let square = |vectors: usize, half: usize| eight_by_eight(std::array::from_fn(|i| v[8 * vectors + i][half]));
+            let squares = [[square(0, 0), square(1, 0)], [square(0, 1), square(1, 1)]];
+            std::array::from_fn(|i| [squares[i / 8][0][i % 8], squares[i / 8][1][i % 8]])
         } }
         fn look_up(table: F32, codes: I32) -> F32 { [entries(table, codes[0]), entries(table, codes[1])] }
 
@@ -176,6 +182,31 @@ impl Simd for Avx2 {
         } }
         fn fence() { _mm_sfence() }
     }
+}
+
+/// Lane j of vector i is lane i of vector j.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn eight_by_eight(v: [__m256; 8]) -> [__m256; 8] {
+    // In each half of four vectors, then the halves of all eight.
+    let (low, high) = (halves_of([v[0], v[1], v[2], v[3]]), halves_of([v[4], v[5], v[6], v[7]]));
+    std::array::from_fn(|i| {
+        if i < 4 { _mm256_permute2f128_ps::<0x20>(low[i], high[i]) } else { _mm256_permute2f128_ps::<0x31>(low[i - 4], high[i - 4]) }
+    })
+}
+
+/// Vector i holds, in each half, lane i of that half of the four vectors.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn halves_of(v: [__m256; 4]) -> [__m256; 4] {
+    let (a, b) = (_mm256_unpacklo_ps(v[0], v[1]), _mm256_unpackhi_ps(v[0], v[1]));
+    let (c, d) = (_mm256_unpacklo_ps(v[2], v[3]), _mm256_unpackhi_ps(v[2], v[3]));
+    [
+        _mm256_shuffle_ps::<0b01_00_01_00>(a, c),
+        _mm256_shuffle_ps::<0b11_10_11_10>(a, c),
+        _mm256_shuffle_ps::<0b01_00_01_00>(b, d),
+        _mm256_shuffle_ps::<0b11_10_11_10>(b, d),
+    ]
 }
 
 /// Lane i: the largest lane of vector i.

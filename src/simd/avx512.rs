@@ -67,6 +67,7 @@ impl Simd for Avx512 {
         fn sub(a: __m512, b: __m512) -> __m512 { _mm512_sub_ps(a, b) }
         fn mul(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
         fn div(a: __m512, b: __m512) -> __m512 { _mm512_div_ps(a, b) }
+        fn sqrt(v: __m512) -> __m512 { _mm512_sqrt_ps(v) }
         fn less(a: __m512, b: __m512) -> __m512i { _mm512_movm_epi32(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b)) }
         fn equal(a: __m512, b: __m512) -> __m512i { _mm512_movm_epi32(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b)) }
         fn select(mask: __m512i, a: __m512, b: __m512) -> __m512 { _mm512_mask_blend_ps(_mm512_movepi32_mask(mask), b, a) }
@@ -100,6 +101,13 @@ impl Simd for Avx512 {
             if run >= 8 { v = _mm512_max_epi32(v, _mm512_shuffle_i32x4::<0b10_11_00_01>(v, v)) }
             if run >= 16 { v = _mm512_max_epi32(v, _mm512_shuffle_i32x4::<0b01_00_11_10>(v, v)) }
             v
+        } }
+        fn transpose(v: &[__m512; 16]) -> [__m512; 16] { {
+            // In each quarter of four vectors, then the quarters of all sixteen.
+            let rows = [quarters_of(&v[..4]), quarters_of(&v[4..8]), quarters_of(&v[8..12]), quarters_of(&v[12..])];
+            let column = |i: usize| quarters([rows[0][i], rows[1][i], rows[2][i], rows[3][i]]);
+            let columns = [column(0), column(1), column(2), column(3)];
+            std::array::from_fn(|i| columns[i % 4][i / 4])
         } }
         fn look_up(table: __m512, codes: __m512i) -> __m512 { _mm512_permutexvar_ps(codes, table) }
 
@@ -186,6 +194,34 @@ const NIBBLE_SHIFTS: [u8; 64] = {
     }
     shifts
 };
+
+/// Vector i holds, in each quarter, lane i of that quarter of the four vectors.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn quarters_of(v: &[__m512]) -> [__m512; 4] {
+    let (a, b) = (_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
+    let (c, d) = (_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
+    [
+        _mm512_shuffle_ps::<0b01_00_01_00>(a, c),
+        _mm512_shuffle_ps::<0b11_10_11_10>(a, c),
+        _mm512_shuffle_ps::<0b01_00_01_00>(b, d),
+        _mm512_shuffle_ps::<0b11_10_11_10>(b, d),
+    ]
+}
+
+/// Vector i holds quarter i of the four vectors.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn quarters(v: [__m512; 4]) -> [__m512; 4] {
+    let (a, b) = (_mm512_shuffle_f32x4::<0b01_00_01_00>(v[0], v[1]), _mm512_shuffle_f32x4::<0b11_10_11_10>(v[0], v[1]));
+    let (c, d) = (_mm512_shuffle_f32x4::<0b01_00_01_00>(v[2], v[3]), _mm512_shuffle_f32x4::<0b11_10_11_10>(v[2], v[3]));
+    [
+        _mm512_shuffle_f32x4::<0b10_00_10_00>(a, c),
+        _mm512_shuffle_f32x4::<0b11_01_11_01>(a, c),
+        _mm512_shuffle_f32x4::<0b10_00_10_00>(b, d),
+        _mm512_shuffle_f32x4::<0b11_01_11_01>(b, d),
+    ]
+}
 
 /// Each quarter of the result: the largest of that quarter of a, of b, of c, of d.
 #[inline]

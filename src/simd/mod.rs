@@ -75,6 +75,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// a / b, the correctly rounded quotient
     fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// The correctly rounded square root
+    fn sqrt(self, v: Self::F32) -> Self::F32;
     /// a < b, false where one is NaN
     fn less(self, a: Self::F32, b: Self::F32) -> Self::I32;
     /// a == b, so that -0.0 equals 0.0 and NaN nothing
@@ -116,6 +118,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn max_of_each(self, v: &[Self::I32; 16]) -> Self::I32;
     /// Every run of `run` lanes (1, 2, 4, 8 or 16) gets the largest of the run.
     fn max_of_runs(self, v: Self::I32, run: usize) -> Self::I32;
+    /// Lane j of vector i is lane i of vector j: the bits, whatever they mean.
+    fn transpose(self, v: &[Self::F32; 16]) -> [Self::F32; 16];
     /// Lane i is `table[codes[i] & 15]`.
     fn look_up(self, table: Self::F32, codes: Self::I32) -> Self::F32;
 

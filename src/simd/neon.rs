@@ -82,6 +82,7 @@ impl Simd for Neon {
         fn sub(a: F32, b: F32) -> F32 { four!(vsubq_f32(a, b)) }
         fn mul(a: F32, b: F32) -> F32 { four!(vmulq_f32(a, b)) }
         fn div(a: F32, b: F32) -> F32 { four!(vdivq_f32(a, b)) }
+        fn sqrt(v: F32) -> F32 { four!(vsqrtq_f32(v)) }
         fn less(a: F32, b: F32) -> I32 { { let mask = four!(vcltq_f32(a, b)); four!(vreinterpretq_s32_u32(mask)) } }
         fn equal(a: F32, b: F32) -> I32 { { let mask = four!(vceqq_f32(a, b)); four!(vreinterpretq_s32_u32(mask)) } }
         fn select(mask: I32, a: F32, b: F32) -> F32 { { let mask = four!(vreinterpretq_u32_s32(mask)); four!(vbslq_f32(mask, a, b)) } }
@@ -103,6 +104,11 @@ impl Simd for Neon {
         fn to_f32(v: I32) -> F32 { four!(vcvtq_f32_s32(v)) }
 
         fn max_of_each(v: &[I32; 16]) -> I32 { [of_four(&v[..4]), of_four(&v[4..8]), of_four(&v[8..12]), of_four(&v[12..])] }
+        fn transpose(v: &[F32; 16]) -> [F32; 16] { {
+            let square = |vectors: usize, quarter: usize| four_by_four(std::array::from_fn(|i| v[4 * vectors + i][quarter]));
+            let squares: [[[float32x4_t; 4]; 4]; 4] = std::array::from_fn(|quarter| std::array::from_fn(|vectors| square(vectors, quarter)));
+            std::array::from_fn(|i| std::array::from_fn(|vectors| squares[i / 4][vectors][i % 4]))
+        } }
         fn look_up(table: F32, codes: I32) -> F32 { {
             let table = uint8x16x4_t(vreinterpretq_u8_f32(table[0]), vreinterpretq_u8_f32(table[1]), vreinterpretq_u8_f32(table[2]), vreinterpretq_u8_f32(table[3]));
             [entries(table, codes[0]), entries(table, codes[1]), entries(table, codes[2]), entries(table, codes[3])]
@@ -177,6 +183,16 @@ impl Simd for Neon {
         }
         self.load_i32(&all)
     }
+}
+
+/// Lane j of vector i is lane i of vector j.
+#[inline]
+#[target_feature(enable = "neon")]
+fn four_by_four(v: [float32x4_t; 4]) -> [float32x4_t; 4] {
+    let even = |a, b| vreinterpretq_f64_f32(vtrn1q_f32(a, b));
+    let odd = |a, b| vreinterpretq_f64_f32(vtrn2q_f32(a, b));
+    let (a, b, c, d) = (even(v[0], v[1]), odd(v[0], v[1]), even(v[2], v[3]), odd(v[2], v[3]));
+    [vtrn1q_f64(a, c), vtrn1q_f64(b, d), vtrn2q_f64(a, c), vtrn2q_f64(b, d)].map(|v| vreinterpretq_f32_f64(v))
 }
 
 /// Lane i: the largest lane of vector i of four.

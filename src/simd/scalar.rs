@@ -78,6 +78,10 @@ impl Simd for Scalar {
         each(a, b, |a, b| a / b)
     }
 
+    fn sqrt(self, v: [f32; 16]) -> [f32; 16] {
+        v.map(f32::sqrt)
+    }
+
     fn less(self, a: [f32; 16], b: [f32; 16]) -> [i32; 16] {
         each(a, b, |a, b| -i32::from(a < b))
     }
@@ -152,6 +156,10 @@ impl Simd for Scalar {
 
     fn max_of_runs(self, v: [i32; 16], run: usize) -> [i32; 16] {
         std::array::from_fn(|i| v[i / run * run..][..run].iter().fold(i32::MIN, |a, &b| a.max(b)))
+    }
+
+    fn transpose(self, v: &[[f32; 16]; 16]) -> [[f32; 16]; 16] {
+        std::array::from_fn(|i| std::array::from_fn(|j| v[j][i]))
     }
 
     fn look_up(self, table: [f32; 16], codes: [i32; 16]) -> [f32; 16] {

@@ -206,7 +206,7 @@ def test_wrong_usage_is_told_by_the_parser(arguments, words, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["OUT", "--format", "q4"], "no format 'q4'; did you mean 'gguf:q4_0', 'gguf:q4_1'?"),
+        (["OUT", "--format", "q4"], "no format 'q4'; did you mean 'gguf:q4_0', 'gguf:q4_1', 'gguf:q4_k', 'gguf:iq4_nl', 'gguf:iq4_xs'?"),
         (["OUT", "--format", "q4_0", "--group-size", "64"], "group_size is 64; gguf:q4_0 takes 32"),
         (["OUT", "--include", "layers.*"], "include is 'layers.*'"),
         (["OUT", "--threads", "0"], "threads is 0"),

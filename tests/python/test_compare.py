@@ -34,7 +34,7 @@ def close(comparison, expected):
 @pytest.mark.parametrize("kind", ["normal", "ties", "wide", "positive"])
 @pytest.mark.parametrize("name", ALL)
 def test_figures_of_a_quantized_array(name, kind):
-    x = sample((40, 128), kind=kind)
+    x = sample((40, 256), kind=kind)
     q = qz.quantize(x, name)
     result = qz.compare(x, q)
     assert isinstance(result, qz.Comparison)
@@ -90,7 +90,7 @@ def saturated(x, q):
 
 @pytest.mark.parametrize("name", ALL)
 def test_saturated_elements_are_counted(name):
-    x = sample((40, 128))
+    x = sample((40, 256))
     q = qz.quantize(x, name)
     assert qz.compare(x, q).saturated == saturated(x, q)
     assert qz.compare(3 * x, q).saturated == saturated(3 * x, q) > 40

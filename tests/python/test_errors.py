@@ -44,7 +44,10 @@ def test_value():
 
 
 def test_unknown_format():
-    assert message(ValueError, lambda: qz.quantize(sample((2, 32)), "q4")) == "no format 'q4'; did you mean 'gguf:q4_0', 'gguf:q4_1'?"
+    assert (
+        message(ValueError, lambda: qz.quantize(sample((2, 32)), "q4"))
+        == "no format 'q4'; did you mean 'gguf:q4_0', 'gguf:q4_1', 'gguf:q4_k', 'gguf:iq4_nl', 'gguf:iq4_xs'?"
+    )
     assert "did you mean 'int4'" in message(ValueError, lambda: qz.quantize(sample((2, 32)), "int_4"))
     assert message(ValueError, lambda: qz.from_parts("zebra", {})).startswith("no format 'zebra'")
 

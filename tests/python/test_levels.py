@@ -19,7 +19,7 @@ for row in qz.formats():
     calls = [{"group_size": size} for size in row.group_sizes]
     if row.any_group_size:
         calls = [{"scale_dtype": "float32"}, {"group_size": 5, "scale_dtype": "bfloat16"}, {"group_size": "row", "scale_dtype": "float32"}]
-    for shape in [(3, 128), (5, 1152), (70, 128), (1, 0)] + ([(1, 1), (3, 33), (2, 511), (7, 67)] if row.any_group_size else []):
+    for shape in [(3, 256), (5, 1280), (70, 256), (1, 0)] + ([(1, 1), (3, 33), (2, 511), (7, 67)] if row.any_group_size else []):
         for kind in KINDS:
             for options in calls:
                 x = sample(shape, kind=kind)

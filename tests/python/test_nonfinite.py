@@ -27,7 +27,7 @@ def test_one_anywhere_is_found(name, value):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("name", ALL)
 def test_count_and_first_index_of_any_dtype(name, dtype):
-    x = sample((4, 64)).astype(dtype)
+    x = sample((4, 256)).astype(dtype)
     x[2, 7], x[2, 8], x[3, 0] = np.inf, np.nan, -np.inf
     with pytest.raises(ValueError, match=r"3 elements are not finite, the first at \(2, 7\) is inf"):
         qz.quantize(x, name)
@@ -115,7 +115,7 @@ def test_an_unknown_policy(policy):
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_float64_beyond_float32_counts(name):
-    x = sample((2, 64)).astype(np.float64)
+    x = sample((2, 256)).astype(np.float64)
     x[1, 3] = 1e39
     with pytest.raises(ValueError, match=r"1 element is not finite.*\(1, 3\)"):
         qz.quantize(x, name)
@@ -186,8 +186,11 @@ def test_scales_that_vanish_become_zero(name, scale_dtype, kind):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("value", [0.0, -0.0, 0.3, -1.7, 1e-8, -65504.0])
 def test_groups_of_one_value(name, value):
-    x = np.full((2, 64), value, np.float32)
+    x = np.full((2, 256), value, np.float32)
     q = qz.quantize(x, name)
     same_parts(q.parts, FORMATS[name].encode(x))
-    # Between 4 and 6 times a power of two a 4-bit float is coarse, and some rules clip up to a quarter.
-    assert np.allclose(q.dequantize(), x, rtol=0.25 if "mxfp4" in name else 2**-10, atol=1e-7)
+    if name == "gguf:nvfp4":  # three bits of mantissa, and no more than 6 * 448
+        assert np.allclose(q.dequantize(), np.clip(x, -2688, 2688), rtol=2**-4, atol=2**-8)
+    else:
+        # Between 4 and 6 times a power of two a 4-bit float is coarse, and some rules clip up to a quarter.
+        assert np.allclose(q.dequantize(), x, rtol=0.25 if "mxfp4" in name else 2**-10, atol=1e-7)

@@ -117,7 +117,7 @@ def test_out_that_overlaps_the_parts():
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("axis", [-1, 0])
 def test_encode_into_out_returns_those_arrays(name, axis):
-    x = sample((128, 128))
+    x = sample((256, 256))
     out = empty_parts(name, x, axis=axis)
     q = qz.quantize(x, name, axis=axis, out=out)
     for part, array in out.items():

@@ -12,7 +12,7 @@ from reference import FORMATS
 
 import quantize as qz
 
-X = sample((3, 4, 64))
+X = sample((3, 4, 256))
 CASES = [
     *((name, {}) for name in sorted(FORMATS)),
     ("int4", {"group_size": "row", "scale_dtype": "bfloat16", "axis": 0}),

@@ -12,7 +12,7 @@ import quantize as qz
 
 ALL = sorted(FORMATS)
 OWN = ["int4", "uint4"]
-X = sample((3, 4, 64))
+X = sample((3, 4, 256))
 
 
 @pytest.mark.parametrize("attribute", ["format", "shape", "axis", "group_size", "dtype", "parts", "scales", "ndim", "size", "nbytes"])

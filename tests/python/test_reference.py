@@ -11,6 +11,8 @@ from golden import cases
 from helpers import KINDS, VECTORS, load, same, same_parts, sample
 from reference import FORMATS, e2m1
 
+import quantize as qz
+
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("int4", "uint4")])
 def test_the_bytes_and_values_of_the_projects(name):
@@ -136,9 +138,9 @@ def test_policies_for_what_is_not_finite():
     same(int4.encode(x, nonfinite="clip")["packed"], int4.encode(clipped)["packed"])
 
 
-@pytest.mark.parametrize("name", ["int4", "uint4", "gguf:q4_0", "gguf:q4_1", "mlx"])
+@pytest.mark.parametrize("name", ["int4", "uint4", "gguf:q4_0", "gguf:q4_1", "mlx", "gguf:q4_k", "gguf:iq4_nl", "gguf:iq4_xs"])
 def test_a_scale_beyond_its_dtype_is_an_error(name):
-    x = np.full((1, 64), 3e38, np.float32)
+    x = np.full((1, 256), 3e38, np.float32)
     x[0, 1] = -3e38
     with pytest.raises(OverflowError):
         FORMATS[name].encode(x)
@@ -160,6 +162,81 @@ def test_bfloat16_scales_round_to_even():
     for word in (0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001):
         value = struct.unpack("<f", struct.pack("<I", word))[0]
         assert float(np.float32(value).astype(ml_dtypes.bfloat16)) == round_scale(value, "bfloat16")
+
+
+GGML_BLOCKS = ["gguf:q4_k", "gguf:iq4_nl", "gguf:iq4_xs", "gguf:nvfp4"]
+
+
+def adversarial(kind):
+    """What searches and 6-bit factors stumble over, (12, 1024)."""
+    random = np.random.default_rng(11)
+    normal = random.standard_normal((12, 1024))
+    groups = np.repeat(10.0 ** random.uniform(-6, 3, (12, 32)), 32, 1)
+    constant = np.repeat(random.standard_normal((12, 32)) * 1e3, 32, 1)
+    negative = normal * 1e-3
+    negative[:, :32] = -1e5  # the shared minimum dwarfs every other group
+    outlier = normal * 0.01
+    outlier[:, 77] = 1e3
+    zeros = np.where(random.random((12, 1024)) < 0.7, np.where(random.random((12, 1024)) < 0.5, 0.0, -0.0), normal)
+    zeros[:, 256:512] = -0.0
+    return {
+        "ties": random.integers(-32, 33, (12, 1024)) / 4,
+        "midpoints": random.choice([-127, -115.5, -93.5, -74, -57, -42, -28.5, -16, -4.5, 7, 19, 31.5, 45.5, 61, 79, 101], (12, 1024)),
+        "scales apart": normal * groups,
+        "constant groups": constant,
+        "one minimum": negative,
+        "outlier": outlier,
+        "zeros": zeros,
+        "negative": -np.abs(normal),
+        "positive": np.abs(normal) + 2,
+        "tiny": normal * 1e-14,
+        "below the search": normal * 1e-16,
+        "subnormal": normal * 1e-40,
+    }[kind].astype(np.float32)
+
+
+ADVERSARIAL = (
+    *("ties", "midpoints", "scales apart", "constant groups", "one minimum", "outlier"),
+    *("zeros", "negative", "positive", "tiny", "below the search", "subnormal"),
+)
+
+
+@pytest.mark.parametrize("kind", ADVERSARIAL)
+@pytest.mark.parametrize("name", GGML_BLOCKS)
+def test_product_and_reference_agree_on_what_is_hard(name, kind):
+    x = adversarial(kind)
+    q, parts = qz.quantize(x, name), FORMATS[name].encode(x)
+    same(q.parts["blocks"], parts["blocks"])
+    same(q.dequantize(), FORMATS[name].decode(parts, x.shape))
+
+
+@pytest.mark.parametrize("scale", [1e30, 3e37])
+def test_nvfp4_of_what_is_far_beyond_its_scales(scale):
+    x = sample((8, 256)) * np.float32(scale)
+    same(qz.quantize(x, "gguf:nvfp4").parts["blocks"], FORMATS["gguf:nvfp4"].encode(x)["blocks"])
+
+
+@pytest.mark.parametrize("name", GGML_BLOCKS)
+def test_any_bytes_decode_as_in_the_reference(name):
+    x = sample((16, 1024))
+    shape = qz.quantize(x, name).parts["blocks"].shape
+    blocks = np.random.default_rng(12).integers(0, 256, shape, np.uint8)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = FORMATS[name].decode({"blocks": blocks}, x.shape)
+    values = qz.from_parts(name, {"blocks": blocks}).dequantize()
+    numbers = ~np.isnan(expected)
+    same(np.isnan(values), ~numbers)
+    same(values[numbers], expected[numbers])
+
+
+@pytest.mark.parametrize("name", ["gguf:q4_k", "gguf:iq4_xs"])
+def test_two_levels_of_scales_cannot_be_made_from_others(name):
+    x = sample((4, 256))
+    with pytest.raises(qz.LossyConversionError, match=f"the scales of {name} are multiples of one for each 256 elements"):
+        qz.quantize(x, "gguf:q4_0").to(name)
+    assert qz.quantize(x, "gguf:q4_0").to(name, requantize=True).format == name
+    q = qz.quantize(x * np.float32(1e-6), name)  # the shared scale is 0 in float16, the factors are not
+    assert q.to(name).identical(q)
 
 
 def test_numbers_of_e2m1_and_powers_are_those_of_ml_dtypes():

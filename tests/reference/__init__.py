@@ -7,13 +7,16 @@ compared with the vectors of the projects that own the formats, and the product 
 
 from .base import Format
 from .int4 import Int4
+from .iq4 import Iq4Nl, Iq4Xs
 from .mlx import Mlx
 from .mxfp4 import CompressedTensorsMxFp4, GgufMxFp4, GptOssMxFp4, MlxMxFp4
+from .nvfp4 import GgufNvFp4
 from .q4_0 import Q4_0
 from .q4_1 import Q4_1
+from .q4_k import Q4K
 from .uint4 import Uint4
 
-CLASSES = (Int4, Uint4, Q4_0, Q4_1, Mlx, GgufMxFp4, GptOssMxFp4, MlxMxFp4, CompressedTensorsMxFp4)
+CLASSES = (Int4, Uint4, Q4_0, Q4_1, Q4K, Iq4Nl, Iq4Xs, GgufNvFp4, Mlx, GgufMxFp4, GptOssMxFp4, MlxMxFp4, CompressedTensorsMxFp4)
 FORMATS: dict[str, Format] = {format.name: format() for format in CLASSES}
 
 __all__ = ["FORMATS", "Format"]

@@ -15,6 +15,7 @@ class Format:
 
     name: str
     group_size: int = 32
+    block: int = 32  # elements that are stored together, in the formats of blocks
     parts: tuple[str, ...]
 
     def encode(self, array, *, axis=-1, group_size=None, scale_dtype=None, nonfinite="raise"):

@@ -12,7 +12,7 @@ use quantize::tensor::Quantized;
 /// Group sizes that take every path: fused, by pieces, a row, the tensor.
 fn group_sizes(sizes: GroupSizes) -> Vec<GroupSize> {
     match sizes {
-        GroupSizes::Fixed(n) => vec![GroupSize::Elements(n)],
+        GroupSizes::Fixed(n) | GroupSizes::InBlocks { size: n, .. } => vec![GroupSize::Elements(n)],
         GroupSizes::OneOf { sizes, .. } => sizes.iter().copied().map(GroupSize::Elements).collect(),
         GroupSizes::Any { .. } => {
             let elements = [1, 3, 16, 31, 32, 48, 64, 100, 128, 256, 512, 1024].map(GroupSize::Elements);
@@ -75,8 +75,21 @@ fn run_at(level: Level, threads: usize) -> Run<'static> {
     Run { threads, ..Run::serial(level) }
 }
 
-const SHAPES: [&[usize]; 12] =
-    [&[1], &[32], &[3, 32], &[5, 33], &[2, 3, 64], &[7, 96], &[4, 100], &[3, 512], &[2, 515], &[1, 1024], &[3, 1300], &[9, 1600]];
+const SHAPES: [&[usize]; 13] = [
+    &[1],
+    &[32],
+    &[3, 32],
+    &[5, 33],
+    &[2, 3, 64],
+    &[7, 96],
+    &[4, 100],
+    &[3, 512],
+    &[2, 515],
+    &[5, 768],
+    &[1, 1024],
+    &[3, 1300],
+    &[9, 1600],
+];
 
 #[test]
 fn bytes_do_not_depend_on_the_level() {
@@ -125,7 +138,7 @@ fn streamed_output_is_the_same() {
     let x = sample(shape[0] * shape[1] + 1, 11);
     for offset in [0, 1] {
         let x = &x[offset..][..shape[0] * shape[1]];
-        for layout in layouts(&shape).into_iter().filter(|layout| matches!(layout.group_size, GroupSize::Elements(31 | 32 | 128))) {
+        for layout in layouts(&shape).into_iter().filter(|layout| matches!(layout.group_size, GroupSize::Elements(16 | 31 | 32 | 128))) {
             let whole = encode(&layout, &Source::from_slice(x, &shape), &run_at(Level::detect(), 2)).unwrap();
             let half_shape = [1, shape[1]];
             let half = Layout { shape: half_shape.to_vec(), ..layout.clone() };
@@ -174,7 +187,7 @@ fn fused_and_plain_paths_agree() {
 
 #[test]
 fn groups_of_whole_tensors_lead_back() {
-    for shape in [&[3, 96][..], &[5, 33], &[2, 100], &[1, 70_000], &[2, 140_000], &[4001, 33]] {
+    for shape in [&[3, 96][..], &[5, 33], &[2, 100], &[3, 768], &[1, 70_000], &[2, 140_000], &[4001, 33]] {
         let x = sample(shape.iter().product(), 9);
         for layout in layouts(shape) {
             let quantized = encode(&layout, &Source::from_slice(&x, shape), &run_at(Level::detect(), 1)).unwrap();
@@ -183,9 +196,10 @@ fn groups_of_whole_tensors_lead_back() {
                 codes: vec![0; x.len()],
                 scales: vec![0.0; groups],
                 offsets: vec![0.0; if layout.spec.has_offsets() { groups } else { 0 }],
+                headers: vec![0; layout.spec.header_bytes(x.len())],
             };
-            engine::unpack(&layout, &quantized.views(), &mut all.codes, &mut all.scales, &mut all.offsets, &run_at(Level::detect(), 2))
-                .unwrap();
+            let Groups { codes, scales, offsets, headers } = &mut all;
+            engine::unpack(&layout, &quantized.views(), codes, scales, offsets, headers, &run_at(Level::detect(), 2)).unwrap();
             let mut again = Quantized::zeroed(layout.clone()).unwrap();
             let mut parts: Vec<&mut [u8]> = again.parts.iter_mut().map(Vec::as_mut_slice).collect();
             engine::pack_groups(&layout, &all, &mut parts, &run_at(Level::detect(), 1)).unwrap();
@@ -233,8 +247,8 @@ fn repack(quantized: &Quantized, layout: Layout) -> Quantized {
 
 proptest! {
     #[test]
-    fn memory_order_does_not_matter(rows in 1usize..6, columns in 1usize..5, seed: u64) {
-        let (rows, columns) = (rows * 7, columns * 32);
+    fn memory_order_does_not_matter(rows in 1usize..6, columns in prop::sample::select(vec![32usize, 64, 96, 256]), seed: u64) {
+        let rows = rows * 7;
         let x = sample(rows * columns, seed);
         let transposed: Vec<f32> = (0..columns).flat_map(|column| (0..rows).map(move |row| (row, column))).map(|(row, column)| x[row * columns + column]).collect();
         let bytes: Vec<u8> = x.iter().flat_map(|x| x.to_be_bytes()).collect();
@@ -256,8 +270,8 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_decode(bytes in prop::collection::vec(any::<u8>(), 4096), rows in 1usize..4, columns in 1usize..5) {
-        let shape = [rows, columns * 32];
+    fn any_bytes_decode(bytes in prop::collection::vec(any::<u8>(), 8192), rows in 1usize..4, columns in prop::sample::select(vec![32usize, 64, 96, 256, 512])) {
+        let shape = [rows, columns];
         for layout in layouts(&shape) {
             let parts = (0..layout.spec.parts.len()).map(|index| bytes[index..index + layout.part_bytes(index)].to_vec()).collect();
             let quantized = Quantized { layout, parts };
@@ -336,5 +350,5 @@ fn names_and_aliases_find_their_format() {
         }
     }
     let message = formats::find("q4").map(|format| format.spec().name).unwrap_err().to_string();
-    assert_eq!(message, "no format 'q4'; did you mean 'gguf:q4_0', 'gguf:q4_1'?");
+    assert_eq!(message, "no format 'q4'; did you mean 'gguf:q4_0', 'gguf:q4_1', 'gguf:q4_k', 'gguf:iq4_nl', 'gguf:iq4_xs'?");
 }

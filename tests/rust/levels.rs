@@ -60,6 +60,7 @@ impl Kernel for Primitives {
             ("sub", floats(simd.sub(a, b))),
             ("mul", floats(simd.mul(a, b))),
             ("div", floats(simd.div(a, b))),
+            ("sqrt", floats(simd.sqrt(a))),
             ("less", integers(simd.less(a, b))),
             ("equal", integers(simd.equal(a, b))),
             ("select", floats(simd.select(simd.less(a, b), a, b))),
@@ -90,6 +91,9 @@ impl Kernel for Primitives {
         results.push(("store_u16", low.map(u32::from).to_vec()));
         let many: [S::I32; 16] = std::array::from_fn(|n| simd.load_i32(&self.integers.map(|i| i.rotate_left(n as u32 * 3))));
         results.push(("max_of_each", integers(simd.max_of_each(&many))));
+        for column in simd.transpose(&many.map(|v| simd.as_f32(v))) {
+            results.push(("transpose", integers(simd.bits(column))));
+        }
         for run in [1, 2, 4, 8, 16] {
             results.push(("max_of_runs", integers(simd.max_of_runs(i, run))));
         }

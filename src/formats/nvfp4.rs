@@ -1,0 +1,301 @@
+//! GGUF `NVFP4`: groups of 16 E2M1 codes under an 8-bit float, four of them to a block. A block has no scale for the tensor.
+//!
+//! ```text
+//! byte   0  1  2  3   4                  ...            12 ...     ... 36
+//!        four scales | x0 low, x8 high | ... | x7, x15 | the next group ...
+//!
+//! scale = largest / 6 as an 8-bit float without sign, its mantissa rounded half up;
+//!         below 2^-6 at most 7 * 2^-9; from 256 on 448
+//! code  = that of the first of the sixteen numbers whose number * scale is nearest to x: a tie is toward zero, never code 8
+//! x ~ number(code) * scale
+//! ```
+//!
+//! Where an element is many times the largest number, the distances to all numbers are the same in f32 and the first one, 0, is
+//! its code, as at home. Source: ggml-org/ggml `src/ggml-quants.c`, `quantize_row_nvfp4_ref`.
+
+use super::e2m1::NUMBERS_WITHOUT_NEGATIVE_ZERO;
+use super::{Context, Faults, Format, Groups, Need, Range};
+use crate::kernels::decode::{Meaning, Shelf, Tables, Values};
+use crate::kernels::lanes::magnitude;
+use crate::kernels::nibbles::UNSIGNED;
+use crate::kernels::range::INFINITE;
+use crate::kernels::scales::{e4m3, e4m3_bits};
+use crate::simd::{Kernel, LANES, Simd};
+use crate::spec::{Codebook, Extent, GroupSizes, Part, PartDtype, ScaleDtype, Scheme, Spec};
+
+pub(super) static FORMAT: Nvfp4 = Nvfp4;
+
+static SPEC: Spec = Spec {
+    name: "gguf:nvfp4",
+    aliases: &[],
+    summary: "groups of 16 E2M1 codes with an 8-bit float scale, blocks of 64",
+    scheme: Scheme::Codebook(Codebook::E2m1),
+    group_sizes: GroupSizes::InBlocks { size: GROUP, block: GROUPS * GROUP, header: 0 },
+    scale_dtypes: &[ScaleDtype::E4m3],
+    scales_follow_array: false,
+    parts: &[Part { name: "blocks", dtype: PartDtype::U8, extent: Extent::Blocks(BYTES / GROUPS) }],
+    home: "ggml 0.13.1",
+};
+
+/// Elements of a group.
+const GROUP: usize = 16;
+
+/// Groups of a block.
+const GROUPS: usize = 4;
+
+/// Bytes of the codes of a group.
+const CODES: usize = GROUP / 2;
+
+/// Bytes of a block.
+const BYTES: usize = GROUPS + GROUPS * CODES;
+
+/// Elements of 16 groups.
+const TILE: usize = LANES * GROUP;
+
+/// The low nibble of each of eight bytes.
+const LOW: u64 = 0x0f0f_0f0f_0f0f_0f0f;
+
+pub(super) struct Nvfp4;
+
+impl Format for Nvfp4 {
+    fn spec(&self) -> &'static Spec {
+        &SPEC
+    }
+
+    fn need(&self) -> Need {
+        Need::WithZero
+    }
+
+    fn quantize(&self, context: Context, x: &[f32], _: Option<Range>, groups: &mut Groups) -> Faults {
+        let mut blocks = vec![0; x.len() / (GROUPS * GROUP) * BYTES];
+        let faults = context.level.run(Encode { x, blocks: &mut blocks });
+        self.unpack(context, &[&blocks], groups);
+        faults
+    }
+
+    fn pack(&self, _: Context, groups: &Groups, parts: &mut [&mut [u8]]) {
+        let [blocks] = parts else { unreachable!("the spec names one part") };
+        let codes = groups.codes.as_chunks::<{ GROUPS * GROUP }>().0.iter().zip(groups.scales.as_chunks::<GROUPS>().0);
+        for (block, (codes, scales)) in blocks.as_chunks_mut::<BYTES>().0.iter_mut().zip(codes) {
+            let (bytes, packed) = block.split_at_mut(GROUPS);
+            bytes.copy_from_slice(&scales.map(|scale| if scale == BEYOND_NAN { 0xff } else { e4m3_bits(scale) }));
+            for (packed, codes) in packed.chunks_exact_mut(CODES).zip(codes.as_chunks::<GROUP>().0) {
+                let (low, high) = codes.split_at(CODES);
+                for ((byte, &low), &high) in packed.iter_mut().zip(low).zip(high) {
+                    *byte = low.cast_unsigned() | high.cast_unsigned() << 4;
+                }
+            }
+        }
+    }
+
+    fn unpack(&self, _: Context, parts: &[&[u8]], groups: &mut Groups) {
+        let [blocks] = parts else { unreachable!("the spec names one part") };
+        let scales = groups.scales.as_chunks_mut::<GROUPS>().0;
+        let groups = groups.codes.as_chunks_mut::<{ GROUPS * GROUP }>().0.iter_mut().zip(scales);
+        for (block, (codes, scales)) in blocks.as_chunks::<BYTES>().0.iter().zip(groups) {
+            *scales = scales_of(block);
+            for (packed, codes) in block[GROUPS..].chunks_exact(CODES).zip(codes.as_chunks_mut::<GROUP>().0) {
+                let (low, high) = codes.split_at_mut(CODES);
+                for ((byte, low), high) in packed.iter().zip(low).zip(high) {
+                    (*low, *high) = ((byte & 15).cast_signed(), (byte >> 4).cast_signed());
+                }
+            }
+        }
+    }
+
+    fn dequantize(&self, context: Context, groups: &Groups, x: &mut [f32]) {
+        let Groups { codes, scales, .. } = groups;
+        context.level.run(Values { rule: E2m1, codes, group: GROUP, scales, offsets: &[], x });
+    }
+
+    fn encode(&self, context: Context, x: &[f32], _: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
+        let [blocks] = parts else { unreachable!("the spec names one part") };
+        context.level.run(Encode { x, blocks })
+    }
+
+    fn decode(&self, context: Context, parts: &[&[u8]], _: &mut Groups, x: &mut [f32]) {
+        let [blocks] = parts else { unreachable!("the spec names one part") };
+        let shelf = Blocks(blocks.as_chunks().0);
+        context.level.run(Tables { rule: E2m1, shelf, group: GROUP, x, stream: context.stream });
+    }
+}
+
+/// What the nibbles stand for.
+#[derive(Clone, Copy)]
+struct E2m1;
+
+impl Meaning for E2m1 {
+    const NUMBERS: [f32; 16] = NUMBERS_WITHOUT_NEGATIVE_ZERO;
+    const CODES: [i8; 16] = UNSIGNED;
+
+    #[inline(always)]
+    fn values<S: Simd>(simd: S, numbers: S::F32, scale: S::F32, _: S::F32) -> S::F32 {
+        simd.mul(numbers, scale)
+    }
+}
+
+/// What 0xff stands for at home; the encoder never writes it.
+const BEYOND_NAN: f32 = 480.0;
+
+/// The scales of a block. The sign bit means nothing, except that what would be NaN is 0 without it and 480 with it.
+#[inline(always)]
+fn scales_of(block: &[u8; BYTES]) -> [f32; GROUPS] {
+    let mut scales = [0.0; GROUPS];
+    for (scale, &byte) in scales.iter_mut().zip(block) {
+        *scale = match byte {
+            0x7f => 0.0,
+            0xff => BEYOND_NAN,
+            byte => e4m3(byte & 0x7f),
+        };
+    }
+    scales
+}
+
+/// The byte of the scale of a group.
+#[inline(always)]
+fn scale_byte(largest: f32) -> u8 {
+    let scale = largest / 6.0;
+    if scale < 1.0 / 64.0 {
+        return (scale * 512.0 + 0.5).min(7.0) as u8;
+    }
+    // Exponent and mantissa of the byte, the bit below added.
+    let rounded = ((scale.min(448.0).to_bits() + (1 << 19)) >> 20) - (120 << 3);
+    if rounded >= 15 << 3 { 0x7e } else { rounded as u8 }
+}
+
+/// Halfway between neighbouring numbers: above it the next code is nearer.
+const MIDPOINTS: [f32; 7] = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0];
+
+struct Encode<'a> {
+    x: &'a [f32],
+    blocks: &'a mut [u8],
+}
+
+impl Kernel for Encode<'_> {
+    type Output = Faults;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> Faults {
+        let mut worst = simd.splat_i32(0);
+        for (x, blocks) in self.x.chunks(TILE).zip(self.blocks.chunks_mut(LANES / GROUPS * BYTES)) {
+            let mut padded = [0.0; TILE];
+            let x = x.first_chunk().unwrap_or_else(|| {
+                padded[..x.len()].copy_from_slice(x);
+                &padded
+            });
+            worst = simd.max_i32(worst, encode_tile(simd, x, blocks.as_chunks_mut().0));
+        }
+        let mut lanes = [0; LANES];
+        simd.store_i32(worst, &mut lanes);
+        Faults { element: lanes.iter().any(|&bits| bits >= INFINITE), scale: false }
+    }
+}
+
+/// Encode 16 groups, as many of them as there are blocks for; the bits of their largest magnitudes.
+#[inline(always)]
+fn encode_tile<S: Simd>(simd: S, x: &[f32; TILE], blocks: &mut [[u8; BYTES]]) -> S::I32 {
+    let groups = x.as_chunks::<GROUP>().0;
+    let mut magnitudes = [simd.splat_i32(0); LANES];
+    for (bits, x) in magnitudes.iter_mut().zip(groups) {
+        *bits = simd.bits(magnitude(simd, simd.load(x)));
+    }
+    let worst = simd.max_of_each(&magnitudes);
+    let mut largest = [0.0; LANES];
+    simd.store(simd.as_f32(worst), &mut largest);
+    let bytes = largest.map(scale_byte);
+    let scales = simd.load(&bytes.map(e4m3));
+    // Under a scale of 0 every number is as near as the first one.
+    let scales = simd.select(simd.less(simd.splat(0.0), scales), scales, simd.splat(f32::INFINITY));
+    let mut codes = [simd.splat_i32(0); LANES];
+    for (lane, (codes, x)) in codes.iter_mut().zip(groups).enumerate() {
+        let (x, scale) = (simd.load(x), simd.lane(scales, lane));
+        let size = magnitude(simd, x);
+        let mut below = simd.splat_i32(0);
+        for midpoint in MIDPOINTS {
+            below = simd.add_i32(below, simd.less(simd.mul(scale, simd.splat(midpoint)), size));
+        }
+        // The count is negative: a mask is -1. What rounds to zero has no sign.
+        let code = simd.add_i32(simd.xor(below, simd.splat_i32(-1)), simd.splat_i32(1));
+        let is_negative = simd.and(simd.less(x, simd.splat(0.0)), simd.shift_right(below, 31));
+        *codes = simd.or(code, simd.and(is_negative, simd.splat_i32(8)));
+    }
+    if largest.iter().any(|&largest| largest > LARGEST) {
+        for ((codes, x), (&largest, &byte)) in codes.iter_mut().zip(groups).zip(largest.iter().zip(&bytes)) {
+            if largest > LARGEST {
+                *codes = simd.load_i32(&x.map(|x| nearest(x, e4m3(byte))));
+            }
+        }
+    }
+    let mut packed = [0; LANES * CODES];
+    for (packed, codes) in packed.as_chunks_mut::<64>().0.iter_mut().zip(codes.as_chunks::<8>().0) {
+        simd.pack_halves(codes, packed);
+    }
+    // Two groups share these bytes, one in the low nibbles; each gets bytes of its own.
+    for pair in packed.as_chunks_mut::<{ 2 * CODES }>().0 {
+        let (first, second) = halves(pair);
+        let even = first & LOW | (second & LOW) << 4;
+        let odd = first >> 4 & LOW | second & !LOW;
+        pair[..CODES].copy_from_slice(&even.to_le_bytes());
+        pair[CODES..].copy_from_slice(&odd.to_le_bytes());
+    }
+    let packed = packed.as_chunks::<{ GROUPS * CODES }>().0.iter().zip(bytes.as_chunks::<GROUPS>().0);
+    for (block, (packed, bytes)) in blocks.iter_mut().zip(packed) {
+        block[..GROUPS].copy_from_slice(bytes);
+        block[GROUPS..].copy_from_slice(packed);
+    }
+    worst
+}
+
+/// 6 * 448: the scale of a group beyond it is too small for its largest element.
+const LARGEST: f32 = 2688.0;
+
+/// The code of the first number that is nearest in f32.
+#[cold]
+#[inline(never)]
+fn nearest(x: f32, scale: f32) -> i32 {
+    let distance = |code: i32| (E2m1::NUMBERS[code as usize] * scale - x).abs();
+    (1..16).fold(0, |best, code| if distance(code) < distance(best) { code } else { best })
+}
+
+/// The first and the last eight bytes.
+#[inline(always)]
+fn halves(bytes: &[u8; 2 * CODES]) -> (u64, u64) {
+    let word = u128::from_le_bytes(*bytes);
+    (word as u64, (word >> 64) as u64)
+}
+
+/// Where the decoder reads.
+#[derive(Clone, Copy)]
+struct Blocks<'a>(&'a [[u8; BYTES]]);
+
+impl Shelf for Blocks<'_> {
+    const HALVES: bool = true;
+
+    #[inline(always)]
+    fn scales<S: Simd>(self, simd: S, first: usize, count: usize) -> S::F32 {
+        let mut scales = [0.0; LANES];
+        for (scales, block) in scales.as_chunks_mut().0.iter_mut().zip(&self.0[first / GROUPS..(first + count) / GROUPS]) {
+            *scales = scales_of(block);
+        }
+        simd.load(&scales)
+    }
+
+    #[inline(always)]
+    fn offsets<S: Simd>(self, simd: S, _: usize, _: usize) -> S::F32 {
+        simd.splat(0.0)
+    }
+
+    #[inline(always)]
+    fn packed(&self, group: usize) -> &[u8] {
+        &self.0[group / GROUPS][GROUPS + group % GROUPS * CODES..][..CODES]
+    }
+
+    #[inline(always)]
+    fn decode<S: Simd>(self, simd: S, table: S::F32, group: usize, x: &mut [f32]) {
+        for (packed, x) in self.packed(group).as_chunks().0.iter().zip(x.as_chunks_mut().0) {
+            let codes = u128::from(u64::from_le_bytes(*packed));
+            let [codes, _] = simd.unpack_halves(&(codes | codes >> 4 << 64).to_le_bytes());
+            simd.store(simd.look_up(table, codes), x);
+        }
+    }
+}
