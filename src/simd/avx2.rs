@@ -18,19 +18,6 @@ impl Avx2 {
 type F32 = [__m256; 2];
 type I32 = [__m256i; 2];
 
-/// Primitives as one expression each; the argument for their safety is the same for all.
-macro_rules! primitives {
-    ($(fn $name:ident($($argument:ident: $kind:ty),*) $(-> $output:ty)? { $body:expr })*) => {$(
-        #[inline(always)]
-        #[allow(unsafe_code, reason = "intrinsics")]
-        fn $name(self, $($argument: $kind),*) $(-> $output)? {
-            // SAFETY: an `Avx2` exists only after `new` found the features that these intrinsics need, and the pointers
-            // among their operands come from references to arrays of exactly the bytes that are read or written.
-            unsafe { $body }
-        }
-    )*};
-}
-
 impl Simd for Avx2 {
     type F32 = F32;
     type I32 = I32;

@@ -4,6 +4,20 @@
 //! same bits on every level: one rounding an operation, nothing fused, nothing reassociated.
 //! This folder is the home of `unsafe`: everything above it calls safe functions.
 
+/// Primitives of an instruction set as one expression each; the argument for their safety is the same for all.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! primitives {
+    ($(fn $name:ident($($argument:ident: $kind:ty),*) $(-> $output:ty)? { $body:expr })*) => {$(
+        #[inline(always)]
+        #[allow(unsafe_code, reason = "intrinsics")]
+        fn $name(self, $($argument: $kind),*) $(-> $output)? {
+            // SAFETY: `self` exists only after its `new` found the features that these intrinsics need, and the pointers among
+            // their operands come from references to arrays of exactly the bytes that are read or written.
+            unsafe { $body }
+        }
+    )*};
+}
+
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]

@@ -19,19 +19,6 @@ impl Neon {
 type F32 = [float32x4_t; 4];
 type I32 = [int32x4_t; 4];
 
-/// Primitives as one expression each; the argument for their safety is the same for all.
-macro_rules! primitives {
-    ($(fn $name:ident($($argument:ident: $kind:ty),*) $(-> $output:ty)? { $body:expr })*) => {$(
-        #[inline(always)]
-        #[allow(unsafe_code, reason = "intrinsics")]
-        fn $name(self, $($argument: $kind),*) $(-> $output)? {
-            // SAFETY: a `Neon` exists only after `new` found the feature that these intrinsics need, and the pointers among
-            // their operands come from references to arrays of exactly the bytes that are read or written.
-            unsafe { $body }
-        }
-    )*};
-}
-
 /// The same operation on each of the four registers.
 macro_rules! four {
     ($operation:ident($($v:ident),+)) => { [$operation($($v[0]),+), $operation($($v[1]),+), $operation($($v[2]),+), $operation($($v[3]),+)] };
