@@ -80,13 +80,14 @@ fn main() {
 
 /// Every format, with groups of 32 and of 128 where it has them.
 fn layouts(rows: usize) -> Vec<Layout> {
-    let of = |format: &&'static dyn quantize::formats::Format| {
+    let of = |format: &quantize::formats::Format| {
         let spec = format.spec();
         let groups = match spec.group_sizes {
             GroupSizes::Fixed(group) | GroupSizes::InBlocks { size: group, .. } => vec![group],
-            GroupSizes::OneOf { .. } | GroupSizes::Any { .. } => vec![32, 128],
+            GroupSizes::OneOf { .. } | GroupSizes::Divides { .. } | GroupSizes::Any { .. } => vec![32, 128],
         };
-        groups.into_iter().map(move |group| {
+        let taken = groups.into_iter().filter(|&group| spec.group_sizes.takes(GroupSize::Elements(group)));
+        taken.collect::<Vec<_>>().into_iter().map(move |group| {
             let options = spec::Options { group_size: Some(GroupSize::Elements(group)), ..Default::default() };
             Layout::new(spec, &[rows, COLUMNS], options).expect("a shape that every format takes")
         })
@@ -95,7 +96,11 @@ fn layouts(rows: usize) -> Vec<Layout> {
 }
 
 fn name(layout: &Layout) -> String {
-    format!("{} {}", layout.spec.name, layout.group_elements())
+    let choice = layout.spec.choice.map_or(String::new(), |choice| match choice.is_on() {
+        Some(on) => format!(" {}={on}", choice.option()),
+        None => format!(" {choice:?}"),
+    });
+    format!("{}{choice} {}", layout.spec.name, layout.group_elements())
 }
 
 /// One and all, or only one where there are no more.

@@ -14,12 +14,14 @@ mod limit;
 
 use harness::{LOSES, Options, median, time};
 use limit::{Line, Store, Traffic};
-use quantize::formats::{Context, FORMATS, Format, Groups, Need};
+use quantize::formats::{Context, FORMATS, Format, Groups, Need, Rows};
+use quantize::kernels::blocks::{Block, BlockMut};
 use quantize::kernels::convert::{Half, Narrow, Widen};
 use quantize::kernels::encode::RangeOf;
 use quantize::kernels::nibbles::{Pack, SIGNED, Unpack};
 use quantize::kernels::scales;
 use quantize::kernels::sums::Sums;
+use quantize::kernels::transpose::{Deinterleave, Interleave, Items, Nibbles, Order};
 use quantize::level::Level;
 use quantize::spec::{GroupSize, GroupSizes, Layout, Options as FormatOptions, ScaleDtype};
 use serde_json::{Value, json};
@@ -136,12 +138,14 @@ fn turns(work: &mut dyn FnMut()) -> usize {
 /// All kernels at this level, on `elements` elements.
 fn cases(level: Level, elements: usize) -> Vec<Case> {
     let mut cases = Vec::new();
-    for &format in FORMATS {
+    for format in FORMATS {
+        // The others run the kernels of the formats that they are made of.
+        let Format::Rows(format) = *format else { continue };
         let groups = match format.spec().group_sizes {
             GroupSizes::Fixed(group) | GroupSizes::InBlocks { size: group, .. } => vec![group],
-            GroupSizes::OneOf { .. } | GroupSizes::Any { .. } => vec![32, 128],
+            GroupSizes::OneOf { .. } | GroupSizes::Divides { .. } | GroupSizes::Any { .. } => vec![32, 128],
         };
-        for group in groups {
+        for group in groups.into_iter().filter(|&group| format.spec().group_sizes.takes(GroupSize::Elements(group))) {
             cases.extend(format_cases(format, level, elements, group));
         }
     }
@@ -163,9 +167,9 @@ fn weights(elements: usize) -> Vec<f32> {
 }
 
 /// The kernels that a format runs: the fused ones, and those of either side of [`Groups`].
-fn format_cases(format: &'static dyn Format, level: Level, elements: usize, group: usize) -> Vec<Case> {
+fn format_cases(format: &'static dyn Rows, level: Level, elements: usize, group: usize) -> Vec<Case> {
     let spec = format.spec();
-    let context = Context { level, group, scale_dtype: spec.scale_dtypes[0], stream: false };
+    let context = Context { level, group, scale_dtype: spec.scale_dtypes[0], global: 1.0, stream: false };
     let group_size = Some(GroupSize::Elements(group));
     let layout = Layout::new(spec, &[elements], FormatOptions { group_size, ..Default::default() }).expect("whole groups");
     // Everything that any of them reads, made by the format itself.
@@ -253,7 +257,47 @@ fn other_cases(level: Level, elements: usize) -> Vec<Case> {
     cases.push(case("nibbles pack", (2, 1), elements, pack));
     let unpack = repeatable(move || level.run(Unpack { packed: black_box(&to_unpack), table: &table, codes: &mut codes }));
     cases.push(case("nibbles unpack", (1, 2), elements, unpack));
+    cases.extend(transpose_cases(level, elements));
     let (x, y) = (weights(elements), weights(elements));
     cases.push(case("sums", (8, 0), 8 * elements, repeatable(move || Sums::of(black_box(&x), black_box(&y)))));
+    cases
+}
+
+/// A band of 128 rows of codes, or as many bytes of other items, to columns and back.
+fn transpose_cases(level: Level, elements: usize) -> Vec<Case> {
+    const BAND: usize = 128;
+    let bytes = elements / 2;
+    let width = bytes / BAND;
+    let case = |name: String, elements: usize, run: Box<dyn FnMut()>| Case::new(name, elements, Traffic { read: 1, write: 1 }, bytes, run);
+    let (rows, columns) = (vec![0x35; bytes], vec![0x35; bytes]);
+    let mut cases = Vec::new();
+    for (name, order) in [("natural", Order::Natural), ("awq", Order::Awq)] {
+        let (from, mut to) = (rows.clone(), columns.clone());
+        let there = repeatable(move || {
+            let (from, to) = (Block::whole(black_box(&from), width), BlockMut::whole(&mut to, BAND / 2));
+            level.run(Nibbles { from, from_order: Order::Natural, to, to_order: order });
+        });
+        cases.push(case(format!("nibbles {name} to columns"), elements, there));
+        let (mut to, from) = (rows.clone(), columns.clone());
+        let back = repeatable(move || {
+            let (from, to) = (Block::whole(black_box(&from), BAND / 2), BlockMut::whole(&mut to, width));
+            level.run(Nibbles { from, from_order: order, to, to_order: Order::Natural });
+        });
+        cases.push(case(format!("nibbles {name} to rows"), elements, back));
+    }
+    for size in [1, 2, 4] {
+        let (from, mut to) = (rows.clone(), columns.clone());
+        let turn = repeatable(move || {
+            let (from, to) = (Block::whole(black_box(&from), width), BlockMut::whole(&mut to, size * BAND));
+            level.run(Items { size, from, to });
+        });
+        cases.push(case(format!("items of {size} transpose"), bytes / size, turn));
+    }
+    let (low, high, mut pairs) = (vec![0x35; bytes / 2], vec![0x53; bytes / 2], columns.clone());
+    let interleave = repeatable(move || level.run(Interleave { low: black_box(&low), high: black_box(&high), bytes: &mut pairs }));
+    cases.push(case("nibbles interleave".to_string(), elements, interleave));
+    let (mut low, mut high) = (vec![0; bytes / 2], vec![0; bytes / 2]);
+    let deinterleave = repeatable(move || level.run(Deinterleave { bytes: black_box(&columns), low: &mut low, high: &mut high }));
+    cases.push(case("nibbles deinterleave".to_string(), elements, deinterleave));
     cases
 }

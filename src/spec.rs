@@ -18,14 +18,147 @@ pub struct Spec {
     pub scheme: Scheme,
     /// The group sizes that it takes.
     pub group_sizes: GroupSizes,
+    /// The shapes that it takes.
+    pub shapes: Shapes,
     /// The dtypes that its scales can have; the first one is the default.
     pub scale_dtypes: &'static [ScaleDtype],
     /// Whether the default is the dtype of the array instead, where the scales can have it.
     pub scales_follow_array: bool,
+    /// The zero points that it can store, where the scheme is affine.
+    pub zero_points: ZeroPoints,
+    /// The second level of its scales, one number for the whole tensor, if it has one.
+    pub global: Option<Global>,
     /// The arrays that it stores, in the order in which they are passed everywhere.
     pub parts: &'static [Part],
+    /// The option that makes this variant of the format, where there are several: one spec each, of the same name.
+    pub choice: Option<Choice>,
     /// The project whose bytes it reproduces, and the version that was compared.
     pub home: &'static str,
+    /// Whether its rule computes in float16, so that elements beyond float16 count as infinite.
+    pub half: bool,
+    /// Whether encoding gives that project's bytes. Where it decodes only, or its encoder cannot be repeated, the rule is ours.
+    pub exact: bool,
+}
+
+/// The shapes that a format takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shapes {
+    /// Any number of axes; groups run along the last one.
+    Any,
+    /// Two axes, (N, K), of these multiples; groups run along K.
+    Matrix {
+        /// N is a multiple of it.
+        rows: usize,
+        /// K is a multiple of it.
+        columns: usize,
+    },
+    /// Any number of axes; groups run over the elements in C order, across the ends of rows.
+    Flat,
+}
+
+/// The zero points that a format can store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ZeroPoints {
+    /// Integers from the first to the second, ends included.
+    Integers(u8, u8),
+    /// Numbers of the scale dtype.
+    Numbers,
+}
+
+/// How the second level of scales enters the effective scale of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Global {
+    /// scale * global
+    Multiplies,
+    /// scale / global
+    Divides,
+    /// scale * (global / 2688): the largest magnitude of the tensor, which no part keeps. It is an option.
+    Largest,
+}
+
+impl Global {
+    /// The largest E2M1 number times the largest E4M3 number: 6 * 448.
+    pub const LARGEST: f32 = 2688.0;
+
+    /// The scale that elements are multiples of.
+    pub fn effective(self, scale: f32, global: f32) -> f32 {
+        match self {
+            Global::Multiplies => scale * global,
+            Global::Divides => scale / global,
+            Global::Largest => scale * (global / Self::LARGEST),
+        }
+    }
+}
+
+/// An option that selects a variant of a format, and the variant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// Whether the encoder keeps every zero point in the middle.
+    Symmetric(bool),
+    /// Whether the scales are quantized in turn.
+    DoubleQuant(bool),
+    /// Whether scales have a second level.
+    TwoLevel(bool),
+    /// How the encoder makes the exponent of a group.
+    ScaleRule(ScaleRule),
+}
+
+/// How the exponent of a group follows from its largest magnitude.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScaleRule {
+    /// The exponent of the magnitude, - 2.
+    Floor,
+    /// The smallest power of two that is not below magnitude / 6.
+    Rceil,
+    /// The smallest power of two that is not below the magnitude, - 2.
+    Ceil,
+    /// The exponent of the magnitude, raised where its mantissa is 1.75 or more, - 2.
+    Even,
+}
+
+impl ScaleRule {
+    /// All of them.
+    pub const ALL: [ScaleRule; 4] = [ScaleRule::Floor, ScaleRule::Rceil, ScaleRule::Ceil, ScaleRule::Even];
+
+    /// The name that users give it.
+    pub fn name(self) -> &'static str {
+        match self {
+            ScaleRule::Floor => "floor",
+            ScaleRule::Rceil => "rceil",
+            ScaleRule::Ceil => "ceil",
+            ScaleRule::Even => "even",
+        }
+    }
+}
+
+impl Choice {
+    /// The choice of an option that is on or off.
+    pub fn switch(option: &str, on: bool) -> Option<Choice> {
+        match option {
+            "symmetric" => Some(Choice::Symmetric(on)),
+            "double_quant" => Some(Choice::DoubleQuant(on)),
+            "two_level" => Some(Choice::TwoLevel(on)),
+            _ => None,
+        }
+    }
+
+    /// Whether the option is on, where it is on or off.
+    pub fn is_on(self) -> Option<bool> {
+        match self {
+            Choice::Symmetric(on) | Choice::DoubleQuant(on) | Choice::TwoLevel(on) => Some(on),
+            Choice::ScaleRule(_) => None,
+        }
+    }
+
+    /// The name of the option.
+    pub fn option(self) -> &'static str {
+        match self {
+            Choice::Symmetric(_) => "symmetric",
+            Choice::DoubleQuant(_) => "double_quant",
+            Choice::TwoLevel(_) => "two_level",
+            Choice::ScaleRule(_) => "scale_rule",
+        }
+    }
 }
 
 /// The numerics of a scheme: how a code becomes a value.
@@ -48,6 +181,10 @@ pub enum Codebook {
     E2m1,
     /// The table of ggml's IQ4 formats: 16 integers from -127 to 113, closer to each other around 0.
     Iq4,
+    /// The 4-bit numbers of bitsandbytes that are spaced for a normal distribution, from -1 to 1.
+    Nf4,
+    /// The 4-bit float of bitsandbytes: 0, 1/192, 1/6, 1/4, 1/3, 1/2, 2/3, 1 and their negatives.
+    Fp4,
 }
 
 /// The group sizes that a format takes.
@@ -65,17 +202,29 @@ pub enum GroupSizes {
         /// group's stand for themselves.
         header: usize,
     },
-    /// One of these sizes; the last axis must be a multiple of it.
+    /// One of these sizes.
     OneOf {
         /// The sizes, ascending.
         sizes: &'static [usize],
         /// The size where none is given.
         default: usize,
+        /// Whether a whole row is one too.
+        row: bool,
+        /// Whether the last group of a row may be short; else the last axis must be a multiple of the size.
+        short: bool,
     },
-    /// Any size, a whole row or the whole tensor; the last group of a row may be short.
+    /// Any size that divides the last axis, or a whole row.
+    Divides {
+        /// The size where none is given.
+        default: usize,
+    },
+    /// Any size, a whole row or, where no part keeps the groups of rows apart, the whole tensor; the last group of a row may be
+    /// short.
     Any {
         /// The size where none is given.
         default: usize,
+        /// Whether the whole tensor is one.
+        tensor: bool,
     },
 }
 
@@ -84,9 +233,41 @@ impl GroupSizes {
     pub fn takes(self, size: GroupSize) -> bool {
         match self {
             GroupSizes::Fixed(only) | GroupSizes::InBlocks { size: only, .. } => size == GroupSize::Elements(only),
-            GroupSizes::OneOf { sizes, .. } => matches!(size, GroupSize::Elements(n) if sizes.contains(&n)),
-            GroupSizes::Any { .. } => size != GroupSize::Elements(0),
+            GroupSizes::OneOf { sizes, row, .. } => match size {
+                GroupSize::Elements(n) => sizes.contains(&n),
+                GroupSize::Row => row,
+                GroupSize::Tensor => false,
+            },
+            GroupSizes::Divides { .. } | GroupSizes::Any { tensor: false, .. } => {
+                size != GroupSize::Elements(0) && size != GroupSize::Tensor
+            }
+            GroupSizes::Any { tensor: true, .. } => size != GroupSize::Elements(0),
         }
+    }
+
+    /// The size where none is given.
+    pub fn default(self) -> usize {
+        match self {
+            GroupSizes::Fixed(size) | GroupSizes::InBlocks { size, .. } => size,
+            GroupSizes::OneOf { default, .. } | GroupSizes::Divides { default } | GroupSizes::Any { default, .. } => default,
+        }
+    }
+
+    /// Whether the last group of a row may be short.
+    pub fn may_be_short(self) -> bool {
+        matches!(self, GroupSizes::OneOf { short: true, .. } | GroupSizes::Any { .. })
+    }
+
+    /// The sizes, for messages: `32, 64 or "row"`.
+    fn names(self) -> String {
+        let mut names: Vec<String> = match self {
+            GroupSizes::Fixed(size) | GroupSizes::InBlocks { size, .. } => vec![size.to_string()],
+            GroupSizes::OneOf { sizes, .. } => sizes.iter().map(usize::to_string).collect(),
+            GroupSizes::Divides { .. } | GroupSizes::Any { .. } => vec!["1 or more".into()],
+        };
+        names.extend([GroupSize::Row, GroupSize::Tensor].into_iter().filter(|&size| self.takes(size)).map(|size| size.to_string()));
+        let last = names.pop().unwrap_or_default();
+        if names.is_empty() { last } else { format!("{} or {last}", names.join(", ")) }
     }
 }
 
@@ -156,24 +337,85 @@ pub enum PartDtype {
     U8,
     /// Words of 32 bits.
     U32,
+    /// The same, signed.
+    I32,
+    /// Integers of 64 bits.
+    I64,
+    /// binary32 numbers, whatever the scale dtype.
+    F32,
     /// The scale dtype that was chosen.
     Scale,
 }
 
-/// The length of the last axis of a part (or the last two); the axes before it are those of the tensor.
+/// The shape of a part of a tensor (..., N, K) whose rows have G groups of g elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
-    /// Two codes a byte, each row padded to a whole element: `ceil(K / 2)` bytes.
+    /// Two codes a byte, each row padded to a whole element: `..., N, ceil(K / 2)` bytes.
     Codes,
-    /// The same, with an axis for the bytes of a group: `G, g / 2`.
+    /// The same, with an axis for the bytes of a group, the last one padded: `..., N, G, ceil(g / 2)`.
     GroupCodes,
-    /// One element a group: `G`.
+    /// One element a group: `..., N, G`.
     Groups,
-    /// Two groups a byte, each row padded to a whole byte: `ceil(G / 2)`.
+    /// Two groups a byte, each row padded to a whole byte: `..., N, ceil(G / 2)`.
     GroupPairs,
-    /// So many bytes a group: `G * n`.
+    /// So many bytes a group: `..., N, G * n`.
     Blocks(usize),
+    /// Words of 8 codes along K: `K / 8, N`.
+    WordsAlongColumns,
+    /// Words of 8 codes along N: `K, N / 8`.
+    WordsAcrossRows,
+    /// The codes of the transposed matrix two a byte, without padding between its rows: `ceil(K * N / 2)`.
+    Transposed,
+    /// The codes of the first half of the rows of g elements each with one of the second half: `N * G / 2, g`.
+    HalfRows,
+    /// One element a group, transposed: `G, N`.
+    GroupsTransposed,
+    /// Words of 8 groups along N, transposed: `G, N / 8`.
+    GroupWordsTransposed,
+    /// Two groups a byte, transposed, without padding between rows: `ceil(G * N / 2)`.
+    GroupPairsTransposed,
+    /// Words of 8 groups along N: `ceil(N / 8), G`.
+    GroupWordsAcrossRows,
+    /// One element for each 256 groups: `ceil(G / 256)`.
+    Nested,
+    /// One element for the tensor, 0-d.
+    Scalar,
+    /// One element for the tensor, in one axis: `1`.
+    One,
+    /// The number of the group of each column: `K`.
+    GroupOfColumn,
+    /// The lengths of the axes: `2` in a matrix.
+    Lengths,
 }
+
+impl Extent {
+    /// The shape as a formula in N, K, G and g.
+    pub fn shape(self) -> String {
+        match self {
+            Extent::Codes => "(..., ceil(K/2) bytes)".into(),
+            Extent::GroupCodes => "(..., G, g/2)".into(),
+            Extent::Groups => "(..., G)".into(),
+            Extent::GroupPairs => "(..., ceil(G/2))".into(),
+            Extent::Blocks(bytes) => format!("(..., {bytes}*G)"),
+            Extent::WordsAlongColumns => "(K/8, N)".into(),
+            Extent::WordsAcrossRows => "(K, N/8)".into(),
+            Extent::Transposed => "(ceil(K*N/2),)".into(),
+            Extent::HalfRows => "(N*G/2, g)".into(),
+            Extent::GroupsTransposed => "(G, N)".into(),
+            Extent::GroupWordsTransposed => "(G, N/8)".into(),
+            Extent::GroupPairsTransposed => "(ceil(G*N/2),)".into(),
+            Extent::GroupWordsAcrossRows => "(ceil(N/8), G)".into(),
+            Extent::Nested => "(ceil(G/256),)".into(),
+            Extent::Scalar => "()".into(),
+            Extent::One => "(1,)".into(),
+            Extent::GroupOfColumn => "(K,)".into(),
+            Extent::Lengths => "(2,)".into(),
+        }
+    }
+}
+
+/// Groups that share a second-level scale in [`Extent::Nested`].
+pub const NESTED: usize = 256;
 
 /// The options of a format, as the caller gave them; `None` takes the format's own.
 #[derive(Clone, Copy, Debug, Default)]
@@ -182,6 +424,10 @@ pub struct Options {
     pub group_size: Option<GroupSize>,
     /// The dtype of the scales.
     pub scale_dtype: Option<ScaleDtype>,
+    /// The variant; `formats::choose` finds its spec.
+    pub choice: Option<Choice>,
+    /// The largest magnitude of the tensor, where [`Global::Largest`] asks for it.
+    pub global_scale: Option<f32>,
 }
 
 /// A format settled for one tensor.
@@ -195,9 +441,30 @@ pub struct Layout {
     pub group_size: GroupSize,
     /// The dtype of the scales.
     pub scale_dtype: ScaleDtype,
+    /// The largest magnitude of the tensor, where the scales are multiples of it and no part keeps it.
+    pub global_scale: Option<f32>,
 }
 
 impl Spec {
+    /// What most formats have in common; the rest must be filled in.
+    pub(crate) const BASE: Spec = Spec {
+        name: "",
+        aliases: &[],
+        summary: "",
+        scheme: Scheme::Symmetric,
+        group_sizes: GroupSizes::Fixed(32),
+        shapes: Shapes::Any,
+        scale_dtypes: &[],
+        scales_follow_array: false,
+        zero_points: ZeroPoints::Integers(0, 15),
+        global: None,
+        parts: &[],
+        choice: None,
+        home: "",
+        half: false,
+        exact: true,
+    };
+
     /// The names of the options that the format takes.
     pub fn options(&self) -> Vec<&'static str> {
         let mut names = Vec::new();
@@ -207,7 +474,29 @@ impl Spec {
         if self.scale_dtypes.len() > 1 {
             names.push("scale_dtype");
         }
+        names.extend(self.choice.map(Choice::option));
+        if self.global == Some(Global::Largest) {
+            names.push("global_scale");
+        }
         names
+    }
+
+    /// Whether groups run over the elements whatever the axes.
+    pub fn is_flat(&self) -> bool {
+        self.shapes == Shapes::Flat
+    }
+
+    /// Whether the parts of rows, one after the other, are the parts of the tensor, so that it can be cut between rows.
+    pub fn is_by_rows(&self) -> bool {
+        let by_rows = |part: &Part| {
+            matches!(part.extent, Extent::Codes | Extent::GroupCodes | Extent::Groups | Extent::GroupPairs | Extent::Blocks(_))
+        };
+        !self.is_flat() && self.parts.iter().all(by_rows)
+    }
+
+    /// The index of the part that keeps the second level of the scales.
+    pub(crate) fn global_part(&self) -> Option<usize> {
+        self.global.and_then(|_| self.parts.iter().position(|part| matches!(part.extent, Extent::Scalar | Extent::One)))
     }
 
     /// The scale dtype that follows from an array's, where this format's do.
@@ -235,14 +524,26 @@ impl Spec {
         if let GroupSizes::InBlocks { block, header, .. } = self.group_sizes { elements / block * header } else { 0 }
     }
 
-    /// Bits per weight, scales included, for rows of whole groups of `group` elements.
+    /// Bits per weight, scales included, for rows of whole groups of `group` elements; what a tensor has once is not counted.
     pub fn bits_per_weight(&self, group: usize, scale_dtype: ScaleDtype) -> f64 {
-        let bits = |part: &Part| match (part.extent, part.dtype) {
-            (Extent::Codes | Extent::GroupCodes, _) => 4.0,
-            (Extent::Groups, PartDtype::U8) => 8.0 / group as f64,
-            (Extent::Groups, _) => 8.0 * scale_dtype.size() as f64 / group as f64,
-            (Extent::GroupPairs, _) => 4.0 / group as f64,
-            (Extent::Blocks(bytes), _) => 8.0 * bytes as f64 / group as f64,
+        let bits = |part: &Part| match part.extent {
+            Extent::Codes
+            | Extent::GroupCodes
+            | Extent::WordsAlongColumns
+            | Extent::WordsAcrossRows
+            | Extent::Transposed
+            | Extent::HalfRows => 4.0,
+            Extent::Groups | Extent::GroupsTransposed => match part.dtype {
+                PartDtype::Scale => 8.0 * scale_dtype.size() as f64 / group as f64,
+                PartDtype::F32 => 32.0 / group as f64,
+                _ => 8.0 / group as f64,
+            },
+            Extent::GroupPairs | Extent::GroupWordsTransposed | Extent::GroupPairsTransposed | Extent::GroupWordsAcrossRows => {
+                4.0 / group as f64
+            }
+            Extent::Blocks(bytes) => 8.0 * bytes as f64 / group as f64,
+            Extent::Nested => 32.0 / (group * NESTED) as f64,
+            Extent::Scalar | Extent::One | Extent::GroupOfColumn | Extent::Lengths => 0.0,
         };
         self.parts.iter().map(bits).sum()
     }
@@ -263,54 +564,81 @@ impl Layout {
         if addressable.is_none_or(|n| n > isize::MAX as usize / 8) {
             return Err(Error::shape("shape", format!("is {}", Index(shape)), "that is more than memory can address"));
         }
-        let group_size = match (spec.group_sizes, options.group_size) {
-            (GroupSizes::Fixed(n) | GroupSizes::InBlocks { size: n, .. }, None) => GroupSize::Elements(n),
-            (GroupSizes::Fixed(n) | GroupSizes::InBlocks { size: n, .. }, Some(GroupSize::Elements(given))) if given == n => {
-                GroupSize::Elements(n)
+        if let Shapes::Matrix { rows, columns: multiple } = spec.shapes {
+            let [n, k] = shape else {
+                let found = format!("has {} axes", shape.len());
+                return Err(Error::shape("array", found, format!("{} takes a matrix (N, K), groups along K", spec.name)));
+            };
+            if n % rows != 0 {
+                return Err(Error::shape(
+                    "the other axis",
+                    format!("has {n} elements"),
+                    format!("{} needs a multiple of {rows}", spec.name),
+                ));
             }
-            (GroupSizes::Fixed(n) | GroupSizes::InBlocks { size: n, .. }, Some(given)) => {
-                return Err(Error::value("group_size", given.to_string(), format!("{} takes {n}", spec.name)));
+            if k % multiple != 0 {
+                let found = format!("has {k} elements");
+                return Err(Error::shape("last axis", found, format!("{} needs a multiple of {multiple}", spec.name)));
             }
-            (GroupSizes::OneOf { default, .. }, None) => GroupSize::Elements(default),
-            (GroupSizes::OneOf { sizes, .. }, Some(given)) => match given {
-                GroupSize::Elements(n) if sizes.contains(&n) => given,
-                _ => {
-                    let names: Vec<String> = sizes.iter().map(usize::to_string).collect();
-                    let names = names.join(", ");
-                    let takes = names.rsplit_once(", ").map_or(names.clone(), |(others, last)| format!("{others} or {last}"));
-                    return Err(Error::value("group_size", given.to_string(), format!("{} takes {takes}", spec.name)));
-                }
-            },
-            (GroupSizes::Any { .. }, Some(GroupSize::Elements(0))) => {
-                return Err(Error::value("group_size", "0", format!("{} takes 1 or more, \"row\" or \"tensor\"", spec.name)));
-            }
-            (GroupSizes::Any { default }, given) => given.unwrap_or(GroupSize::Elements(default)),
-        };
-        if let GroupSize::Elements(n) = group_size
-            && !matches!(spec.group_sizes, GroupSizes::Any { .. })
+        }
+        let given = options.group_size.unwrap_or(GroupSize::Elements(spec.group_sizes.default()));
+        if !spec.group_sizes.takes(given) {
+            return Err(Error::value("group_size", given.to_string(), format!("{} takes {}", spec.name, spec.group_sizes.names())));
+        }
+        if let GroupSize::Elements(n) = given
+            && !spec.group_sizes.may_be_short()
             && columns % spec.block(n) != 0
         {
             let found = format!("has {columns} elements");
             return Err(Error::shape("last axis", found, format!("{} needs a multiple of {}", spec.name, spec.block(n))));
         }
+        if spec.parts.iter().any(|part| part.extent == Extent::HalfRows) {
+            let halves = match given {
+                GroupSize::Elements(n) => columns % 2 == 0 && (shape.iter().product::<usize>() / n) % 2 == 0,
+                _ => columns % 2 == 0 && shape.iter().rev().skip(1).product::<usize>() % 2 == 0,
+            };
+            if !halves {
+                let found = format!("has shape {}", Index(shape));
+                let expected = format!("{} pairs groups: it needs an even number of them, and an even last axis", spec.name);
+                return Err(Error::shape("array", found, expected));
+            }
+        }
+        let lacks = |option: &str| Error::Option { option: option.into(), format: spec.name.into(), options: spec.options() };
         let scale_dtype = match options.scale_dtype {
             None => spec.scale_dtypes[0],
             Some(given) if spec.scale_dtypes.len() > 1 && spec.scale_dtypes.contains(&given) => given,
-            Some(_) => {
-                return Err(Error::Option { option: "scale_dtype".into(), format: spec.name.into(), options: spec.options() });
+            Some(given) if spec.scale_dtypes.len() > 1 => {
+                let names: Vec<&str> = spec.scale_dtypes.iter().map(|dtype| dtype.name()).collect();
+                return Err(Error::value("scale_dtype", given.name(), format!("{} takes {}", spec.name, names.join(", "))));
             }
+            Some(_) => return Err(lacks("scale_dtype")),
         };
-        Ok(Layout { spec, shape: shape.to_vec(), group_size, scale_dtype })
+        match options.choice {
+            Some(given) if spec.choice != Some(given) => return Err(lacks(given.option())),
+            _ => {}
+        }
+        match options.global_scale {
+            Some(_) if spec.global != Some(Global::Largest) => return Err(lacks("global_scale")),
+            Some(given) if !(given.is_finite() && given > 0.0) => {
+                return Err(Error::value(
+                    "global_scale",
+                    given.to_string(),
+                    "expected the largest magnitude of the tensor, a finite number above 0",
+                ));
+            }
+            _ => {}
+        }
+        Ok(Layout { spec, shape: shape.to_vec(), group_size: given, scale_dtype, global_scale: options.global_scale })
     }
 
-    /// Length of the group axis.
+    /// Length of the axis that groups run along; of all of them in a flat format.
     pub fn columns(&self) -> usize {
-        self.shape[self.shape.len() - 1]
+        if self.spec.is_flat() { self.shape.iter().product() } else { self.shape[self.shape.len() - 1] }
     }
 
-    /// Product of the other axes.
+    /// Product of the other axes; 1 in a flat format.
     pub fn rows(&self) -> usize {
-        self.shape[..self.shape.len() - 1].iter().product()
+        if self.spec.is_flat() { 1 } else { self.shape[..self.shape.len() - 1].iter().product() }
     }
 
     /// Number of elements.
@@ -338,17 +666,30 @@ impl Layout {
 
     /// The shape of part `index` of the spec.
     pub fn part_shape(&self, index: usize) -> Vec<usize> {
-        let groups = self.groups_per_row();
+        let (groups, rows, columns) = (self.groups_per_row(), self.rows(), self.columns());
         match self.spec.parts[index].extent {
             Extent::Groups => self.shape_with(groups),
             Extent::GroupPairs => self.shape_with(groups.div_ceil(2)),
-            Extent::Codes => self.row_shape(self.columns().div_ceil(2).div_ceil(self.part_item_size(index))),
+            Extent::Codes => self.row_shape(columns.div_ceil(2).div_ceil(self.part_item_size(index))),
             Extent::GroupCodes => {
                 let mut shape = self.row_shape(groups);
-                shape.push(self.group_elements() / 2);
+                shape.push(self.group_elements().div_ceil(2));
                 shape
             }
             Extent::Blocks(bytes) => self.row_shape(groups * bytes),
+            Extent::WordsAlongColumns => vec![columns / 8, rows],
+            Extent::WordsAcrossRows => vec![columns, rows / 8],
+            Extent::Transposed => vec![(rows * columns).div_ceil(2)],
+            Extent::HalfRows => vec![rows * groups / 2, self.group_elements()],
+            Extent::GroupsTransposed => vec![groups, rows],
+            Extent::GroupWordsTransposed => vec![groups, rows / 8],
+            Extent::GroupPairsTransposed => vec![(groups * rows).div_ceil(2)],
+            Extent::GroupWordsAcrossRows => vec![rows.div_ceil(8), groups],
+            Extent::Nested => vec![groups.div_ceil(NESTED)],
+            Extent::Scalar => Vec::new(),
+            Extent::One => vec![1],
+            Extent::GroupOfColumn => vec![columns],
+            Extent::Lengths => vec![self.shape.len()],
         }
     }
 
@@ -356,9 +697,15 @@ impl Layout {
     pub fn part_item_size(&self, index: usize) -> usize {
         match self.spec.parts[index].dtype {
             PartDtype::U8 => 1,
-            PartDtype::U32 => 4,
+            PartDtype::U32 | PartDtype::I32 | PartDtype::F32 => 4,
+            PartDtype::I64 => 8,
             PartDtype::Scale => self.scale_dtype.size(),
         }
+    }
+
+    /// The layout of the same tensor in another format with the same groups and scales.
+    pub(crate) fn in_format(&self, spec: &'static Spec) -> Layout {
+        Layout { spec, ..self.clone() }
     }
 
     /// Bytes of part `index`.
@@ -374,13 +721,17 @@ impl Layout {
     /// Bytes that part `index` takes for the codes of `elements` of a row; 0 where it holds none, or there is no such part.
     pub(crate) fn code_bytes(&self, index: usize, elements: usize) -> usize {
         match self.spec.parts.get(index).map(|part| part.extent) {
-            Some(Extent::Codes | Extent::GroupCodes) => elements.div_ceil(2),
+            Some(Extent::Codes) => elements.div_ceil(2),
+            Some(Extent::GroupCodes) => elements.div_ceil(self.group_elements()) * self.group_elements().div_ceil(2),
             Some(Extent::Blocks(bytes)) => elements.div_ceil(self.group_elements()) * bytes,
-            Some(Extent::Groups | Extent::GroupPairs) | None => 0,
+            _ => 0,
         }
     }
 
     fn row_shape(&self, last: usize) -> Vec<usize> {
+        if self.spec.is_flat() {
+            return vec![last];
+        }
         let mut shape = self.shape.clone();
         *shape.last_mut().expect("a layout has an axis") = last;
         shape

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from quantize import _original
 from quantize._api import compare, cpu_features, dequantize, formats, from_parts, pack, quantize, unpack
+from quantize._check import check
 from quantize._core import CorruptFileError, LossyConversionError, PolicyError, QuantizeWarning, __version__
 from quantize._original import dequantize_from_int4, pack_int4_to_int8, quantize_to_int4, unpack_int8_to_int4
 from quantize._threads import set_threads, threads
-from quantize._types import Comparison, CpuFeatures, FormatInfo, QuantizedArray
+from quantize._types import Comparison, CpuFeatures, Finding, FormatInfo, QuantizedArray
 
 _FILES = (
     "Checkpoint",
@@ -63,6 +64,7 @@ __all__ = [
     "CorruptFileError",
     "CpuFeatures",
     "FileComparison",
+    "Finding",
     "FormatInfo",
     "LossyConversionError",
     "PolicyError",
@@ -72,6 +74,7 @@ __all__ = [
     "TensorInfo",
     "TensorReport",
     "__version__",
+    "check",
     "compare",
     "compare_files",
     "convert",

@@ -71,7 +71,8 @@ def quantize(
     threads : int, optional
         At most so many threads; see :func:`set_threads`. The bytes do not depend on it.
     **options
-        Options of the format, where it has more.
+        Options of the format, where it has more: ``symmetric`` (bool), ``double_quant`` (bool), ``two_level`` (bool),
+        ``scale_rule`` ("floor", "rceil", "ceil" or "even"), ``global_scale`` (float); see :func:`formats`.
 
     Returns
     -------
@@ -97,8 +98,6 @@ def quantize(
     found, bits = (array, False) if type(array) is np.ndarray and dtype is None else _floats(array, dtype)
     if method != "nearest":
         raise ValueError(f"method is {method!r}; expected 'nearest'")
-    if options:
-        _core.refuse_option(format, next(iter(options)))
     if scale_dtype is not None:
         scale_name, view = float_dtype(scale_dtype)
     else:  # scales that follow the array are of its bfloat16
@@ -106,7 +105,7 @@ def quantize(
     if out is not None and not isinstance(out, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"out is of type {type(out).__name__}; expected a mapping from the name of every part to an array")
     given = None if out is None else dict(out)
-    tensor, parts = _core.quantize(found, bits, format, axis, group_size, scale_name, nonfinite, given, requested(threads))
+    tensor, parts = _core.quantize(found, bits, format, axis, group_size, scale_name, options or None, nonfinite, given, requested(threads))
     return wrap(tensor, parts, None if out is not None else view)
 
 
@@ -252,7 +251,7 @@ def from_parts(
     axis : int
         The axis of that array that groups run along.
     group_size : int, "row" or "tensor", optional
-        Elements per scale. Default: the format's own.
+        Elements per scale. Default: what the parts show, where the format takes few sizes; else the format's own.
     **options
         Options of the format. Where the parts show them too, both must agree.
 
@@ -276,11 +275,17 @@ def from_parts(
     if not isinstance(parts, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"parts is of type {type(parts).__name__}; expected a mapping from the name of every part to an array")
     scale_dtype = options.pop("scale_dtype", None)
-    if options:
-        _core.refuse_option(format, next(iter(options)))
     name = None if scale_dtype is None else float_dtype(scale_dtype)[0]
-    arrays = {part: np.asarray(array) for part, array in parts.items()}
-    return wrap(*_core.from_parts(format, arrays, None if shape is None else tuple(shape), axis, group_size, name))
+    arrays = {part: _octets(np.asarray(array)) for part, array in parts.items()}
+    q = wrap(*_core.from_parts(format, arrays, None if shape is None else tuple(shape), axis, group_size, name, options or None))
+    if options.get("symmetric") is True and q.zero_points is not None and not (q.zero_points == 8).all():
+        raise ValueError("symmetric is True; the parts have zero points other than 8")
+    return q
+
+
+def _octets(array: NDArray[Any]) -> NDArray[Any]:
+    """Scales of the 8-bit floats of ``ml_dtypes`` as the bytes that they are."""
+    return array.view(np.uint8) if array.dtype.name.startswith("float8_") else array
 
 
 def compare(

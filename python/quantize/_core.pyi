@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from quantize._types import GroupSize
 
-# format, shape, axis, group_size, scale_dtype
-_Tensor: TypeAlias = tuple[str, tuple[int, ...], int, int | str, str]
+# format, shape, axis, group_size, scale_dtype, options
+_Tensor: TypeAlias = tuple[str, tuple[int, ...], int, int | str, str, dict[str, Any]]
 _Parts: TypeAlias = dict[str, NDArray[Any]]
 _Quantized: TypeAlias = tuple[_Tensor, _Parts]
 
@@ -34,6 +34,7 @@ def quantize(
     axis: int,
     group_size: int | str | None,
     scale_dtype: str | None,
+    options: dict[str, Any] | None,
     nonfinite: str,
     out: _Parts | None,
     threads: int | None,
@@ -48,6 +49,7 @@ def repack(
     format: str,
     group_size: GroupSize | None,
     scale_dtype: str | None,
+    options: dict[str, Any] | None,
     requantize: bool,
     threads: int | None,
 ) -> _Quantized: ...
@@ -58,6 +60,7 @@ def from_parts(
     axis: int,
     group_size: int | str | None,
     scale_dtype: str | None,
+    options: dict[str, Any] | None,
 ) -> _Quantized: ...
 def part_shapes(tensor: _Tensor) -> list[tuple[int, ...]]: ...
 def pack(codes: NDArray[Any], signed: bool, out: NDArray[Any] | None, threads: int | None) -> tuple[NDArray[np.uint8], int | None]: ...
@@ -72,7 +75,6 @@ def compare(
 ) -> NDArray[np.float64]: ...
 def from_dlpack(capsule: object) -> tuple[NDArray[Any], bool]: ...
 def formats() -> list[tuple[Any, ...]]: ...
-def refuse_option(format: str, option: str) -> None: ...
 def cpu_features() -> tuple[str, list[str]]: ...
 def _panic_for_tests(in_pool: bool) -> None: ...
 

@@ -66,6 +66,40 @@ class FormatInfo(NamedTuple):
     """Bits per weight, scales included, by default."""
     home: str
     """The project whose bytes it reproduces, and the version that was compared."""
+    part_shapes: tuple[tuple[str, str], ...]
+    """Name and shape of every array that it stores, in N, K, the groups G of a row and the group size g."""
+    exact: bool
+    """Whether encoding gives that project's bytes. Where it decodes only, or its encoder cannot be repeated, the rule is ours."""
+    flat: bool
+    """Whether groups run over all elements in C order, whatever the axes."""
+
+
+FindingKind: TypeAlias = Literal[
+    "parts",
+    "layout",
+    "not_finite",
+    "negative_scale",
+    "zero_scale",
+    "global_scale",
+    "zero_point_offset",
+    "zero_point_range",
+    "group_index",
+    "activation_order",
+    "nibble_order",
+    "padding",
+]
+"""What :func:`check` can find; ``docs/check.md`` says what to do about each."""
+
+
+class Finding(NamedTuple):
+    """Something suspicious about stored parts."""
+
+    kind: FindingKind
+    """What it is."""
+    message: str
+    """The part, what was found and what was expected."""
+    certain: bool
+    """False where the arrays only make it likely: statistics, or a value that is legal but that the format's own project does not write."""
 
 
 class CpuFeatures(NamedTuple):
@@ -94,6 +128,9 @@ class Comparison(NamedTuple):
     """Of the quantized array; None for plain arrays."""
 
 
+Tensor: TypeAlias = "tuple[str, tuple[int, ...], int, int | str, str, dict[str, Any]]"
+
+
 class QuantizedArray:
     """An array of 4-bit codes with their scales, in the layout of one format. Immutable.
 
@@ -103,7 +140,8 @@ class QuantizedArray:
 
     __slots__ = ("__weakref__", "_parts", "_tensor")
 
-    _tensor: tuple[str, tuple[int, ...], int, int | str, str]  # format, shape, axis, group_size, scale_dtype
+    # format, shape, axis, group_size, scale_dtype, and the options that the parts are read with
+    _tensor: Tensor
     _parts: dict[str, NDArray[Any]]
 
     __array_ufunc__ = None
@@ -227,6 +265,8 @@ class QuantizedArray:
             Go through floats where the target cannot hold the same values.
         threads : int, optional
             At most so many threads.
+        **options
+            Further options of the target. A symmetric variant is taken where every zero point is 8.
 
         Returns
         -------
@@ -239,10 +279,8 @@ class QuantizedArray:
         ValueError, TypeError
             As for :func:`quantize`.
         """
-        if options:
-            _core.refuse_option(format, next(iter(options)))
         name, view = (None, None) if scale_dtype is None else float_dtype(scale_dtype)
-        converted = _core.repack(self._tensor, self._parts, format, group_size, name, requantize, requested(threads))
+        converted = _core.repack(self._tensor, self._parts, format, group_size, name, options or None, requantize, requested(threads))
         return wrap(*converted, view)
 
     def identical(self, other: object) -> bool:
@@ -263,7 +301,7 @@ class QuantizedArray:
         ValueError
             The index cuts the group axis.
         """
-        format, shape, axis, group_size, scale_dtype = self._tensor
+        format, shape, axis, group_size, scale_dtype, options = self._tensor
         key = _full_index(index, shape)
         if key.pop(axis) != slice(None):
             raise ValueError(f"the index cuts axis {axis}, which groups run along; dequantize first")
@@ -273,11 +311,18 @@ class QuantizedArray:
         lengths = np.broadcast_to(np.int8(0), rows)[tuple(key)].shape
         new_axis = sum(at < axis for at in kept)
         new_shape = (*lengths[:new_axis], shape[axis], *lengths[new_axis:])
-        tensor = (format, new_shape, new_axis, group_size, scale_dtype)
+        tensor = (format, new_shape, new_axis, group_size, scale_dtype, options)
+        extents = dict(format_info(format).part_shapes)
+        if all(extents[name].startswith(("(...", "()", "(1,)")) for name in self._parts) and not extents_are_flat(format):
+            # What the tensor has once stays whole, its one scale for all groups too.
+            by_rows = {name for name in self._parts if extents[name].startswith("(...")}
+            if group_size == "tensor":
+                by_rows = {name for name in by_rows if self._parts[name].shape[:-1] == tuple(rows)}
+            cut = {name: part[tuple(key)] if name in by_rows else part for name, part in self._parts.items()}
+        else:
+            cut = cut_words(self, key, extents)
         parts = dict[str, "NDArray[Any]"]()
-        for (name, part), expected in zip(self._parts.items(), _core.part_shapes(tensor), strict=True):
-            if group_size != "tensor" or part.shape[:-1] == tuple(rows):
-                part = part[tuple(key)]
+        for (name, part), expected in zip(cut.items(), _core.part_shapes(tensor), strict=True):
             if part.shape != expected:  # one scale for the whole tensor has its own shape
                 part = part.reshape(-1)[: int(np.prod(expected))].reshape(expected)
             parts[name] = part
@@ -322,9 +367,54 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 STATE_VERSION = 1
 
 
-def wrap(
-    tensor: tuple[str, tuple[int, ...], int, int | str, str], parts: dict[str, NDArray[Any]], view: np.dtype[Any] | None = None
-) -> QuantizedArray:
+def extents_are_flat(format: str) -> bool:
+    """Whether groups of the format run over all elements, whatever the axes."""
+    return format_info(format).flat
+
+
+def cut_words(q: QuantizedArray, key: list[int | slice], extents: dict[str, str]) -> dict[str, NDArray[Any]]:
+    """Cut the rows of a format whose words hold codes of several rows, between words; of a flat one, between groups."""
+    refuse = f"the index cuts inside a word of {q.format}, or leaves an axis out; dequantize first"
+    first, *others = key if key else [slice(None)]
+    if q.ndim == 0 or not isinstance(first, slice) or any(entry != slice(None) for entry in others):
+        raise ValueError(refuse)
+    length = q.size // max(q.shape[-1], 1) if q.ndim == 1 else q.shape[1 if q.axis == 0 else 0]
+    start, stop, step = first.indices(length)
+    stop = max(start, stop)
+    if (start, stop, step) == (0, length, 1):
+        return dict(q.parts)
+    if step != 1:
+        raise ValueError(refuse)
+    if extents_are_flat(q.format):
+        row, group = q.size // max(length, 1), q.group_size
+        assert isinstance(group, int)  # a flat format has no other
+        begin, end = start * row, stop * row
+        inside = begin % group or (end % group and end != q.size) or "nested_absmax" in q.parts
+        if inside:
+            raise ValueError(refuse)
+        return {"packed": q.parts["packed"][begin // 2 : -(-end // 2)], "absmax": q.parts["absmax"][begin // group : -(-end // group)]}
+    units = {"(K/8, N)": (1, 1), "(G, N)": (1, 1), "(K, N/8)": (1, 8), "(G, N/8)": (1, 8), "(ceil(N/8), G)": (0, 8)}
+    cut = dict[str, "NDArray[Any]"]()
+    for name, part in q.parts.items():
+        extent = extents[name].split(" if ")[0]
+        if extent == "(K,)":
+            cut[name] = part
+        elif extent == "(2,)":
+            cut[name] = np.array([stop - start, q.shape[-1]], part.dtype)
+        elif extent.startswith("(..."):
+            cut[name] = part[start:stop]
+        elif extent in units:
+            at, unit = units[extent]
+            if start % unit or (stop % unit and stop != length):
+                raise ValueError(refuse)
+            span = slice(start // unit, -(-stop // unit))
+            cut[name] = part[:, span] if at else part[span]
+        else:
+            raise ValueError(refuse)
+    return cut
+
+
+def wrap(tensor: Tensor, parts: dict[str, NDArray[Any]], view: np.dtype[Any] | None = None) -> QuantizedArray:
     """Make a QuantizedArray of what the core gives; ``view`` is the bfloat16 that the caller asked for in place of its bits."""
     if view is not None:
         parts = {name: part.view(view) if part.dtype == np.uint16 else part for name, part in parts.items()}
@@ -339,7 +429,9 @@ def restore(state: dict[str, Any]) -> QuantizedArray:
     version = state["version"]
     if version != STATE_VERSION:
         raise ValueError(f"the pickle has state version {version}; this quantize reads {STATE_VERSION}, load it with a newer one")
-    format, shape, axis, group_size, scale_dtype = state["tensor"]
+    # The first release with this version had no further options.
+    format, shape, axis, group_size, scale_dtype, *more = state["tensor"]
+    options: dict[str, Any] | None = more[0] if more else None
     if len(format_info(format).scale_dtypes) == 1:
         scale_dtype = None  # no option of this format
 
@@ -351,7 +443,7 @@ def restore(state: dict[str, Any]) -> QuantizedArray:
         return np.ndarray(shape, dtype, data)
 
     parts = {name: array(*part) for name, part in state["parts"].items()}
-    return wrap(*_core.from_parts(format, parts, shape, axis, group_size, scale_dtype))
+    return wrap(*_core.from_parts(format, parts, shape, axis, group_size, scale_dtype, options or None))
 
 
 def float_dtype(dtype: DTypeLike | Literal["bfloat16"]) -> tuple[str, np.dtype[Any] | None]:

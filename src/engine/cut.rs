@@ -60,9 +60,11 @@ impl Grid {
     pub(super) fn new(layout: &Layout, threads: usize) -> Self {
         let (rows, columns) = (layout.rows(), layout.columns());
         let has = |extent: Extent| layout.spec.parts.iter().any(|part| part.extent == extent);
-        let group = layout.group_elements().min(columns.max(1));
+        // A flat format must know a short group from a whole one.
+        let group = layout.group_elements().min(if layout.spec.is_flat() { usize::MAX } else { columns.max(1) });
         let shared = layout.group_size == GroupSize::Tensor;
-        let whole_codes = !has(Extent::Codes) || columns.is_multiple_of(2);
+        let whole_codes = (!has(Extent::Codes) || columns.is_multiple_of(2))
+            && (!has(Extent::GroupCodes) || columns.is_multiple_of(layout.group_elements()));
         let whole_groups = columns.is_multiple_of(group) && (!has(Extent::GroupPairs) || layout.groups_per_row().is_multiple_of(2));
         let one_row = whole_codes && (shared || whole_groups);
         let (rows, columns) = if one_row { (rows.min(1), rows * columns) } else { (rows, columns) };
@@ -163,11 +165,13 @@ impl Grid {
         std::array::from_fn(|index| {
             let Some(part) = layout.spec.parts.get(index) else { return 0 };
             let bytes = match part.extent {
-                Extent::Codes | Extent::GroupCodes => len.div_ceil(2),
+                Extent::Codes => len.div_ceil(2),
+                Extent::GroupCodes => groups * layout.group_elements().div_ceil(2),
                 Extent::Blocks(bytes) => groups * bytes,
-                Extent::Groups | Extent::GroupPairs if self.long => 0,
-                Extent::Groups => groups * layout.part_item_size(index),
-                Extent::GroupPairs => groups.div_ceil(2),
+                Extent::Groups if !self.long => groups * layout.part_item_size(index),
+                Extent::GroupPairs if !self.long => groups.div_ceil(2),
+                // Written before, all at once, or what the tensor has once.
+                _ => 0,
             };
             bytes * rows
         })
@@ -192,13 +196,8 @@ pub(super) fn split<'a>(parts: &mut Parts<'a>, sizes: [usize; MAX_PARTS]) -> Par
     })
 }
 
-/// Borrow the caller's parts.
-///
-/// # Panics
-///
-/// Unless there are as many parts, and of each as many bytes, as the layout says.
-pub(super) fn borrow_mut<'a>(layout: &Layout, parts: &'a mut [&mut [u8]]) -> PartsMut<'a> {
-    check(layout, parts.iter().map(|part| part.len()));
+/// Borrow the caller's parts, which [`check`] has seen.
+pub(super) fn borrow_mut<'a>(parts: &'a mut [&mut [u8]]) -> PartsMut<'a> {
     let mut borrowed = PartsMut::default();
     for (to, part) in borrowed.iter_mut().zip(parts) {
         *to = part;
@@ -206,19 +205,19 @@ pub(super) fn borrow_mut<'a>(layout: &Layout, parts: &'a mut [&mut [u8]]) -> Par
     borrowed
 }
 
-/// Borrow the caller's parts.
-///
-/// # Panics
-///
-/// As [`borrow_mut`].
-pub(super) fn borrow<'a>(layout: &Layout, parts: &[&'a [u8]]) -> Parts<'a> {
-    check(layout, parts.iter().map(|part| part.len()));
+/// Borrow the caller's parts, which [`check`] has seen.
+pub(super) fn borrow<'a>(parts: &[&'a [u8]]) -> Parts<'a> {
     let mut borrowed = Parts::default();
     borrowed[..parts.len()].copy_from_slice(parts);
     borrowed
 }
 
-fn check(layout: &Layout, lengths: impl ExactSizeIterator<Item = usize>) {
+/// Look at the lengths of the caller's parts.
+///
+/// # Panics
+///
+/// Unless there are as many parts, and of each as many bytes, as the layout says.
+pub(super) fn check(layout: &Layout, lengths: impl ExactSizeIterator<Item = usize>) {
     assert_eq!(lengths.len(), layout.spec.parts.len(), "the parts of {}", layout.spec.name);
     for (index, length) in lengths.enumerate() {
         assert_eq!(length, layout.part_bytes(index), "bytes of part '{}'", layout.spec.parts[index].name);

@@ -2,15 +2,18 @@
 
 use super::cut::{self, Grid, Parts, Task};
 use super::groups::long_scales;
-use super::{Outcome, Run, SERIAL, STREAM};
+use super::woven::{self, Tiles};
+use super::{Outcome, Run, SERIAL, STREAM, once};
 use crate::element::Sink;
 use crate::error::{Error, Result};
-use crate::formats::{self, Context, Format, Groups};
+use crate::formats::{self, Context, Format, Groups, Rows, Weave};
 use crate::level::Level;
 use crate::pool;
 use crate::simd::ieee::Ieee;
 use crate::spec::Layout;
 use crate::tensor::Quantized;
+use bytemuck::cast_slice;
+use std::ops::Range;
 
 /// Decode parts into an array: x ~ what the scheme of the format says, in f32 with one rounding an operation, then rounded to
 /// the dtype of the array.
@@ -25,24 +28,49 @@ use crate::tensor::Quantized;
 pub fn dequantize(layout: &Layout, parts: &[&[u8]], mut sink: Sink<'_>, run: &Run<'_>) -> Result<Outcome> {
     let _ieee = Ieee::enter();
     assert_eq!(sink.shape(), layout.shape, "the shape of the layout");
+    cut::check(layout, parts.iter().map(|part| part.len()));
     let threads = if layout.elements() < SERIAL { 1 } else { run.threads };
-    let grid = Grid::new(layout, threads);
-    let mut rest = cut::borrow(layout, parts);
-    if grid.elements() == 0 {
+    if layout.elements() == 0 {
         return Ok(Outcome::default());
     }
-    let format = formats::find(layout.spec.name)?;
+    let (run, global) = (Run { threads, ..*run }, once::global_of(layout, parts));
+    let large = run.reused && sink.len() * sink.item_size() > STREAM && sink.as_slice().is_some();
+    let pool_failed = match formats::of(layout.spec) {
+        Format::Rows(format) => decode(layout, format, global, parts, sink, large, &run)?,
+        Format::Woven(weave) => {
+            let job = Woven { layout, weave, order: once::group_of_columns(layout, parts)?, global, stream: large };
+            job.decode(parts, sink, &run)?
+        }
+        Format::Nested(nest) => {
+            let plain = layout.in_format(nest.plain().spec());
+            let mut scales = vec![0.0; plain.groups_per_row()];
+            nest.unnest(run.level, &parts[1..], &mut scales);
+            decode(&plain, nest.plain(), global, &[parts[0], cast_slice(&scales)], sink, large, &run)?
+        }
+    };
+    Ok(Outcome { replaced: 0, pool_failed })
+}
+
+fn decode(
+    layout: &Layout,
+    format: &'static dyn Rows,
+    global: f32,
+    parts: &[&[u8]],
+    mut sink: Sink<'_>,
+    large: bool,
+    run: &Run<'_>,
+) -> Result<bool> {
+    let grid = Grid::new(layout, run.threads);
+    let mut rest = cut::borrow(parts);
     // Each span waits for memory once, so short rows that are spans of their own are not streamed.
-    let long_spans = grid.columns >= cut::STREAMED_SPAN;
-    let stream = run.reused && long_spans && sink.len() * sink.item_size() > STREAM && sink.as_slice().is_some();
+    let stream = large && grid.columns >= cut::STREAMED_SPAN;
     let scales = grid.long.then(|| long_scales(layout, &grid, format, run.level, &mut rest));
-    let job = Job { layout, format, grid, level: run.level, stream, scales };
+    let job = Job { layout, format, grid, level: run.level, global, stream, scales };
     let tasks = job.grid.tasks().map(|(start, len)| {
         let parts = cut::split(&mut rest, job.grid.bytes(layout, len));
         (Task { start, len, parts }, sink.take(len))
     });
-    let pool_failed = pool::for_each(tasks, threads, run.interrupted, |(task, sink)| job.decode_task(task, sink))?;
-    Ok(Outcome { replaced: 0, pool_failed })
+    pool::for_each(tasks, run.threads, run.interrupted, |(task, sink)| job.decode_task(task, sink))
 }
 
 /// Decode into a vector in C order, on the calling thread.
@@ -62,9 +90,10 @@ pub fn dequantize_owned(quantized: &Quantized) -> Result<Vec<f32>> {
 
 struct Job<'a> {
     layout: &'a Layout,
-    format: &'static dyn Format,
+    format: &'static dyn Rows,
     grid: Grid,
     level: Level,
+    global: f32,
     stream: bool,
     /// Scales and offsets of long groups, which are decoded in several pieces.
     scales: Option<Groups>,
@@ -98,7 +127,8 @@ impl Job<'_> {
 
     fn decode_span(&self, start: usize, parts: &Parts<'_>, groups: &mut Groups, x: &mut [f32]) {
         let parts = &parts[..self.layout.spec.parts.len()];
-        let context = Context { level: self.level, group: self.grid.group, scale_dtype: self.layout.scale_dtype, stream: self.stream };
+        let Job { level, grid, layout, global, stream, .. } = self;
+        let context = Context { level: *level, group: grid.group, scale_dtype: layout.scale_dtype, global: *global, stream: *stream };
         let Some(scales) = &self.scales else {
             return self.format.decode(context, parts, groups, x);
         };
@@ -111,5 +141,97 @@ impl Job<'_> {
             *offset = scales.offsets[group];
         }
         self.format.dequantize(context, groups, x);
+    }
+}
+
+/// A format whose rows lie side by side.
+struct Woven<'a> {
+    layout: &'a Layout,
+    weave: &'static dyn Weave,
+    /// The group of each column, where the columns are not in order.
+    order: Option<Vec<usize>>,
+    global: f32,
+    stream: bool,
+}
+
+impl Woven<'_> {
+    fn decode(&self, parts: &[&[u8]], mut sink: Sink<'_>, run: &Run<'_>) -> Result<bool> {
+        let tiles = Tiles::new(self.layout, self.weave, run.threads, self.order.is_some());
+        let mut blocks = tiles.blocks(parts);
+        // Tiles of whole rows follow each other in the array; of others every row is written piece by piece.
+        let (whole, columns) = (tiles.has_whole_rows(), tiles.rows.columns());
+        let mut rows: Vec<Sink<'_>> = if whole { Vec::new() } else { (0..tiles.rows.rows()).map(|_| sink.take(columns)).collect() };
+        let tasks = tiles.places().map(|place| {
+            let runs = tiles.runs(place).enumerate().map(|(row, (_, len))| match whole {
+                true => sink.take(len),
+                false => rows[place.first_row + row].take(len),
+            });
+            (place.tile, woven::next(&mut blocks), runs.collect::<Vec<_>>())
+        });
+        pool::for_each(tasks, run.threads, run.interrupted, |(tile, blocks, sinks)| {
+            let mut scratch = tiles.scratch(tile, true);
+            let group = tiles.rows.group_elements();
+            let context =
+                Context { level: run.level, group, scale_dtype: self.layout.scale_dtype, global: self.global, stream: self.stream };
+            self.weave.unweave(context, tile, &blocks, &mut woven::slices(&mut scratch));
+            let mut rest = Parts::default();
+            for (rest, rows) in rest.iter_mut().zip(&scratch) {
+                *rest = rows;
+            }
+            match &self.order {
+                Some(order) => self.decode_ordered(&tiles, order, rest, sinks, context),
+                None => self.decode_runs(&tiles, rest, sinks, context),
+            }
+        })
+    }
+
+    fn decode_runs(&self, tiles: &Tiles<'_>, mut rest: Parts<'_>, sinks: Vec<Sink<'_>>, context: Context) {
+        let (format, count) = (self.weave.rows(), tiles.rows.spec.parts.len());
+        let (mut groups, mut scratch) = (Groups::default(), Vec::new());
+        for mut sink in sinks {
+            let len = sink.len();
+            let stream = self.stream && len >= cut::STREAMED_SPAN;
+            let context = Context { stream, ..context };
+            let spans = tiles.spans(len, if stream { cut::STREAMED_SPAN } else { cut::SPAN });
+            let mut next = |span: &Range<usize>, x: &mut [f32]| {
+                let parts =
+                    cut::split(&mut rest, std::array::from_fn(|index| if index < count { tiles.row_bytes(index, span.len()) } else { 0 }));
+                format.decode(context, &parts[..count], &mut groups, x);
+            };
+            match sink.as_slice() {
+                Some(slice) => spans.for_each(|span| next(&span, &mut slice[span.clone()])),
+                None => {
+                    for span in spans {
+                        scratch.resize(span.len(), 0.0);
+                        next(&span, &mut scratch);
+                        sink.store(context.level, span.start, &scratch);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Rows whose columns are in another order than their groups: each element is a group of one.
+    fn decode_ordered(&self, tiles: &Tiles<'_>, order: &[usize], mut rest: Parts<'_>, sinks: Vec<Sink<'_>>, context: Context) {
+        let (format, count, columns) = (self.weave.rows(), tiles.rows.spec.parts.len(), tiles.rows.columns());
+        let (mut row, mut single, mut x) = (Groups::default(), Groups::default(), vec![0.0; columns]);
+        row.resize(tiles.rows.spec, context, columns);
+        let context_of_one = Context { group: 1, ..context };
+        single.resize(tiles.rows.spec, context_of_one, columns);
+        for mut sink in sinks {
+            for start in (0..sink.len()).step_by(columns) {
+                let bytes = std::array::from_fn(|index| if index < count { tiles.row_bytes(index, columns) } else { 0 });
+                format.unpack(context, &cut::split(&mut rest, bytes)[..count], &mut row);
+                single.codes.copy_from_slice(&row.codes);
+                for (to, &group) in single.scales.iter_mut().zip(order) {
+                    *to = row.scales[group];
+                }
+                for (to, &group) in single.offsets.iter_mut().zip(order) {
+                    *to = row.offsets[group];
+                }
+                format.dequantize(context_of_one, &single, &mut x);
+                sink.store(context.level, start, &x);
+            }
+        }
     }
 }

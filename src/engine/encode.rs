@@ -6,16 +6,18 @@
 use super::cut::{self, Grid, PartsMut, Task};
 use super::groups::pack_long_scales;
 use super::stage::Stage;
-use super::{Outcome, Run, SERIAL, STREAM};
+use super::woven::{self, Tiles};
+use super::{Outcome, Run, SERIAL, STREAM, once};
 use crate::element::Source;
 use crate::error::{Error, Result};
-use crate::formats::{self, Context, Faults, Format, Groups, Need, Range};
+use crate::formats::{self, Context, Faults, Format, Groups, Need, Range, Rows, Weave};
 use crate::kernels::encode::RangeOf;
 use crate::level::Level;
 use crate::pool::{self, Watch};
 use crate::simd::ieee::Ieee;
 use crate::spec::Layout;
 use crate::tensor::Quantized;
+use bytemuck::cast_slice_mut;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -44,30 +46,69 @@ pub enum NonFinite {
 pub fn quantize(source: &Source<'_>, layout: &Layout, nonfinite: NonFinite, parts: &mut [&mut [u8]], run: &Run<'_>) -> Result<Outcome> {
     let _ieee = Ieee::enter();
     assert_eq!(source.shape(), layout.shape, "the shape of the layout");
+    cut::check(layout, parts.iter().map(|part| part.len()));
     let threads = if layout.elements() < SERIAL { 1 } else { run.threads };
+    let run = Run { threads, ..*run };
+    match formats::of(layout.spec) {
+        Format::Rows(format) => {
+            let (outcome, global) = encode(source, layout, (layout, format), nonfinite, &run, |job| job.encode(cut::borrow_mut(parts)))?;
+            once::write(layout, global, parts);
+            Ok(outcome)
+        }
+        Format::Woven(weave) => {
+            let rows = woven::rows_of(layout, weave);
+            let (outcome, global) = encode(source, layout, (&rows, weave.rows()), nonfinite, &run, |job| job.encode_woven(weave, parts))?;
+            once::write(layout, global, parts);
+            Ok(outcome)
+        }
+        Format::Nested(nest) => {
+            let plain = layout.in_format(nest.plain().spec());
+            let mut scales = vec![0.0; plain.groups_per_row()];
+            let [codes, nested @ ..] = parts else { unreachable!("the spec names codes first") };
+            let (outcome, _) = encode(source, layout, (&plain, nest.plain()), nonfinite, &run, |job| {
+                job.encode(cut::borrow_mut(&mut [codes, cast_slice_mut(&mut scales)]))
+            })?;
+            nest.nest(run.level, &scales, nested);
+            once::check_finite(layout, parts)?;
+            Ok(outcome)
+        }
+    }
+}
+
+/// Encode by `work`, again under a policy if elements are not finite; the outcome, and the second level of the scales.
+fn encode(
+    source: &Source<'_>,
+    layout: &Layout,
+    (rows, format): (&Layout, &'static dyn Rows),
+    nonfinite: NonFinite,
+    run: &Run<'_>,
+    mut work: impl FnMut(&mut Job<'_>) -> Result<(Faults, bool)>,
+) -> Result<(Outcome, f32)> {
     let mut job = Job {
         source,
-        slice: source.as_slice(),
+        slice: source.as_slice().filter(|_| !layout.spec.half),
         layout,
-        format: formats::find(layout.spec.name)?,
-        grid: Grid::new(layout, threads),
-        run: Run { threads, ..*run },
+        rows,
+        format,
+        grid: Grid::new(rows, run.threads),
+        run: *run,
+        global: once::unstored_global(layout),
         policy: None,
         replaced: AtomicU64::new(0),
         bounds: Vec::new(),
     };
-    let (mut faults, mut pool_failed) = job.encode(cut::borrow_mut(layout, parts))?;
+    let (mut faults, mut pool_failed) = job.attempt(&mut work)?;
     if faults.element {
         if nonfinite == NonFinite::Raise {
             return Err(job.first_not_finite()?);
         }
         job.policy = Some(nonfinite);
-        (faults, pool_failed) = job.encode(cut::borrow_mut(layout, parts))?;
+        (faults, pool_failed) = job.attempt(&mut work)?;
     }
     if faults.scale {
         return Err(job.first_overflow()?);
     }
-    Ok(Outcome { replaced: job.replaced.into_inner(), pool_failed })
+    Ok((Outcome { replaced: job.replaced.into_inner(), pool_failed }, job.global))
 }
 
 /// Encode an array into parts of its own, on the calling thread.
@@ -84,12 +125,16 @@ pub fn quantize_owned(source: &Source<'_>, layout: Layout) -> Result<Quantized> 
 
 struct Job<'a> {
     source: &'a Source<'a>,
-    /// The whole source, where it is f32 in order.
+    /// The whole source, where it is f32 in order and taken as it is.
     slice: Option<&'a [f32]>,
     layout: &'a Layout,
-    format: &'static dyn Format,
+    /// The same tensor as rows that follow each other: the layout itself, or what it is woven of.
+    rows: &'a Layout,
+    format: &'static dyn Rows,
     grid: Grid,
     run: Run<'a>,
+    /// The second level of the scales, 1 where there is none.
+    global: f32,
     /// How elements that are not finite are replaced; `None` while it is hoped that there are none.
     policy: Option<NonFinite>,
     replaced: AtomicU64,
@@ -105,22 +150,105 @@ struct Scratch {
 }
 
 impl Job<'_> {
-    fn encode(&mut self, parts: PartsMut<'_>) -> Result<(Faults, bool)> {
-        if self.grid.elements() == 0 {
-            return Ok((Faults::default(), false));
+    /// Do the work, the second level of the scales settled before.
+    fn attempt(&mut self, work: &mut impl FnMut(&mut Self) -> Result<(Faults, bool)>) -> Result<(Faults, bool)> {
+        if self.layout.spec.global_part().is_some() {
+            let (largest, fault) = self.largest()?;
+            if fault {
+                return Ok((Faults { element: true, scale: false }, false));
+            }
+            self.global = self.format.global(largest);
         }
+        if self.grid.elements() == 0 { Ok((Faults::default(), false)) } else { work(self) }
+    }
+
+    /// The largest magnitude of the tensor; under a policy the largest finite one. And whether it is of no use.
+    fn largest(&self) -> Result<(f32, bool)> {
+        let all = Mutex::new((0.0f32, false));
+        pool::for_each(self.grid.tasks(), self.run.threads, self.run.interrupted, |(start, len)| {
+            let mut scratch = Vec::new();
+            for at in (start..start + len).step_by(cut::SPAN) {
+                let x = self.loaded(at, cut::SPAN.min(start + len - at), &mut scratch);
+                let (largest, fault) = if self.policy.is_some() {
+                    (largest_finite(x), false)
+                } else {
+                    let (range, fault) = self.run.level.run(RangeOf { x, need: Need::WithZero });
+                    (range.high.max(-range.low), fault)
+                };
+                let mut all = all.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                *all = (all.0.max(largest), all.1 | fault);
+            }
+        })?;
+        Ok(all.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+
+    /// Elements in f32; what the format cannot take is infinite.
+    fn load(&self, start: usize, x: &mut [f32]) {
+        /// Halfway between the largest binary16 number and what would be the next.
+        const BEYOND_HALF: f32 = 65520.0;
+        self.source.load(self.run.level, start, x);
+        if self.layout.spec.half {
+            for x in x {
+                *x = if x.abs() >= BEYOND_HALF { f32::INFINITY.copysign(*x) } else { *x };
+            }
+        }
+    }
+
+    /// Elements as they are.
+    fn loaded<'t>(&'t self, start: usize, len: usize, scratch: &'t mut Vec<f32>) -> &'t [f32] {
+        match self.slice {
+            Some(slice) => &slice[start..start + len],
+            None => {
+                scratch.resize(len, 0.0);
+                self.load(start, scratch);
+                scratch
+            }
+        }
+    }
+
+    fn encode_woven(&self, weave: &dyn Weave, parts: &mut [&mut [u8]]) -> Result<(Faults, bool)> {
+        let tiles = Tiles::new(self.layout, weave, self.run.threads, false);
+        let mut blocks = tiles.blocks_mut(parts);
+        let all = Mutex::new(Faults::default());
+        let tasks = tiles.places().map(|place| (place, woven::next_mut(&mut blocks)));
+        let pool_failed = pool::for_each(tasks, self.run.threads, self.run.interrupted, |(place, mut blocks)| {
+            let mut scratch = Scratch::default();
+            let mut rows = tiles.scratch(place.tile, true);
+            let mut rest = woven::slices(&mut rows);
+            let mut faults = Faults::default();
+            for (start, len) in tiles.runs(place) {
+                for at in tiles.spans(len, cut::SPAN) {
+                    let mut parts = PartsMut::default();
+                    for (index, (part, rest)) in parts.iter_mut().zip(&mut rest).enumerate() {
+                        let (first, others) = std::mem::take(rest).split_at_mut(tiles.row_bytes(index, at.len()));
+                        (*part, *rest) = (first, others);
+                    }
+                    faults |= self.encode_span(start + at.start, at.len(), &mut scratch, &mut parts);
+                }
+            }
+            if faults.any() {
+                *all.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) |= faults;
+            }
+            let rows: Vec<&[u8]> = rows.iter().map(Vec::as_slice).collect();
+            weave.weave(self.context(), place.tile, &rows, &mut blocks);
+        })?;
+        Ok((all.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()), pool_failed))
+    }
+
+    fn encode(&mut self, parts: PartsMut<'_>) -> Result<(Faults, bool)> {
         if self.grid.long { self.encode_long(parts) } else { self.encode_short(parts) }
     }
 
     fn context(&self) -> Context {
-        Context { level: self.run.level, group: self.grid.group, scale_dtype: self.layout.scale_dtype, stream: false }
+        let Job { run, grid, layout, global, .. } = self;
+        Context { level: run.level, group: grid.group, scale_dtype: layout.scale_dtype, global: *global, stream: false }
     }
 
     fn encode_short(&self, mut parts: PartsMut<'_>) -> Result<(Faults, bool)> {
         let stream = self.source.len() * self.source.item_size() > STREAM;
         let all = Mutex::new(Faults::default());
         let tasks =
-            self.grid.tasks().map(|(start, len)| Task { start, len, parts: cut::split_mut(&mut parts, self.grid.bytes(self.layout, len)) });
+            self.grid.tasks().map(|(start, len)| Task { start, len, parts: cut::split_mut(&mut parts, self.grid.bytes(self.rows, len)) });
         let pool_failed = pool::for_each(tasks, self.run.threads, self.run.interrupted, |task| {
             let faults = if stream { self.encode_streamed(task) } else { self.encode_task(task) };
             if faults.any() {
@@ -134,7 +262,7 @@ impl Job<'_> {
         let mut scratch = Scratch::default();
         let mut faults = Faults::default();
         for (start, len) in self.spans_of(&task) {
-            let mut parts = cut::split_mut(&mut task.parts, self.grid.bytes(self.layout, len));
+            let mut parts = cut::split_mut(&mut task.parts, self.grid.bytes(self.rows, len));
             faults |= self.encode_span(start, len, &mut scratch, &mut parts);
         }
         faults
@@ -146,7 +274,7 @@ impl Job<'_> {
         let spans = self.spans_of(&task);
         let mut stages = task.parts.map(|part| Stage::new(self.run.level, part));
         for (start, len) in spans {
-            let sizes = self.grid.bytes(self.layout, len);
+            let sizes = self.grid.bytes(self.rows, len);
             let mut sizes = sizes.iter();
             let mut parts: PartsMut<'_> = stages.each_mut().map(|stage| stage.next(*sizes.next().expect("a size for every part")));
             faults |= self.encode_span(start, len, &mut scratch, &mut parts);
@@ -164,7 +292,7 @@ impl Job<'_> {
             (Some(slice), None) => &slice[start..start + len],
             (_, policy) => {
                 scratch.x.resize(len, 0.0);
-                self.source.load(self.run.level, start, &mut scratch.x);
+                self.load(start, &mut scratch.x);
                 if let Some(policy) = policy {
                     let groups = scratch.x.chunks_mut(self.grid.group);
                     let replaced: u64 = groups.map(|group| clean(group, policy, largest_finite(group))).sum();
@@ -173,7 +301,7 @@ impl Job<'_> {
                 &scratch.x[..]
             }
         };
-        self.format.encode(self.context(), x, &mut scratch.groups, &mut parts[..self.layout.spec.parts.len()])
+        self.format.encode(self.context(), x, &mut scratch.groups, &mut parts[..self.rows.spec.parts.len()])
     }
 
     fn encode_long(&mut self, mut parts: PartsMut<'_>) -> Result<(Faults, bool)> {
@@ -189,17 +317,17 @@ impl Job<'_> {
         let ranges: Vec<Range> = surveyed.into_iter().filter_map(|(range, _)| range).collect();
         faults |= self.write_scales(&ranges, &mut parts)?;
         let tasks =
-            self.grid.tasks().map(|(start, len)| Task { start, len, parts: cut::split_mut(&mut parts, self.grid.bytes(self.layout, len)) });
+            self.grid.tasks().map(|(start, len)| Task { start, len, parts: cut::split_mut(&mut parts, self.grid.bytes(self.rows, len)) });
         let pool_failed = pool::for_each(tasks, self.run.threads, self.run.interrupted, |mut task| {
             let mut scratch = Scratch::default();
             for (start, len) in self.spans_of(&task) {
-                let mut parts = cut::split_mut(&mut task.parts, self.grid.bytes(self.layout, len));
+                let mut parts = cut::split_mut(&mut task.parts, self.grid.bytes(self.rows, len));
                 let context = Context { group: len, ..self.context() };
                 let Scratch { x, groups } = &mut scratch;
-                groups.resize(self.layout.spec, context, len);
+                groups.resize(self.rows.spec, context, len);
                 let group = self.grid.group_of(start);
                 self.format.quantize(context, self.long_span(start, len, group, x), Some(ranges[group]), groups);
-                self.format.pack(context, groups, &mut parts[..self.layout.spec.parts.len()]);
+                self.format.pack(context, groups, &mut parts[..self.rows.spec.parts.len()]);
             }
         })?;
         // The first pass saw the replaced elements too.
@@ -242,7 +370,7 @@ impl Job<'_> {
             (Some(slice), None) => &slice[start..start + len],
             (_, policy) => {
                 scratch.resize(len, 0.0);
-                self.source.load(self.run.level, start, scratch);
+                self.load(start, scratch);
                 let bound = self.bounds.get(group).copied();
                 if let Some(policy) = policy
                     && (policy == NonFinite::Zero || bound.is_some())
@@ -260,14 +388,14 @@ impl Job<'_> {
         let mut faults = Faults::default();
         let context = Context { group: 1, ..self.context() };
         let (mut all, mut one) = (Groups::default(), Groups::default());
-        one.resize(self.layout.spec, context, 1);
+        one.resize(self.rows.spec, context, 1);
         for &range in ranges {
             watch.check()?;
             faults |= self.format.quantize(context, &[0.0], Some(range), &mut one);
             all.scales.push(one.scales[0]);
             all.offsets.extend(&one.offsets);
         }
-        pack_long_scales(self.layout, &self.grid, self.format, self.run.level, &all, parts);
+        pack_long_scales(self.rows, &self.grid, self.format, self.run.level, &all, parts);
         Ok(faults)
     }
 
@@ -279,7 +407,7 @@ impl Job<'_> {
         for start in (0..self.source.len()).step_by(x.len()) {
             watch.check()?;
             let len = x.len().min(self.source.len() - start);
-            self.source.load(self.run.level, start, &mut x[..len]);
+            self.load(start, &mut x[..len]);
             for (i, _) in x[..len].iter().enumerate().filter(|(_, value)| !value.is_finite()) {
                 count += 1;
                 first.get_or_insert(start + i);
@@ -323,9 +451,9 @@ impl Job<'_> {
             let first = self.grid.group_of(start);
             let len = if self.grid.long { 1 } else { block.min(columns - number * block) };
             let context = Context { group: len.min(self.grid.group), ..context };
-            one.resize(self.layout.spec, context, len);
+            one.resize(self.rows.spec, context, len);
             scratch.resize(len, 0.0);
-            self.source.load(self.run.level, start, &mut scratch);
+            self.load(start, &mut scratch);
             if let Some(policy) = self.policy {
                 for group in scratch.chunks_mut(self.grid.group) {
                     clean(group, policy, largest_finite(group));

@@ -1,16 +1,18 @@
 //! The codes, scales and offsets of whole tensors: from parts and to parts.
 
 use super::cut::{self, Grid, Parts, PartsMut, Task};
-use super::{Outcome, Run, SERIAL};
+use super::{Outcome, Run, SERIAL, once, woven};
 use crate::error::Result;
-use crate::formats::{self, Context, Format, Groups};
+use crate::formats::{self, Context, Format, Groups, Rows};
 use crate::level::Level;
 use crate::pool;
 use crate::simd::ieee::Ieee;
-use crate::spec::Layout;
+use crate::spec::{Extent, Layout};
+use crate::tensor::Quantized;
+use bytemuck::cast_slice_mut;
 
 /// Unpack parts: one code an element in C order of the layout's shape, one scale and offset a group in C order of its
-/// `groups_shape`. `offsets` is empty in a symmetric scheme; `codes` may be empty where only the scales are wanted, `headers`
+/// `groups_shape`, as they are stored: where scales have a second level, [`super::global_of`] gives it. `offsets` is empty in a symmetric scheme; `codes` may be empty where only the scales are wanted, `headers`
 /// (see [`Groups::headers`]) where they are not.
 ///
 /// # Errors
@@ -30,13 +32,76 @@ pub fn unpack(
     run: &Run<'_>,
 ) -> Result<Outcome> {
     let _ieee = Ieee::enter();
-    let format = formats::find(layout.spec.name)?;
-    let threads = if layout.elements() < SERIAL { 1 } else { run.threads };
-    let mut rest = cut::borrow(layout, parts);
-    let grid = Grid::new(layout, threads);
-    if grid.elements() == 0 {
+    cut::check(layout, parts.iter().map(|part| part.len()));
+    if layout.elements() == 0 {
         return Ok(Outcome::default());
     }
+    let rows = AsRows::new(layout, parts, !codes.is_empty(), run)?;
+    unpack_rows(&rows.layout, rows.format, &rows.parts(parts), codes, scales, offsets, headers, run)
+}
+
+/// A tensor as rows that follow each other.
+pub(super) struct AsRows {
+    pub(super) layout: Layout,
+    pub(super) format: &'static dyn Rows,
+    /// Its parts, where they are not those of the tensor.
+    own: Vec<(usize, Vec<u8>)>,
+}
+
+impl AsRows {
+    /// Without the codes where only the scales are wanted and it takes work to have both.
+    pub(super) fn new(layout: &Layout, parts: &[&[u8]], codes: bool, run: &Run<'_>) -> Result<AsRows> {
+        let format = formats::of(layout.spec);
+        let (rows_layout, own) = match format {
+            Format::Rows(_) => (layout.clone(), Vec::new()),
+            Format::Woven(weave) => {
+                let threads = if layout.elements() < SERIAL { 1 } else { run.threads };
+                let whole = woven::unweave(layout, weave, parts, codes, &Run { threads, ..*run })?;
+                (whole.layout, whole.parts.into_iter().enumerate().collect())
+            }
+            Format::Nested(nest) => {
+                let plain = layout.in_format(nest.plain().spec());
+                let mut scales = vec![0; plain.part_bytes(1)];
+                nest.unnest(run.level, &parts[1..], cast_slice_mut(&mut scales));
+                (plain, vec![(1, scales)])
+            }
+        };
+        Ok(AsRows { layout: rows_layout, format: format.rows(), own })
+    }
+
+    /// The parts; `parts` are those of the tensor.
+    pub(super) fn parts<'a>(&'a self, parts: &[&'a [u8]]) -> Vec<&'a [u8]> {
+        let mut rows: Vec<&[u8]> = parts.to_vec();
+        rows.resize(self.layout.spec.parts.len(), &[]);
+        for (index, part) in &self.own {
+            rows[*index] = part;
+        }
+        rows
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "those of unpack, and the format")]
+fn unpack_rows(
+    layout: &Layout,
+    format: &'static dyn Rows,
+    parts: &[&[u8]],
+    codes: &mut [i8],
+    scales: &mut [f32],
+    offsets: &mut [f32],
+    headers: &mut [u8],
+    run: &Run<'_>,
+) -> Result<Outcome> {
+    let threads = if layout.elements() < SERIAL { 1 } else { run.threads };
+    let mut rest = cut::borrow(parts);
+    let grid = Grid::new(layout, threads);
+    // Codes that lie apart need not be touched where only the scales are wanted.
+    let apart = matches!(layout.spec.parts[0].extent, Extent::Codes | Extent::GroupCodes);
+    let skips_codes = apart && codes.is_empty();
+    let bytes = |len: usize| {
+        let mut bytes = grid.bytes(layout, len);
+        bytes[0] = if skips_codes { 0 } else { bytes[0] };
+        bytes
+    };
     if grid.long {
         let all = long_scales(layout, &grid, format, run.level, &mut rest);
         scales.copy_from_slice(&all.scales);
@@ -55,19 +120,23 @@ pub fn unpack(
             offsets: take(&mut offsets, if has_offsets { groups } else { 0 }),
             headers: take(&mut headers, if wants_headers { layout.spec.header_bytes(len) } else { 0 }),
         };
-        (Task { start, len, parts: cut::split(&mut rest, grid.bytes(layout, len)) }, share)
+        (Task { start, len, parts: cut::split(&mut rest, bytes(len)) }, share)
     });
     let pool_failed = pool::for_each(tasks, threads, run.interrupted, |(mut task, mut share)| {
         let mut tile = Groups::default();
         for (_, len) in grid.segments(task.start, task.len).flat_map(|(start, len)| grid.spans(start, len, cut::SPAN)) {
-            let parts = cut::split(&mut task.parts, grid.bytes(layout, len));
+            let parts = cut::split(&mut task.parts, bytes(len));
             let context = Context {
                 level: run.level,
                 group: if grid.long { len } else { grid.group },
                 scale_dtype: layout.scale_dtype,
+                global: 1.0,
                 stream: false,
             };
             tile.resize(layout.spec, context, len);
+            if skips_codes {
+                tile.codes.clear();
+            }
             format.unpack(context, &parts[..layout.spec.parts.len()], &mut tile);
             if wants_codes {
                 take(&mut share.codes, len).copy_from_slice(&tile.codes);
@@ -100,8 +169,8 @@ fn take<'a, T>(rest: &mut &'a mut [T], count: usize) -> &'a mut [T] {
 }
 
 /// The scales and offsets of long groups, from the parts that hold one element a group; what is left of `rest` is the codes.
-pub(super) fn long_scales(layout: &Layout, grid: &Grid, format: &dyn Format, level: Level, rest: &mut Parts<'_>) -> Groups {
-    let context = Context { level, group: 1, scale_dtype: layout.scale_dtype, stream: false };
+pub(super) fn long_scales(layout: &Layout, grid: &Grid, format: &dyn Rows, level: Level, rest: &mut Parts<'_>) -> Groups {
+    let context = Context { level, group: 1, scale_dtype: layout.scale_dtype, global: 1.0, stream: false };
     let mut all = Groups::default();
     let mut row = Groups::default();
     row.resize(layout.spec, context, grid.groups_of_a_row());
@@ -115,7 +184,7 @@ pub(super) fn long_scales(layout: &Layout, grid: &Grid, format: &dyn Format, lev
     all
 }
 
-/// Write parts from codes, scales and offsets, in the order of [`unpack`].
+/// Write parts from codes, scales and offsets, in the order of [`unpack`], and the second level of the scales.
 ///
 /// # Errors
 ///
@@ -124,26 +193,58 @@ pub(super) fn long_scales(layout: &Layout, grid: &Grid, format: &dyn Format, lev
 /// # Panics
 ///
 /// Where a length is not the layout's.
-pub fn pack_groups(layout: &Layout, all: &Groups, parts: &mut [&mut [u8]], run: &Run<'_>) -> Result<Outcome> {
-    pack_codes(layout, all, |start, codes| codes.copy_from_slice(&all.codes[start..][..codes.len()]), parts, run)
+pub fn pack_groups(layout: &Layout, all: &Groups, global: f32, parts: &mut [&mut [u8]], run: &Run<'_>) -> Result<Outcome> {
+    pack_codes(layout, all, global, |start, codes| codes.copy_from_slice(&all.codes[start..][..codes.len()]), parts, run)
 }
 
 /// As [`pack_groups`], with codes that `read` gives from an element on.
 pub(super) fn pack_codes(
     layout: &Layout,
     all: &Groups,
+    global: f32,
     read: impl Fn(usize, &mut [i8]) + Sync,
     parts: &mut [&mut [u8]],
     run: &Run<'_>,
 ) -> Result<Outcome> {
     let _ieee = Ieee::enter();
-    let format = formats::find(layout.spec.name)?;
-    let threads = if layout.elements() < SERIAL { 1 } else { run.threads };
-    let mut rest = cut::borrow_mut(layout, parts);
-    let grid = Grid::new(layout, threads);
-    if grid.elements() == 0 {
+    cut::check(layout, parts.iter().map(|part| part.len()));
+    if layout.elements() == 0 {
         return Ok(Outcome::default());
     }
+    let outcome = match formats::of(layout.spec) {
+        Format::Rows(format) => pack_rows(layout, format, all, read, parts, run)?,
+        Format::Woven(weave) => {
+            let threads = if layout.elements() < SERIAL { 1 } else { run.threads };
+            let mut whole = Quantized::zeroed(woven::rows_of(layout, weave))?;
+            let mut slices = woven::slices(&mut whole.parts);
+            let outcome = pack_rows(&whole.layout, weave.rows(), all, read, &mut slices, run)?;
+            woven::weave_all(layout, weave, &whole.views(), parts, &Run { threads, ..*run })?;
+            outcome
+        }
+        Format::Nested(nest) => {
+            let plain = layout.in_format(nest.plain().spec());
+            let [codes, nested @ ..] = parts else { unreachable!("the spec names codes first") };
+            let mut scales = vec![0; plain.part_bytes(1)];
+            let outcome = pack_rows(&plain, nest.plain(), all, read, &mut [codes, &mut scales], run)?;
+            nest.nest(run.level, &all.scales, nested);
+            outcome
+        }
+    };
+    once::write(layout, global, parts);
+    Ok(outcome)
+}
+
+fn pack_rows(
+    layout: &Layout,
+    format: &'static dyn Rows,
+    all: &Groups,
+    read: impl Fn(usize, &mut [i8]) + Sync,
+    parts: &mut [&mut [u8]],
+    run: &Run<'_>,
+) -> Result<Outcome> {
+    let threads = if layout.elements() < SERIAL { 1 } else { run.threads };
+    let mut rest = cut::borrow_mut(parts);
+    let grid = Grid::new(layout, threads);
     if grid.long {
         pack_long_scales(layout, &grid, format, run.level, all, &mut rest);
     }
@@ -153,7 +254,7 @@ pub(super) fn pack_codes(
         for (start, len) in grid.segments(task.start, task.len).flat_map(|(start, len)| grid.spans(start, len, cut::SPAN)) {
             let mut parts = cut::split_mut(&mut task.parts, grid.bytes(layout, len));
             let group = if grid.long { len } else { grid.group };
-            let context = Context { level: run.level, group, scale_dtype: layout.scale_dtype, stream: false };
+            let context = Context { level: run.level, group, scale_dtype: layout.scale_dtype, global: 1.0, stream: false };
             tile.resize(layout.spec, context, len);
             read(start, &mut tile.codes);
             if !grid.long {
@@ -175,17 +276,17 @@ pub(super) fn pack_codes(
 /// The codes of any elements of a tensor, from those parts of it that hold codes.
 pub(super) struct Codes<'a> {
     layout: &'a Layout,
-    format: &'static dyn Format,
+    format: &'static dyn Rows,
     level: Level,
     parts: Parts<'a>,
     group: usize,
 }
 
 impl<'a> Codes<'a> {
-    pub(super) fn new(layout: &'a Layout, parts: &[&'a [u8]], level: Level) -> Result<Self> {
+    pub(super) fn new(layout: &'a Layout, format: &'static dyn Rows, parts: &[&'a [u8]], level: Level) -> Self {
         let long = Grid::new(layout, 1).long;
         let group = if long { usize::MAX } else { layout.group_elements() };
-        Ok(Codes { layout, format: formats::find(layout.spec.name)?, level, parts: cut::borrow(layout, parts), group })
+        Codes { layout, format, level, parts: cut::borrow(parts), group }
     }
 
     /// Read as many codes as `codes` holds from element `start` on, which begins a whole byte of every part.
@@ -196,7 +297,8 @@ impl<'a> Codes<'a> {
         while !rest.is_empty() {
             let (row, column) = (start / columns, start % columns);
             let len = (columns - column).min(rest.len());
-            let context = Context { level: self.level, group: self.group.min(len), scale_dtype: self.layout.scale_dtype, stream: false };
+            let context =
+                Context { level: self.level, group: self.group.min(len), scale_dtype: self.layout.scale_dtype, global: 1.0, stream: false };
             tile.resize(self.layout.spec, context, len);
             let parts: Parts<'a> = std::array::from_fn(|index| {
                 let bytes = |elements: usize| self.layout.code_bytes(index, elements);
@@ -211,8 +313,8 @@ impl<'a> Codes<'a> {
 }
 
 /// Write the parts that hold one element a group, of long groups; what is left of `rest` is the codes.
-pub(super) fn pack_long_scales(layout: &Layout, grid: &Grid, format: &dyn Format, level: Level, all: &Groups, rest: &mut PartsMut<'_>) {
-    let context = Context { level, group: 1, scale_dtype: layout.scale_dtype, stream: false };
+pub(super) fn pack_long_scales(layout: &Layout, grid: &Grid, format: &dyn Rows, level: Level, all: &Groups, rest: &mut PartsMut<'_>) {
+    let context = Context { level, group: 1, scale_dtype: layout.scale_dtype, global: 1.0, stream: false };
     let groups = grid.groups_of_a_row();
     for row in 0..grid.rows_of_groups() {
         let of_row = |values: &[f32]| values.get(row * groups..(row + 1) * groups).unwrap_or_default().to_vec();

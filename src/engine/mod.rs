@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `cut` | the tasks of a call and their shares of every part |
 //! | `encode`, `decode` | from an array to parts and back |
+//! | `woven` | tiles of formats whose rows lie side by side |
+//! | `once` | the parts that a tensor has once |
 //! | `groups` | the codes, scales and offsets of whole tensors |
 //! | `repack` | from the parts of one format to those of another, values untouched |
 //! | `nibbles` | codes of one byte each to two a byte and back |
@@ -16,14 +18,17 @@ mod decode;
 mod encode;
 mod groups;
 mod nibbles;
+mod once;
 mod repack;
 mod stage;
+mod woven;
 
 pub use compare::compare;
 pub use decode::{dequantize, dequantize_owned};
 pub use encode::{NonFinite, quantize, quantize_owned};
 pub use groups::{pack_groups, unpack};
 pub use nibbles::{pack, unpack as unpack_nibbles};
+pub use once::{check as check_once, global_of, make_effective, write_order};
 pub use repack::repack;
 
 pub use crate::kernels::sums::Sums;

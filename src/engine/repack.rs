@@ -8,13 +8,14 @@
 //! (code - zero_point) * scale  =  code * scale + minimum       minimum = -zero_point * scale, where all products are exact
 //! ```
 
-use super::groups::{Codes, pack_codes, unpack};
-use super::{Outcome, Run};
+use super::groups::{AsRows, Codes, pack_codes, unpack};
+use super::woven::{self, Side};
+use super::{Outcome, Run, SERIAL, cut, once};
 use crate::error::{Error, Result};
-use crate::formats::Groups;
+use crate::formats::{self, Format, Groups};
 use crate::kernels::scales::{e4m3, e4m3_bits};
 use crate::simd::ieee::Ieee;
-use crate::spec::{Layout, ScaleDtype, Scheme};
+use crate::spec::{Extent, Global, GroupSize, Layout, ScaleDtype, Scheme, Spec, ZeroPoints};
 use half::{bf16, f16};
 
 /// Convert parts of `from` to parts of `to`, two layouts of one tensor.
@@ -30,11 +31,20 @@ use half::{bf16, f16};
 pub fn repack(from: &Layout, parts: &[&[u8]], to: &Layout, out: &mut [&mut [u8]], run: &Run<'_>) -> Result<Outcome> {
     let _ieee = Ieee::enter();
     assert_eq!(from.shape, to.shape, "two layouts of one tensor");
+    cut::check(from, parts.iter().map(|part| part.len()));
     let lossy = |reason: String| Error::Lossy { from: from.spec.name.into(), to: to.spec.name.into(), reason };
     if from.elements() == 0 {
+        once::write(to, 1.0, out);
         return Ok(Outcome::default());
     }
-    if (from.group_elements(), from.groups_shape()) != (to.group_elements(), to.groups_shape()) {
+    if once::group_of_columns(from, parts)?.is_some() {
+        return Err(lossy("the groups of the columns are not in order".into()));
+    }
+    if from.spec.is_flat() != to.spec.is_flat() && !from.columns().is_multiple_of(from.group_elements()) {
+        return Err(lossy("groups reach across the ends of rows".into()));
+    }
+    let (of, wanted) = (from.groups_shape(), to.groups_shape());
+    if from.group_elements() != to.group_elements() || of.iter().product::<usize>() != wanted.iter().product::<usize>() {
         return Err(lossy(format!("group sizes differ ({}, {})", from.group_size, to.group_size)));
     }
     let headers = to.spec.header_bytes(to.elements());
@@ -42,21 +52,83 @@ pub fn repack(from: &Layout, parts: &[&[u8]], to: &Layout, out: &mut [&mut [u8]]
         let block = to.spec.block(to.group_elements());
         return Err(lossy(format!("the scales of {} are multiples of one for each {block} elements", to.spec.name)));
     }
-    let groups = from.groups_shape().iter().product();
+    let groups = of.iter().product();
     let mut all = Groups { codes: Vec::new(), scales: vec![0.0; groups], offsets: Vec::new(), headers: vec![0; headers] };
     all.offsets.resize(if from.spec.has_offsets() { groups } else { 0 }, 0.0);
     unpack(from, parts, &mut [], &mut all.scales, &mut all.offsets, &mut all.headers, run)?;
-    let shift = if headers > 0 { 0 } else { shift_between(from.spec.scheme, to, &mut all).map_err(lossy)? };
-    let codes = Codes::new(from, parts, run.level)?;
+    let global = carry_global(from, once::global_of(from, parts), to, &mut all.scales).map_err(lossy)?;
+    let shift = if headers > 0 { 0 } else { shift_between(from.spec, to, &mut all).map_err(lossy)? };
+    let (source, target) = (Side { layout: from, format: formats::of(from.spec) }, Side { layout: to, format: formats::of(to.spec) });
+    let is_woven = |side: Side<'_>| matches!(side.format, Format::Woven(_));
+    let plain = |side: Side<'_>| side.has_plain_codes() && (is_woven(side) || side.layout.spec.is_by_rows() && all_plain(side.layout));
+    if (is_woven(source) || is_woven(target)) && plain(source) && plain(target) {
+        let threads = if from.elements() < SERIAL { 1 } else { run.threads };
+        woven::reweave(source, parts, target, &all, shift, out, &Run { threads, ..*run })?;
+        once::write(to, global, out);
+        return Ok(Outcome::default());
+    }
+    let rows = AsRows::new(from, parts, true, run)?;
+    let row_parts = rows.parts(parts);
+    let codes = Codes::new(&rows.layout, rows.format, &row_parts, run.level);
     let read = |start: usize, tile: &mut [i8]| {
         codes.read(start, tile);
         tile.iter_mut().for_each(|code| *code += shift);
     };
-    pack_codes(to, &all, read, out, run)
+    let outcome = pack_codes(to, &all, global, read, out, run)?;
+    if let Format::Nested(nest) = formats::of(to.spec) {
+        let mut stored = vec![0.0; groups];
+        let nested: Vec<&[u8]> = out[1..].iter().map(|part| &**part).collect();
+        nest.unnest(run.level, &nested, &mut stored);
+        if stored != all.scales {
+            return Err(lossy(format!("the scales of {} are quantized in turn", to.spec.name)));
+        }
+    }
+    Ok(outcome)
+}
+
+/// Whether the parts are codes two a byte and one element a group.
+fn all_plain(layout: &Layout) -> bool {
+    layout.group_size != GroupSize::Tensor && layout.spec.parts.iter().all(|part| matches!(part.extent, Extent::Codes | Extent::Groups))
+}
+
+/// The second level of the scales in the target, with the scales of the first level turned into its; or why that cannot be.
+///
+/// Between a factor and a divisor the reciprocal rounds once, so that values may differ by two units in the last place; all else
+/// is exact.
+fn carry_global(from: &Layout, stored: f32, to: &Layout, scales: &mut [f32]) -> std::result::Result<f32, String> {
+    let (source, target) = (from.spec.global, to.spec.global);
+    let Some(target) = target else {
+        if let Some(source) = source {
+            scales.iter_mut().for_each(|scale| *scale = source.effective(*scale, stored));
+        }
+        return Ok(1.0);
+    };
+    let largest = (target == Global::Largest).then(|| once::unstored_global(to));
+    let global = match (source, target) {
+        (_, Global::Largest) if largest.is_some() => largest.unwrap_or(stored),
+        (Some(source), target) if source == target => stored,
+        (None, _) => 1.0,
+        (Some(Global::Multiplies), Global::Divides) | (Some(Global::Divides), Global::Multiplies) => 1.0 / stored,
+        (Some(Global::Largest), Global::Multiplies) => stored / Global::LARGEST,
+        (Some(Global::Largest), _) => 1.0 / (stored / Global::LARGEST),
+        (Some(Global::Multiplies), _) => stored * Global::LARGEST,
+        (Some(Global::Divides), _) => Global::LARGEST / stored,
+    };
+    let reciprocal = matches!((source, target), (Some(Global::Multiplies), Global::Divides) | (Some(Global::Divides), Global::Multiplies));
+    let agree = |scale: f32| {
+        let (before, after) = (source.map_or(scale, |source| source.effective(scale, stored)), target.effective(scale, global));
+        let apart = before.to_bits().abs_diff(after.to_bits());
+        before == after || reciprocal && before.is_finite() && after.is_finite() && apart <= 2
+    };
+    match scales.iter().find(|&&scale| !agree(scale)) {
+        Some(scale) => Err(format!("the second level of its scales, {stored}, would give the scale {scale} another value")),
+        None => Ok(global),
+    }
 }
 
 /// What is added to every code, with the offsets of `all` turned into those of the target; or why that cannot be.
-fn shift_between(scheme: Scheme, to: &Layout, all: &mut Groups) -> std::result::Result<i8, String> {
+fn shift_between(from: &Spec, to: &Layout, all: &mut Groups) -> std::result::Result<i8, String> {
+    let scheme = from.scheme;
     let differ = scheme != to.spec.scheme;
     let either = |is: fn(Scheme) -> bool| is(scheme) || is(to.spec.scheme);
     if differ && either(|scheme| matches!(scheme, Scheme::Codebook(_))) {
@@ -80,6 +152,16 @@ fn shift_between(scheme: Scheme, to: &Layout, all: &mut Groups) -> std::result::
             }
             -8
         }
+        (Scheme::Affine, Scheme::Affine) => {
+            let fits = |zero_point: f32| match to.spec.zero_points {
+                ZeroPoints::Integers(low, high) => zero_point.fract() == 0.0 && (f32::from(low)..=f32::from(high)).contains(&zero_point),
+                ZeroPoints::Numbers => holds(to.scale_dtype, zero_point),
+            };
+            if let Some((group, zero_point)) = all.offsets.iter().enumerate().find(|(_, zero_point)| !fits(**zero_point)) {
+                return Err(format!("group {group} has zero point {zero_point}, which {name} cannot store"));
+            }
+            0
+        }
         (Scheme::Symmetric | Scheme::Affine, Scheme::Minimum) => {
             let mut minimums = Vec::with_capacity(all.scales.len());
             for (group, (&scale, &zero_point)) in zero_points {
@@ -101,7 +183,11 @@ fn shift_between(scheme: Scheme, to: &Layout, all: &mut Groups) -> std::result::
                 // A group of one value has any zero point.
                 let any = if target == Scheme::Symmetric { 8.0 } else { 0.0 };
                 let zero_point = if scale == 0.0 { any } else { -*offset / scale };
-                let is_exact = (0.0..=15.0).contains(&zero_point) && zero_point.fract() == 0.0 && -zero_point * scale == *offset;
+                let ZeroPoints::Integers(low, high) = to.spec.zero_points else {
+                    return Err(format!("{name} has zero points in place of minimums"));
+                };
+                let is_exact =
+                    (f32::from(low)..=f32::from(high)).contains(&zero_point) && zero_point.fract() == 0.0 && -zero_point * scale == *offset;
                 if !is_exact || target == Scheme::Symmetric && zero_point != 8.0 {
                     return Err(format!(
                         "group {group} has minimum {offset} at scale {scale}; {name} would need a zero point of {zero_point}"
@@ -112,7 +198,6 @@ fn shift_between(scheme: Scheme, to: &Layout, all: &mut Groups) -> std::result::
             if target == Scheme::Symmetric { -8 } else { 0 }
         }
         (Scheme::Symmetric, Scheme::Symmetric)
-        | (Scheme::Affine, Scheme::Affine)
         | (Scheme::Minimum, Scheme::Minimum)
         | (Scheme::Codebook(_), _)
         | (_, Scheme::Codebook(_)) => 0,

@@ -7,6 +7,7 @@
 //! {"version": 1, "tensors": {"w": {"format": "int4", "shape": [4096, 4096], "axis": -1, "group_size": 32,
 //!                                  "scale_dtype": "float16", "dtype": "bfloat16"}}}
 //! ```
+//! A variant of a format that is not its default has its option too (`"symmetric": false`), and `mlx:nvfp4` its `global_scale`.
 //! `dtype` is what the tensor was before; `group_size` is a number, `"row"` or `"tensor"`; `axis` is the last one.
 
 use std::collections::HashMap;
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 use super::{Container, StoredDtype, Tensor, buffer, shown};
 use crate::error::{Error, Index, Result};
 use crate::formats;
-use crate::spec::{GroupSize, Layout, Options, PartDtype, ScaleDtype};
+use crate::spec::{Choice, GroupSize, Layout, Options, PartDtype, ScaleDtype};
 
 /// The key of the scheme in the metadata of a file.
 pub const KEY: &str = "quantize";
@@ -185,6 +186,9 @@ pub fn part_tensors(name: &str, layout: &Layout) -> Vec<Tensor> {
             let dtype = match part.dtype {
                 PartDtype::U8 => StoredDtype::U8,
                 PartDtype::U32 => StoredDtype::U32,
+                PartDtype::I32 => StoredDtype::I32,
+                PartDtype::I64 => StoredDtype::I64,
+                PartDtype::F32 => StoredDtype::F32,
                 PartDtype::Scale => match layout.scale_dtype {
                     ScaleDtype::F16 => StoredDtype::F16,
                     ScaleDtype::Bf16 => StoredDtype::Bf16,
@@ -205,7 +209,7 @@ pub fn write_scheme<'a>(tensors: impl Iterator<Item = (&'a str, &'a Layout, Stor
             GroupSize::Row => json!("row"),
             GroupSize::Tensor => json!("tensor"),
         };
-        let facts = json!({
+        let mut facts = json!({
             "format": layout.spec.name,
             "shape": layout.shape,
             "axis": -1,
@@ -213,6 +217,15 @@ pub fn write_scheme<'a>(tensors: impl Iterator<Item = (&'a str, &'a Layout, Stor
             "scale_dtype": layout.scale_dtype.name(),
             "dtype": dtype.name(),
         });
+        let is_default = formats::find(layout.spec.name).is_ok_and(|format| std::ptr::eq(format.spec(), layout.spec));
+        if let Some(choice) = layout.spec.choice.filter(|_| !is_default)
+            && let Some(on) = choice.is_on()
+        {
+            facts[choice.option()] = json!(on);
+        }
+        if let Some(global_scale) = layout.global_scale {
+            facts["global_scale"] = json!(global_scale);
+        }
         (name.to_string(), facts)
     };
     let tensors: serde_json::Map<String, Value> = tensors.map(describe).collect();
@@ -235,7 +248,11 @@ fn read_scheme(text: &str) -> std::result::Result<HashMap<String, (Layout, Store
 
 fn read_layout(facts: &Value) -> std::result::Result<(Layout, StoredDtype), String> {
     let text = |key: &str| facts[key].as_str().ok_or_else(|| format!("{key} is missing or no text"));
-    let spec = formats::find(text("format")?).map_err(|error| error.to_string())?.spec();
+    let default = formats::find(text("format")?).map_err(|error| error.to_string())?.spec();
+    let given = default.choice.map(Choice::option).and_then(|option| Choice::switch(option, facts[option].as_bool()?));
+    let spec = formats::choose(default.name, given).map_err(|error| error.to_string())?.spec();
+    // An f32 is written as the f64 that it is.
+    let global_scale = facts["global_scale"].as_f64().map(|number| number as f32);
     let lengths = facts["shape"].as_array().ok_or("shape is missing or no list")?;
     let length = |n: &Value| n.as_u64().and_then(|n| usize::try_from(n).ok());
     let shape: Vec<usize> = lengths.iter().map(length).collect::<Option<_>>().ok_or("shape holds something that is no length")?;
@@ -252,7 +269,7 @@ fn read_layout(facts: &Value) -> std::result::Result<(Layout, StoredDtype), Stri
     let scale_dtype = scale_dtype.ok_or_else(|| format!("scale_dtype is none of those that {} has", spec.name))?;
     // Where a format has one scale dtype it is no option.
     let scale_dtype = (spec.scale_dtypes.len() > 1).then_some(scale_dtype);
-    let options = Options { group_size: Some(group_size), scale_dtype };
+    let options = Options { group_size: Some(group_size), scale_dtype, choice: None, global_scale };
     let layout = Layout::new(spec, &shape, options).map_err(|error| error.to_string())?;
     let dtype = StoredDtype::from_name(text("dtype")?).filter(|dtype| dtype.float().is_some());
     let dtype = dtype.ok_or("dtype is none of float16, bfloat16, float32 and float64")?;

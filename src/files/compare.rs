@@ -133,7 +133,8 @@ pub(super) fn errors(shape: &[usize], reference: &Values, other: &Values, run: &
     let columns = shape.last().copied().unwrap_or(1);
     let mut sums = Sums::default();
     let (mut scratch, mut other_scratch) = (Vec::new(), Vec::new());
-    for (first, count) in blocks(shape) {
+    let whole = [reference, other].iter().any(|values| matches!(values, Values::Quantized(layout, _) if !layout.spec.is_by_rows()));
+    for (first, count) in blocks(shape, whole) {
         let x = reference.source(first, count, columns, &mut scratch, run)?;
         let y = other.source(first, count, columns, &mut other_scratch, run)?;
         sums = engine::compare(&x, &y, run)?.into_iter().fold(sums, Sums::then);
@@ -144,19 +145,22 @@ pub(super) fn errors(shape: &[usize], reference: &Values, other: &Values, run: &
 /// Elements of a block: 16 MiB of f32, enough for all threads to have work.
 const BLOCK_ELEMENTS: usize = 4 << 20;
 
-/// The rows of a tensor in blocks of about [`BLOCK_ELEMENTS`]: first row, number of rows.
-pub(super) fn blocks(shape: &[usize]) -> impl Iterator<Item = (usize, usize)> {
+/// The rows of a tensor in blocks of about [`BLOCK_ELEMENTS`], or as one `whole`: first row, number of rows.
+pub(super) fn blocks(shape: &[usize], whole: bool) -> impl Iterator<Item = (usize, usize)> {
     let (columns, rows) = match shape.split_last() {
         Some((&columns, rows)) => (columns, rows.iter().product()),
         None => (1, 1),
     };
     let rows = if columns == 0 { 0 } else { rows };
-    let step = (BLOCK_ELEMENTS / columns.max(1)).max(1);
+    let step = if whole { rows.max(1) } else { (BLOCK_ELEMENTS / columns.max(1)).max(1) };
     (0..rows).step_by(step).map(move |first| (first, step.min(rows - first)))
 }
 
 /// The layout of rows `first..first + count` of a quantized tensor, and their share of its parts.
 pub(super) fn rows<'a>(layout: &Layout, parts: &[&'a [u8]], first: usize, count: usize) -> (Layout, Vec<&'a [u8]>) {
+    if !layout.spec.is_by_rows() {
+        return (layout.clone(), parts.to_vec());
+    }
     let block = Layout { shape: vec![count, layout.columns()], ..layout.clone() };
     let share = |(index, part): (usize, &&'a [u8])| {
         let bytes = block.part_bytes(index);
@@ -180,7 +184,7 @@ impl Values<'_> {
             Values::Quantized(layout, parts) => {
                 let (block, parts) = rows(layout, parts, first, count);
                 scratch.resize(count * columns, 0.0);
-                engine::dequantize(&block, &parts, Sink::from_slice(scratch, &shape), run)?;
+                engine::dequantize(&block, &parts, Sink::from_slice(scratch, &block.shape), run)?;
                 Ok(Source::from_slice(scratch, &shape))
             }
         }

@@ -337,9 +337,9 @@ fn dequantize(file: &Checkpoint, entry: &Entry, run: &Run, advance: Advance, wri
     let dtype = entry.dtype.float().expect("only floats are quantized");
     let loaded = file.load(entry, advance)?;
     let parts: Vec<&[u8]> = loaded.iter().map(Vec::as_slice).collect();
-    let row = layout.columns() * dtype.size();
+    let row = layout.shape.last().map_or(1, |&columns| columns) * dtype.size();
     let mut decoded = Vec::new();
-    for (first, count) in blocks(&layout.shape) {
+    for (first, count) in blocks(&layout.shape, !layout.spec.is_by_rows()) {
         let (block, parts) = rows(layout, &parts, first, count);
         decoded.resize(count * row, 0);
         engine::dequantize(&block, &parts, Sink::from_bytes(&mut decoded, dtype, &block.shape), run)?;

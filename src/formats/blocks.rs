@@ -4,7 +4,7 @@
 //! scale | minimum, where there is one | x0 low, x16 high | x1, x17 | ... | x15, x31
 //! ```
 
-use super::{Context, Faults, Format, Groups, Need, Range};
+use super::{Context, Faults, Groups, Need, Range, Rows};
 use crate::kernels::decode::{Shelf, Tables, Values};
 use crate::kernels::encode::{Fit, Pieces, Place, Rule, TILE, Tiles};
 use crate::kernels::scales::{self, Load, Store};
@@ -16,7 +16,7 @@ use std::marker::PhantomData;
 pub(super) const BLOCK: usize = 32;
 
 /// The numerics of a format of this layout, and what its header is made of.
-pub(super) trait Header: Rule + Default {
+pub(super) trait Header: Rule {
     /// The dtype of the scale, and of the minimum if there is one.
     const DTYPE: ScaleDtype = ScaleDtype::F16;
     /// Bytes of the scale.
@@ -39,7 +39,7 @@ impl<R: Header> Blocks<R> {
     const BYTES: usize = R::BYTES + BLOCK / 2;
 }
 
-impl<R: Header> Format for Blocks<R> {
+impl<R: Header> Rows for Blocks<R> {
     fn spec(&self) -> &'static Spec {
         self.spec
     }
@@ -50,7 +50,7 @@ impl<R: Header> Format for Blocks<R> {
 
     fn quantize(&self, context: Context, x: &[f32], range: Option<Range>, groups: &mut Groups) -> Faults {
         let Groups { codes, scales, offsets, .. } = groups;
-        context.level.run(Pieces { rule: R::default(), x, group: BLOCK, range, dtype: R::DTYPE, codes, scales, offsets })
+        context.level.run(Pieces { rule: R::of(context.global), x, group: BLOCK, range, dtype: R::DTYPE, codes, scales, offsets })
     }
 
     fn pack(&self, context: Context, groups: &Groups, parts: &mut [&mut [u8]]) {
@@ -92,7 +92,7 @@ impl<R: Header> Format for Blocks<R> {
 
     fn dequantize(&self, context: Context, groups: &Groups, x: &mut [f32]) {
         let Groups { codes, scales, offsets, .. } = groups;
-        context.level.run(Values { rule: R::default(), codes, group: BLOCK, scales, offsets, x });
+        context.level.run(Values { rule: R::of(context.global), codes, group: BLOCK, scales, offsets, x });
     }
 
     fn encode(&self, context: Context, x: &[f32], groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
@@ -100,7 +100,7 @@ impl<R: Header> Format for Blocks<R> {
         let (tiles, rest) = x.split_at(x.len() / TILE * TILE);
         let (blocks, rest_blocks) = blocks.split_at_mut(tiles.len() / BLOCK * Self::BYTES);
         let place = Slots { blocks, rule: PhantomData::<R> };
-        let mut faults = context.level.run(Tiles::<_, _, 1> { rule: R::default(), place, x: tiles, dtype: R::DTYPE });
+        let mut faults = context.level.run(Tiles::<_, _, 1> { rule: R::of(context.global), place, x: tiles, dtype: R::DTYPE });
         if !rest.is_empty() {
             groups.resize(self.spec, context, rest.len());
             faults |= self.quantize(context, rest, None, groups);
@@ -112,7 +112,7 @@ impl<R: Header> Format for Blocks<R> {
     fn decode(&self, context: Context, parts: &[&[u8]], _: &mut Groups, x: &mut [f32]) {
         let [blocks] = parts else { unreachable!("the spec names one part") };
         context.level.run(Tables {
-            rule: R::default(),
+            rule: R::of(context.global),
             shelf: Stride { blocks, rule: PhantomData::<R> },
             group: BLOCK,
             x,

@@ -54,6 +54,18 @@ impl Rounding for HalfToEven {
     }
 }
 
+/// As [`HalfToEven`], and what becomes zero has the sign of `x`, a zero too.
+#[derive(Clone, Copy, Default)]
+pub(super) struct WithSign;
+
+impl Rounding for WithSign {
+    #[inline(always)]
+    fn codes<S: Simd>(simd: S, x: S::F32) -> S::I32 {
+        let code = HalfToEven::codes(simd, simd.as_f32(simd.and(simd.bits(x), simd.splat_i32(i32::MAX))));
+        simd.or(code, simd.and(simd.shift_right(simd.bits(x), 28), simd.splat_i32(8)))
+    }
+}
+
 /// |x|, at most 6.
 #[inline(always)]
 fn magnitude<S: Simd>(simd: S, x: S::F32) -> S::F32 {

@@ -24,14 +24,14 @@ static SPEC: Spec = Spec {
     aliases: &[],
     summary: "symmetric, any group size, two's complement",
     scheme: Scheme::Symmetric,
-    group_sizes: GroupSizes::Any { default: 32 },
+    group_sizes: GroupSizes::Any { default: 32, tensor: true },
     scale_dtypes: &[ScaleDtype::F16, ScaleDtype::Bf16, ScaleDtype::F32],
-    scales_follow_array: false,
     parts: &[
         Part { name: "packed", dtype: PartDtype::U8, extent: Extent::Codes },
         Part { name: "scales", dtype: PartDtype::Scale, extent: Extent::Groups },
     ],
     home: "quantize",
+    ..Spec::BASE
 };
 
 #[derive(Clone, Copy, Default)]
@@ -43,19 +43,19 @@ impl Rule for Int4 {
     const CODES: [i8; 16] = SIGNED;
 
     #[inline(always)]
-    fn fit<S: Simd>(simd: S, ranges: Ranges<S>, dtype: ScaleDtype) -> Fit<S> {
+    fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, dtype: ScaleDtype) -> Fit<S> {
         let scale = round_to(simd, simd.div(extreme(simd, ranges), simd.splat(-8.0)), dtype);
         let (scale, inverse) = scale_and_reciprocal(simd, scale);
         Fit { scale, offset: simd.splat(0.0), factor: inverse }
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(simd: S, x: S::F32, inverse: S::F32, _: S::F32) -> S::I32 {
+    fn codes<S: Simd>(self, simd: S, x: S::F32, inverse: S::F32, _: S::F32) -> S::I32 {
         simd.add_i32(simd.round(simd.mul(x, inverse)), simd.splat_i32(8))
     }
 
     #[inline(always)]
-    fn values<S: Simd>(simd: S, numbers: S::F32, scale: S::F32, _: S::F32) -> S::F32 {
+    fn values<S: Simd>(self, simd: S, numbers: S::F32, scale: S::F32, _: S::F32) -> S::F32 {
         simd.mul(numbers, scale)
     }
 }

@@ -28,7 +28,7 @@ impl Meaning for Iq4 {
     const CODES: [i8; 16] = UNSIGNED;
 
     #[inline(always)]
-    fn values<S: Simd>(simd: S, numbers: S::F32, scale: S::F32, _: S::F32) -> S::F32 {
+    fn values<S: Simd>(self, simd: S, numbers: S::F32, scale: S::F32, _: S::F32) -> S::F32 {
         simd.mul(numbers, scale)
     }
 }

@@ -12,7 +12,7 @@
 //! `quantize_row_iq4_nl_ref` tries one candidate only. Source: ggml-org/ggml `src/ggml-quants.c`.
 
 use super::iq4::{self, Iq4, Nearest, reciprocal_or_zero, search};
-use super::{Context, Faults, Format, Groups, Need, Range};
+use super::{Context, Faults, Groups, Need, Range, Rows};
 use crate::kernels::decode::{Shelf, Tables, Values};
 use crate::kernels::lanes::{self, GROUP, TILE, any_not_finite};
 use crate::kernels::scales::{self, round_to};
@@ -29,9 +29,9 @@ static SPEC: Spec = Spec {
     scheme: Scheme::Codebook(Codebook::Iq4),
     group_sizes: GroupSizes::Fixed(GROUP),
     scale_dtypes: &[ScaleDtype::F16],
-    scales_follow_array: false,
     parts: &[Part { name: "blocks", dtype: PartDtype::U8, extent: Extent::Blocks(BYTES) }],
     home: "ggml 0.13.1",
+    ..Spec::BASE
 };
 
 /// Bytes of the scale.
@@ -42,7 +42,7 @@ const BYTES: usize = SCALE + GROUP / 2;
 
 pub(super) struct Iq4Nl;
 
-impl Format for Iq4Nl {
+impl Rows for Iq4Nl {
     fn spec(&self) -> &'static Spec {
         &SPEC
     }

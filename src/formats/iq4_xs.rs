@@ -17,7 +17,7 @@
 //! `quantize_row_iq4_nl_impl`.
 
 use super::iq4::{self, Iq4, Nearest, reciprocal_or_zero, search};
-use super::{Context, Faults, Format, Groups, Need, Range};
+use super::{Context, Faults, Groups, Need, Range, Rows};
 use crate::kernels::decode::{Shelf, Tables, Values};
 use crate::kernels::lanes::{self, GROUP, TILE, any_not_finite};
 use crate::simd::{Kernel, LANES, Simd};
@@ -33,9 +33,9 @@ static SPEC: Spec = Spec {
     scheme: Scheme::Codebook(Codebook::Iq4),
     group_sizes: GroupSizes::InBlocks { size: GROUP, block: BLOCK, header: HEADER },
     scale_dtypes: &[ScaleDtype::F16],
-    scales_follow_array: false,
     parts: &[Part { name: "blocks", dtype: PartDtype::U8, extent: Extent::Blocks(BYTES / GROUPS) }],
     home: "ggml 0.13.1",
+    ..Spec::BASE
 };
 
 /// Groups of a block.
@@ -52,7 +52,7 @@ const BYTES: usize = HEADER + BLOCK / 2;
 
 pub(super) struct Iq4Xs;
 
-impl Format for Iq4Xs {
+impl Rows for Iq4Xs {
     fn spec(&self) -> &'static Spec {
         &SPEC
     }

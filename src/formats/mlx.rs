@@ -26,7 +26,7 @@ static SPEC: Spec = Spec {
     aliases: &["mlx:affine"],
     summary: "scale and bias, words of 8 codes",
     scheme: Scheme::Minimum,
-    group_sizes: GroupSizes::OneOf { sizes: &[32, 64, 128], default: 64 },
+    group_sizes: GroupSizes::OneOf { sizes: &[32, 64, 128], default: 64, row: false, short: false },
     scale_dtypes: &[ScaleDtype::F32, ScaleDtype::F16, ScaleDtype::Bf16],
     scales_follow_array: true,
     parts: &[
@@ -35,6 +35,7 @@ static SPEC: Spec = Spec {
         Part { name: "biases", dtype: PartDtype::Scale, extent: Extent::Groups },
     ],
     home: "mlx 0.32.4",
+    ..Spec::BASE
 };
 
 #[derive(Clone, Copy, Default)]
@@ -47,7 +48,7 @@ impl Rule for Mlx {
     const MINIMUM: bool = true;
 
     #[inline(always)]
-    fn fit<S: Simd>(simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
+    fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
         let (zero, least) = (simd.splat(0.0), simd.splat(1e-7));
         let magnitude = |v: S::F32| simd.as_f32(simd.and(simd.bits(v), simd.splat_i32(i32::MAX)));
         let low_is_larger = simd.less(magnitude(ranges.high), magnitude(ranges.low));
@@ -64,12 +65,12 @@ impl Rule for Mlx {
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(simd: S, x: S::F32, scale: S::F32, bias: S::F32) -> S::I32 {
+    fn codes<S: Simd>(self, simd: S, x: S::F32, scale: S::F32, bias: S::F32) -> S::I32 {
         simd.round(simd.div(simd.sub(x, bias), scale))
     }
 
     #[inline(always)]
-    fn values<S: Simd>(simd: S, numbers: S::F32, scale: S::F32, bias: S::F32) -> S::F32 {
+    fn values<S: Simd>(self, simd: S, numbers: S::F32, scale: S::F32, bias: S::F32) -> S::F32 {
         simd.add(simd.mul(numbers, scale), bias)
     }
 }

@@ -2,9 +2,17 @@
 //!
 //! A format has two sides, and [`Groups`] lies between them: `quantize` and `dequantize` are its numerics, `pack` and `unpack`
 //! its layout. `encode` and `decode` are both sides at once; a format overrides them where the detour through [`Groups`] costs.
+//!
+//! Formats whose rows follow each other in every part are [`Rows`]. Others stand on one of these, and say how their parts are
+//! made of its: [`Weave`] where rows lie side by side, [`Nest`] where scales are quantized in turn.
 
+mod awq;
 mod blocks;
+mod bnb;
+mod compressed_tensors;
 mod e2m1;
+mod gptq;
+mod hqq;
 mod int4;
 mod iq4;
 mod iq4_nl;
@@ -12,34 +20,64 @@ mod iq4_xs;
 mod mlx;
 mod mxfp4;
 mod nvfp4;
+mod nvfp4_planar;
+mod onnx;
 mod planar;
 mod q4_0;
 mod q4_1;
 mod q4_k;
+mod transposed;
 mod uint4;
 
 pub use crate::kernels::encode::Faults;
 pub use crate::kernels::range::{Need, Range};
 
 use crate::error::{Error, Result};
+use crate::kernels::blocks::{Block, BlockMut};
 use crate::level::Level;
-use crate::spec::{ScaleDtype, Spec};
+use crate::spec::{Choice, ScaleDtype, Spec};
 
-/// Every format. Python, the documentation, the tests and the benches follow this list.
-pub static FORMATS: &[&dyn Format] = &[
-    &int4::FORMAT,
-    &uint4::FORMAT,
-    &q4_0::FORMAT,
-    &q4_1::FORMAT,
-    &q4_k::FORMAT,
-    &iq4_nl::FORMAT,
-    &iq4_xs::FORMAT,
-    &nvfp4::FORMAT,
-    &mlx::FORMAT,
-    &mxfp4::GGUF,
-    &mxfp4::GPT_OSS,
-    &mxfp4::MLX,
-    &mxfp4::COMPRESSED_TENSORS,
+/// Every format; the variants that an option selects follow each other, the default first. Python, the documentation, the tests
+/// and the benches follow this list.
+pub static FORMATS: &[Format] = &[
+    Format::Rows(&int4::FORMAT),
+    Format::Rows(&uint4::FORMAT),
+    Format::Rows(&q4_0::FORMAT),
+    Format::Rows(&q4_1::FORMAT),
+    Format::Rows(&q4_k::FORMAT),
+    Format::Rows(&iq4_nl::FORMAT),
+    Format::Rows(&iq4_xs::FORMAT),
+    Format::Rows(&nvfp4::FORMAT),
+    Format::Rows(&mlx::FORMAT),
+    Format::Rows(&mxfp4::GGUF),
+    Format::Rows(&mxfp4::GPT_OSS),
+    Format::Rows(&mxfp4::MLX),
+    Format::Rows(&mxfp4::COMPRESSED_TENSORS),
+    Format::Rows(&mxfp4::TORCHAO_FLOOR),
+    Format::Rows(&mxfp4::TORCHAO_RCEIL),
+    Format::Rows(&mxfp4::TORCHAO_CEIL),
+    Format::Rows(&mxfp4::TORCHAO_EVEN),
+    Format::Rows(&nvfp4_planar::MLX),
+    Format::Rows(&nvfp4_planar::COMPRESSED_TENSORS),
+    Format::Rows(&nvfp4_planar::MODEL_OPT),
+    Format::Rows(&nvfp4_planar::TORCHAO),
+    Format::Rows(&nvfp4_planar::TORCHAO_ONE_LEVEL),
+    Format::Woven(&gptq::SYMMETRIC),
+    Format::Woven(&gptq::ASYMMETRIC),
+    Format::Woven(&gptq::V2_SYMMETRIC),
+    Format::Woven(&gptq::V2_ASYMMETRIC),
+    Format::Woven(&awq::FORMAT),
+    Format::Rows(&onnx::MATMUL_SYMMETRIC),
+    Format::Rows(&onnx::MATMUL_ASYMMETRIC),
+    Format::Woven(&onnx::QDQ_SYMMETRIC),
+    Format::Woven(&onnx::QDQ_ASYMMETRIC),
+    Format::Rows(&bnb::NF4),
+    Format::Nested(&bnb::NF4_NESTED),
+    Format::Rows(&bnb::FP4),
+    Format::Nested(&bnb::FP4_NESTED),
+    Format::Woven(&compressed_tensors::SYMMETRIC),
+    Format::Woven(&compressed_tensors::ASYMMETRIC),
+    Format::Woven(&hqq::FORMAT),
 ];
 
 /// A tile of whole groups between numerics and layout; a last group may be short.
@@ -56,6 +94,37 @@ pub struct Groups {
     pub headers: Vec<u8>,
 }
 
+/// A format, by how its parts lie.
+#[derive(Clone, Copy)]
+pub enum Format {
+    /// Rows follow each other in every part.
+    Rows(&'static dyn Rows),
+    /// Rows lie side by side.
+    Woven(&'static dyn Weave),
+    /// Scales are quantized in turn.
+    Nested(&'static dyn Nest),
+}
+
+impl Format {
+    /// The facts.
+    pub fn spec(self) -> &'static Spec {
+        match self {
+            Format::Rows(format) => format.spec(),
+            Format::Woven(format) => format.spec(),
+            Format::Nested(format) => format.spec(),
+        }
+    }
+
+    /// The format with the same numerics whose rows follow each other.
+    pub fn rows(self) -> &'static dyn Rows {
+        match self {
+            Format::Rows(format) => format,
+            Format::Woven(format) => format.rows(),
+            Format::Nested(format) => format.plain(),
+        }
+    }
+}
+
 /// What a tile is worked on with.
 #[derive(Clone, Copy, Debug)]
 pub struct Context {
@@ -65,6 +134,8 @@ pub struct Context {
     pub group: usize,
     /// The dtype of the scales.
     pub scale_dtype: ScaleDtype,
+    /// The second level of the scales, 1 where there is none.
+    pub global: f32,
     /// Whether decoded floats go past the caches, where the format can do that.
     pub stream: bool,
 }
@@ -76,13 +147,19 @@ impl Context {
     }
 }
 
-/// A format: facts, numerics, layout. A part is the little-endian bytes of a tile's share of it, in the order of the spec.
-pub trait Format: Sync {
+/// A format whose rows follow each other in every part: facts, numerics, layout. A part is the little-endian bytes of a tile's
+/// share of it, in the order of the spec; parts that the tensor has once are empty.
+pub trait Rows: Sync {
     /// The facts.
     fn spec(&self) -> &'static Spec;
 
     /// What of a group's range its scale is made from.
     fn need(&self) -> Need;
+
+    /// The second level of the scales of a tensor whose largest magnitude is `largest`.
+    fn global(&self, _largest: f32) -> f32 {
+        1.0
+    }
 
     /// Codes, scales and offsets of the groups of `x`. `range` is that of the one group that all of `x` belongs to, where a
     /// group is longer than a tile and was surveyed before.
@@ -114,6 +191,49 @@ pub trait Format: Sync {
     }
 }
 
+/// A format whose rows lie side by side: a word holds codes of several rows, or the parts are those of the transposed matrix.
+///
+/// The engine cuts the tensor into tiles of some rows and columns, encodes a tile as the format [`Weave::rows`] does, and has it
+/// woven into the blocks of the parts that the tile covers.
+pub trait Weave: Sync {
+    /// The facts.
+    fn spec(&self) -> &'static Spec;
+
+    /// The format with the same numerics whose rows follow each other, each padded to a whole byte: codes, scales and, if there
+    /// are zero points, those, one element a group.
+    fn rows(&self) -> &'static dyn Rows;
+
+    /// The tile as rows to the tile in the parts.
+    fn weave(&self, context: Context, tile: Tile, rows: &[&[u8]], parts: &mut [BlockMut<'_>]);
+
+    /// The tile in the parts to the tile as rows; where `rows[0]` is empty only the scales and zero points are wanted.
+    fn unweave(&self, context: Context, tile: Tile, parts: &[Block<'_>], rows: &mut [&mut [u8]]);
+}
+
+/// Lengths of a tile. It begins at a multiple of 8 rows, a whole group and a whole byte of a row.
+#[derive(Clone, Copy, Debug)]
+pub struct Tile {
+    /// Rows.
+    pub rows: usize,
+    /// Elements of each of them.
+    pub columns: usize,
+}
+
+/// A format whose scales, one f32 a group, are quantized in turn.
+pub trait Nest: Sync {
+    /// The facts.
+    fn spec(&self) -> &'static Spec;
+
+    /// The format with plain scales: codes, then scales.
+    fn plain(&self) -> &'static dyn Rows;
+
+    /// The parts after the codes from the scales.
+    fn nest(&self, level: Level, scales: &[f32], parts: &mut [&mut [u8]]);
+
+    /// The scales from the parts after the codes.
+    fn unnest(&self, level: Level, parts: &[&[u8]], scales: &mut [f32]);
+}
+
 impl Groups {
     /// Make room for `elements`.
     pub fn resize(&mut self, spec: &Spec, context: Context, elements: usize) {
@@ -125,26 +245,65 @@ impl Groups {
     }
 }
 
-/// The format of this name or alias.
+/// The format of this name or alias, in its default variant.
 ///
 /// # Errors
 ///
 /// [`Error::UnknownFormat`], with names that are near.
-pub fn find(name: &str) -> Result<&'static dyn Format> {
+pub fn find(name: &str) -> Result<Format> {
     let found = FORMATS.iter().find(|format| format.spec().name == name || format.spec().aliases.contains(&name));
     found.copied().ok_or_else(|| Error::UnknownFormat { name: name.to_string(), near: near(name) })
+}
+
+/// The variants of a format, the default first.
+pub fn variants(spec: &Spec) -> impl Iterator<Item = Format> + Clone + use<> {
+    let name = spec.name;
+    FORMATS.iter().copied().filter(move |format| format.spec().name == name)
+}
+
+/// The variant of the format of this name that `choice` selects.
+///
+/// # Errors
+///
+/// [`Error::UnknownFormat`], [`Error::Option`] for an option that it lacks.
+pub fn choose(name: &str, choice: Option<Choice>) -> Result<Format> {
+    let format = find(name)?;
+    let Some(choice) = choice else { return Ok(format) };
+    let spec = format.spec();
+    let lacks = || Error::Option { option: choice.option().into(), format: spec.name.into(), options: spec.options() };
+    variants(spec).find(|variant| variant.spec().choice == Some(choice)).ok_or_else(lacks)
+}
+
+/// The first variant that stores the same parts: where an option concerns the encoder alone, what is stored does not show it.
+pub fn stored(spec: &'static Spec) -> Format {
+    let parts = |spec: &Spec| spec.parts.iter().map(|part| (part.name, part.extent)).collect::<Vec<_>>();
+    let found = variants(spec).find(|variant| std::ptr::eq(variant.spec().parts, spec.parts) || parts(variant.spec()) == parts(spec));
+    found.unwrap_or_else(|| of(spec))
+}
+
+/// The format that this spec is of.
+///
+/// # Panics
+///
+/// Where it is of none in the list.
+pub fn of(spec: &'static Spec) -> Format {
+    let found = FORMATS.iter().find(|format| std::ptr::eq(format.spec(), spec));
+    *found.expect("a spec is that of a format in the list")
 }
 
 /// Names that begin or end alike, or differ in at most two letters.
 fn near(name: &str) -> Vec<String> {
     let lower = name.to_lowercase();
+    // Of a short word two letters are most of it.
+    let far = if lower.len() < 4 { 2 } else { 3 };
     let is_near = |candidate: &str| {
         let tail = candidate.rsplit(':').next().unwrap_or(candidate);
         !lower.is_empty()
-            && (candidate.contains(&lower) || lower.contains(tail) || distance(&lower, candidate) <= 2 || distance(&lower, tail) <= 2)
+            && (candidate.contains(&lower) || lower.contains(tail) || distance(&lower, candidate) < far || distance(&lower, tail) < far)
     };
-    let names = FORMATS.iter().map(|format| format.spec().name);
-    names.filter(|candidate| is_near(candidate)).map(str::to_string).collect()
+    let mut names: Vec<&str> = FORMATS.iter().map(|format| format.spec().name).collect();
+    names.dedup();
+    names.into_iter().filter(|candidate| is_near(candidate)).map(str::to_string).collect()
 }
 
 /// Insertions, deletions and replacements that lead from one word to the other.

@@ -14,7 +14,7 @@
 //! its code, as at home. Source: ggml-org/ggml `src/ggml-quants.c`, `quantize_row_nvfp4_ref`.
 
 use super::e2m1::NUMBERS_WITHOUT_NEGATIVE_ZERO;
-use super::{Context, Faults, Format, Groups, Need, Range};
+use super::{Context, Faults, Groups, Need, Range, Rows};
 use crate::kernels::decode::{Meaning, Shelf, Tables, Values};
 use crate::kernels::lanes::magnitude;
 use crate::kernels::nibbles::UNSIGNED;
@@ -32,9 +32,9 @@ static SPEC: Spec = Spec {
     scheme: Scheme::Codebook(Codebook::E2m1),
     group_sizes: GroupSizes::InBlocks { size: GROUP, block: GROUPS * GROUP, header: 0 },
     scale_dtypes: &[ScaleDtype::E4m3],
-    scales_follow_array: false,
     parts: &[Part { name: "blocks", dtype: PartDtype::U8, extent: Extent::Blocks(BYTES / GROUPS) }],
     home: "ggml 0.13.1",
+    ..Spec::BASE
 };
 
 /// Elements of a group.
@@ -57,7 +57,7 @@ const LOW: u64 = 0x0f0f_0f0f_0f0f_0f0f;
 
 pub(super) struct Nvfp4;
 
-impl Format for Nvfp4 {
+impl Rows for Nvfp4 {
     fn spec(&self) -> &'static Spec {
         &SPEC
     }
@@ -129,7 +129,7 @@ impl Meaning for E2m1 {
     const CODES: [i8; 16] = UNSIGNED;
 
     #[inline(always)]
-    fn values<S: Simd>(simd: S, numbers: S::F32, scale: S::F32, _: S::F32) -> S::F32 {
+    fn values<S: Simd>(self, simd: S, numbers: S::F32, scale: S::F32, _: S::F32) -> S::F32 {
         simd.mul(numbers, scale)
     }
 }

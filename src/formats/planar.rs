@@ -1,29 +1,47 @@
 //! The layout of codes, scales and offsets that are each in an array of their own, under the names that the format gives them.
 //!
 //! ```text
-//! codes    byte i = code 2i low, code 2i + 1 high
+//! codes    byte i = code 2i low, code 2i + 1 high; or the other way round
 //! scales   one a group, in the scale dtype
-//! offsets  only where the scheme has them; minimums: one a group, in the scale dtype;
-//!          zero points: byte i = zero point 2i low, zero point 2i + 1 high
+//! offsets  only where the scheme has them: one a group in the scale dtype, one byte a group, or
+//!          byte i = zero point 2i low, zero point 2i + 1 high
 //! ```
 
-use super::{Context, Faults, Format, Groups, Need, Range};
+use super::{Context, Faults, Groups, Need, Range, Rows};
 use crate::kernels::decode::{Shelf, Tables, Values};
 use crate::kernels::encode::{Fit, Pieces, Place, Rule, TILE, Tiles};
 use crate::kernels::nibbles::{Pack, UNSIGNED, Unpack};
 use crate::kernels::scales::{self, Load, Store};
-use crate::simd::Simd;
-use crate::spec::{ScaleDtype, Spec};
+use crate::simd::{LANES, Simd};
+use crate::spec::{Extent, PartDtype, ScaleDtype, Spec};
 use bytemuck::{cast_slice, cast_slice_mut};
 use std::marker::PhantomData;
 
 /// A format of this layout: its facts and its numerics.
-pub(super) struct Planar<R> {
+pub(super) struct Planar<R, const HIGH_FIRST: bool = false> {
     spec: &'static Spec,
     rule: PhantomData<R>,
 }
 
-impl<R: Rule> Planar<R> {
+/// How offsets are stored.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Offsets {
+    /// There are none.
+    None,
+    /// In the scale dtype.
+    Numbers,
+    /// A byte each.
+    Bytes,
+    /// Two a byte.
+    Nibbles,
+}
+
+/// The last byte of an odd number of zero points has this above them.
+fn padding(spec: &Spec) -> u8 {
+    if spec.parts.iter().any(|part| part.extent == Extent::GroupCodes) { 8 << 4 } else { 0 }
+}
+
+impl<R: Rule, const HIGH_FIRST: bool> Planar<R, HIGH_FIRST> {
     pub(super) const fn new(spec: &'static Spec) -> Self {
         Planar { spec, rule: PhantomData }
     }
@@ -31,20 +49,34 @@ impl<R: Rule> Planar<R> {
     /// What turns a code with the bias added into the stored nibble.
     const FLIP: u8 = (R::CODES[0] + R::BIAS) as u8;
 
+    fn offsets(&self) -> Offsets {
+        match self.spec.parts.get(2).map(|part| (part.extent, part.dtype)) {
+            Some((Extent::Groups, PartDtype::Scale)) => Offsets::Numbers,
+            Some((Extent::Groups, _)) => Offsets::Bytes,
+            Some((Extent::GroupPairs, _)) => Offsets::Nibbles,
+            _ => Offsets::None,
+        }
+    }
+
     /// The groups of 32 to 512 elements that the fused kernels take, in sub-blocks of 32.
     fn run_of(context: Context) -> Option<usize> {
         (context.group.is_multiple_of(32) && (context.group / 32).is_power_of_two() && context.group <= TILE).then_some(context.group / 32)
     }
 
     /// The parts from element `start` on, which begins a tile.
-    fn tails<'a>(context: Context, start: usize, parts: &'a mut [&mut [u8]]) -> Vec<&'a mut [u8]> {
+    fn tails<'a>(&self, context: Context, start: usize, parts: &'a mut [&mut [u8]]) -> Vec<&'a mut [u8]> {
         let groups = start / context.group;
         let scales = groups * context.scale_dtype.size();
-        let starts = [start / 2, scales, if R::MINIMUM { scales } else { groups / 2 }];
-        parts.iter_mut().zip(starts).map(|(part, start)| &mut part[start..]).collect()
+        let offsets = match self.offsets() {
+            Offsets::None => 0,
+            Offsets::Numbers => scales,
+            Offsets::Bytes => groups,
+            Offsets::Nibbles => groups / 2,
+        };
+        parts.iter_mut().zip([start / 2, scales, offsets]).map(|(part, start)| &mut part[start..]).collect()
     }
 
-    fn encode_tiles(context: Context, run: usize, rule: R, x: &[f32], place: Columns<'_, R>) -> Faults {
+    fn encode_tiles(context: Context, run: usize, rule: R, x: &[f32], place: Columns<'_, R, HIGH_FIRST>) -> Faults {
         let dtype = context.scale_dtype;
         match run {
             1 => context.level.run(Tiles::<_, _, 1> { rule, place, x, dtype }),
@@ -56,7 +88,12 @@ impl<R: Rule> Planar<R> {
     }
 }
 
-impl<R: Rule + Default> Format for Planar<R> {
+/// Swap the nibbles of every byte.
+fn swap(packed: &mut [u8]) {
+    packed.iter_mut().for_each(|byte| *byte = byte.rotate_left(4));
+}
+
+impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
     fn spec(&self) -> &'static Spec {
         self.spec
     }
@@ -65,48 +102,85 @@ impl<R: Rule + Default> Format for Planar<R> {
         R::NEED
     }
 
+    fn global(&self, largest: f32) -> f32 {
+        R::global(largest)
+    }
+
     fn quantize(&self, context: Context, x: &[f32], range: Option<Range>, groups: &mut Groups) -> Faults {
         let Groups { codes, scales, offsets, .. } = groups;
-        context.level.run(Pieces { rule: R::default(), x, group: context.group, range, dtype: context.scale_dtype, codes, scales, offsets })
+        let (rule, dtype) = (R::of(context.global), context.scale_dtype);
+        context.level.run(Pieces { rule, x, group: context.group, range, dtype, codes, scales, offsets })
     }
 
     fn pack(&self, context: Context, groups: &Groups, parts: &mut [&mut [u8]]) {
-        let [packed, scales, offsets @ ..] = parts else { unreachable!("the spec names two parts or three") };
+        let [packed, scales, rest @ ..] = parts else { unreachable!("the spec names two parts or more") };
+        let (packed, padding_bytes) = packed.split_at_mut(groups.codes.len().div_ceil(2));
         context.level.run(Pack { codes: cast_slice(&groups.codes), bias: 0, packed });
-        context.level.run(Store { values: &groups.scales, dtype: context.scale_dtype, bytes: scales });
-        match offsets {
-            [minimums] if R::MINIMUM => context.level.run(Store { values: &groups.offsets, dtype: context.scale_dtype, bytes: minimums }),
-            [zero_points] if !zero_points.is_empty() => {
-                let codes: Vec<u8> = groups.offsets.iter().map(|&zero_point| zero_point as u8).collect();
-                context.level.run(Pack { codes: &codes, bias: 0, packed: zero_points });
+        // Packed they are in two's complement; what fills the last byte up stays 0.
+        let flip = (R::BIAS as u8 ^ Self::FLIP) & 15;
+        if flip != 0 {
+            packed.iter_mut().for_each(|byte| *byte ^= flip * 0x11);
+            if groups.codes.len() % 2 == 1
+                && let Some(last) = packed.last_mut()
+            {
+                *last &= 15;
             }
-            _ => {}
+        }
+        padding_bytes.fill(0);
+        if HIGH_FIRST {
+            swap(packed);
+        }
+        context.level.run(Store { values: &groups.scales, dtype: context.scale_dtype, bytes: scales });
+        let Some(offsets) = rest.first_mut().filter(|part| !part.is_empty()) else { return };
+        let bytes = || groups.offsets.iter().map(|&zero_point| zero_point as u8);
+        match self.offsets() {
+            Offsets::None => {}
+            Offsets::Numbers => context.level.run(Store { values: &groups.offsets, dtype: context.scale_dtype, bytes: offsets }),
+            Offsets::Bytes => offsets.iter_mut().zip(bytes()).for_each(|(offset, byte)| *offset = byte),
+            Offsets::Nibbles => {
+                let codes: Vec<u8> = bytes().collect();
+                context.level.run(Pack { codes: &codes, bias: 0, packed: offsets });
+                if codes.len() % 2 == 1
+                    && let Some(last) = offsets.last_mut()
+                {
+                    *last |= padding(self.spec);
+                }
+            }
         }
     }
 
     fn unpack(&self, context: Context, parts: &[&[u8]], groups: &mut Groups) {
-        let [packed, scales, offsets @ ..] = parts else { unreachable!("the spec names two parts or three") };
+        let [packed, scales, rest @ ..] = parts else { unreachable!("the spec names two parts or more") };
         let table = &R::CODES.map(i8::cast_unsigned);
-        context.level.run(Unpack { packed, table, codes: cast_slice_mut(&mut groups.codes) });
+        let packed = &packed[..groups.codes.len().div_ceil(2)];
+        if HIGH_FIRST {
+            let mut swapped = packed.to_vec();
+            swap(&mut swapped);
+            context.level.run(Unpack { packed: &swapped, table, codes: cast_slice_mut(&mut groups.codes) });
+        } else {
+            context.level.run(Unpack { packed, table, codes: cast_slice_mut(&mut groups.codes) });
+        }
         context.level.run(Load { bytes: scales, dtype: context.scale_dtype, values: &mut groups.scales });
-        match offsets {
-            [minimums] if R::MINIMUM => {
-                context.level.run(Load { bytes: minimums, dtype: context.scale_dtype, values: &mut groups.offsets });
-            }
-            [zero_points] if !zero_points.is_empty() => {
+        let Some(offsets) = rest.first().filter(|part| !part.is_empty()) else { return };
+        let from_bytes = |values: &mut [f32], bytes: &[u8]| {
+            values.iter_mut().zip(bytes).for_each(|(value, &byte)| *value = f32::from(byte));
+        };
+        match self.offsets() {
+            Offsets::None => {}
+            Offsets::Numbers => context.level.run(Load { bytes: offsets, dtype: context.scale_dtype, values: &mut groups.offsets }),
+            Offsets::Bytes => from_bytes(&mut groups.offsets, offsets),
+            Offsets::Nibbles => {
                 let mut codes = vec![0; groups.offsets.len()];
-                context.level.run(Unpack { packed: zero_points, table: &UNSIGNED.map(i8::cast_unsigned), codes: &mut codes });
-                for (offset, code) in groups.offsets.iter_mut().zip(codes) {
-                    *offset = f32::from(code);
-                }
+                let packed = &offsets[..codes.len().div_ceil(2)];
+                context.level.run(Unpack { packed, table: &UNSIGNED.map(i8::cast_unsigned), codes: &mut codes });
+                from_bytes(&mut groups.offsets, &codes);
             }
-            _ => {}
         }
     }
 
     fn dequantize(&self, context: Context, groups: &Groups, x: &mut [f32]) {
         let Groups { codes, scales, offsets, .. } = groups;
-        context.level.run(Values { rule: R::default(), codes, group: context.group, scales, offsets, x });
+        context.level.run(Values { rule: R::of(context.global), codes, group: context.group, scales, offsets, x });
     }
 
     fn encode(&self, context: Context, x: &[f32], groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
@@ -116,13 +190,13 @@ impl<R: Rule + Default> Format for Planar<R> {
             && x.len() >= TILE
         {
             // Where a tile is one group, two tiles share a byte of zero points.
-            let whole = if parts.len() > 2 && !R::MINIMUM && run == 16 { 2 * TILE } else { TILE };
+            let whole = if self.offsets() == Offsets::Nibbles && run == 16 { 2 * TILE } else { TILE };
             rest = x.len() / whole * whole;
-            let place = Columns::new(context, parts);
-            faults |= Self::encode_tiles(context, run, R::default(), &x[..rest], place);
+            let place = Columns::new(context, self.offsets(), parts);
+            faults |= Self::encode_tiles(context, run, R::of(context.global), &x[..rest], place);
         }
         if rest < x.len() {
-            let mut parts = Self::tails(context, rest, parts);
+            let mut parts = self.tails(context, rest, parts);
             groups.resize(self.spec, context, x.len() - rest);
             faults |= self.quantize(context, &x[rest..], None, groups);
             self.pack(context, groups, &mut parts);
@@ -131,9 +205,9 @@ impl<R: Rule + Default> Format for Planar<R> {
     }
 
     fn decode(&self, context: Context, parts: &[&[u8]], groups: &mut Groups, x: &mut [f32]) {
-        if context.group.is_multiple_of(32) && x.len().is_multiple_of(context.group) {
-            let shelf = Rows::<R>::new(context, parts);
-            return context.level.run(Tables { rule: R::default(), shelf, group: context.group, x, stream: context.stream });
+        if context.group.is_multiple_of(LANES) && x.len().is_multiple_of(context.group) {
+            let shelf = Stored::<R, HIGH_FIRST>::new(context, self.offsets(), parts);
+            return context.level.run(Tables { rule: R::of(context.global), shelf, group: context.group, x, stream: context.stream });
         }
         groups.resize(self.spec, context, x.len());
         self.unpack(context, parts, groups);
@@ -142,44 +216,49 @@ impl<R: Rule + Default> Format for Planar<R> {
 }
 
 /// Where the fused kernel writes.
-struct Columns<'a, R> {
+struct Columns<'a, R, const HIGH_FIRST: bool> {
     packed: &'a mut [u8],
     scales: &'a mut [u8],
-    offsets: Option<&'a mut [u8]>,
+    offsets: &'a mut [u8],
+    stored: Offsets,
     dtype: ScaleDtype,
     rule: PhantomData<R>,
 }
 
-impl<'a, R> Columns<'a, R> {
-    fn new(context: Context, parts: &'a mut [&mut [u8]]) -> Self {
-        let [packed, scales, offsets @ ..] = parts else { unreachable!("the spec names two parts or three") };
-        let offsets = offsets.first_mut().map(|part| &mut **part);
-        Columns { packed, scales, offsets, dtype: context.scale_dtype, rule: PhantomData }
+impl<'a, R, const HIGH_FIRST: bool> Columns<'a, R, HIGH_FIRST> {
+    fn new(context: Context, stored: Offsets, parts: &'a mut [&mut [u8]]) -> Self {
+        let [packed, scales, rest @ ..] = parts else { unreachable!("the spec names two parts or more") };
+        let offsets = rest.first_mut().map_or(&mut [][..], |part| &mut **part);
+        Columns { packed, scales, offsets, stored, dtype: context.scale_dtype, rule: PhantomData }
     }
 }
 
-impl<R: Rule> Place for Columns<'_, R> {
+impl<R: Rule, const HIGH_FIRST: bool> Place for Columns<'_, R, HIGH_FIRST> {
     #[inline(always)]
     fn fit<S: Simd>(&mut self, simd: S, tile: usize, fit: &Fit<S>, run: usize) {
         let groups = 16 / run;
         let bytes = groups * self.dtype.size();
         scales::store(simd, fit.scale, self.dtype, run, &mut self.scales[tile * bytes..][..bytes]);
-        if let Some(minimums) = &mut self.offsets
-            && R::MINIMUM
-        {
-            scales::store(simd, fit.offset, self.dtype, run, &mut minimums[tile * bytes..][..bytes]);
-        } else if let Some(zero_points) = &mut self.offsets {
-            let mut lanes = [0; 16];
-            simd.store_i32(simd.round(fit.offset), &mut lanes);
-            let zero_point = |group: usize| lanes[group * run] as u8;
-            if groups == 1 {
-                // One group a tile: two tiles share a byte, and the even one comes first.
-                let byte = &mut zero_points[tile / 2];
-                *byte = if tile.is_multiple_of(2) { zero_point(0) } else { *byte | zero_point(0) << 4 };
-            } else {
-                for (pair, byte) in zero_points[tile * groups / 2..][..groups / 2].iter_mut().enumerate() {
-                    *byte = zero_point(2 * pair) | zero_point(2 * pair + 1) << 4;
-                }
+        if self.stored == Offsets::None {
+            return;
+        }
+        if self.stored == Offsets::Numbers {
+            return scales::store(simd, fit.offset, self.dtype, run, &mut self.offsets[tile * bytes..][..bytes]);
+        }
+        let mut lanes = [0; 16];
+        simd.store_i32(simd.round(fit.offset), &mut lanes);
+        let zero_point = |group: usize| lanes[group * run] as u8;
+        if self.stored == Offsets::Bytes {
+            for (group, byte) in self.offsets[tile * groups..][..groups].iter_mut().enumerate() {
+                *byte = zero_point(group);
+            }
+        } else if groups == 1 {
+            // One group a tile: two tiles share a byte, and the even one comes first.
+            let byte = &mut self.offsets[tile / 2];
+            *byte = if tile.is_multiple_of(2) { zero_point(0) } else { *byte | zero_point(0) << 4 };
+        } else {
+            for (pair, byte) in self.offsets[tile * groups / 2..][..groups / 2].iter_mut().enumerate() {
+                *byte = zero_point(2 * pair) | zero_point(2 * pair + 1) << 4;
             }
         }
     }
@@ -188,29 +267,33 @@ impl<R: Rule> Place for Columns<'_, R> {
     fn codes<S: Simd>(&mut self, simd: S, line: usize, codes: &[S::I32; 8]) {
         let mut bytes = [0; 64];
         simd.pack_pairs(codes, &mut bytes);
-        self.packed[64 * line..][..64].copy_from_slice(&bytes.map(|byte| byte ^ (Planar::<R>::FLIP * 0x11)));
+        let flip = Planar::<R, HIGH_FIRST>::FLIP * 0x11;
+        let stored = bytes.map(|byte| if HIGH_FIRST { byte.rotate_left(4) } else { byte } ^ flip);
+        self.packed[64 * line..][..64].copy_from_slice(&stored);
     }
 }
 
 /// Where the fused decoder reads.
 #[derive(Clone, Copy)]
-struct Rows<'a, R> {
+struct Stored<'a, R, const HIGH_FIRST: bool> {
     packed: &'a [u8],
     scales: &'a [u8],
     offsets: &'a [u8],
+    stored: Offsets,
     context: Context,
     rule: PhantomData<R>,
 }
 
-impl<'a, R> Rows<'a, R> {
-    fn new(context: Context, parts: &[&'a [u8]]) -> Self {
-        let [packed, scales, offsets @ ..] = parts else { unreachable!("the spec names two parts or three") };
-        Rows { packed, scales, offsets: offsets.first().copied().unwrap_or_default(), context, rule: PhantomData }
+impl<'a, R, const HIGH_FIRST: bool> Stored<'a, R, HIGH_FIRST> {
+    fn new(context: Context, stored: Offsets, parts: &[&'a [u8]]) -> Self {
+        let [packed, scales, rest @ ..] = parts else { unreachable!("the spec names two parts or more") };
+        Stored { packed, scales, offsets: rest.first().copied().unwrap_or_default(), stored, context, rule: PhantomData }
     }
 }
 
-impl<R: Rule> Shelf for Rows<'_, R> {
+impl<R: Rule, const HIGH_FIRST: bool> Shelf for Stored<'_, R, HIGH_FIRST> {
     const HALVES: bool = false;
+    const HIGH_FIRST: bool = HIGH_FIRST;
 
     #[inline(always)]
     fn scales<S: Simd>(self, simd: S, first: usize, count: usize) -> S::F32 {
@@ -220,16 +303,26 @@ impl<R: Rule> Shelf for Rows<'_, R> {
 
     #[inline(always)]
     fn offsets<S: Simd>(self, simd: S, first: usize, count: usize) -> S::F32 {
-        if R::MINIMUM {
-            let size = self.context.scale_dtype.size();
-            return scales::load(simd, self.context.scale_dtype, &self.offsets[first * size..][..count * size]);
+        match self.stored {
+            Offsets::None => simd.splat(0.0),
+            Offsets::Numbers => {
+                let size = self.context.scale_dtype.size();
+                scales::load(simd, self.context.scale_dtype, &self.offsets[first * size..][..count * size])
+            }
+            Offsets::Bytes => {
+                let mut bytes = [0; LANES];
+                bytes[..count].copy_from_slice(&self.offsets[first..][..count]);
+                simd.to_f32(simd.load_i32(&bytes.map(i32::from)))
+            }
+            Offsets::Nibbles => {
+                // `first` is a multiple of 16.
+                let mut bytes = [0; 8];
+                for (byte, packed) in bytes.iter_mut().zip(&self.offsets[first / 2..][..count.div_ceil(2)]) {
+                    *byte = *packed;
+                }
+                simd.to_f32(simd.and(simd.unpack_pairs(&bytes), simd.splat_i32(15)))
+            }
         }
-        // `first` is a multiple of 16; where there are no zero points the bytes are 0.
-        let mut bytes = [0; 8];
-        for (byte, packed) in bytes.iter_mut().zip(self.offsets.iter().skip(first / 2).take(count.div_ceil(2))) {
-            *byte = *packed;
-        }
-        simd.to_f32(simd.and(simd.unpack_pairs(&bytes), simd.splat_i32(15)))
     }
 
     #[inline(always)]

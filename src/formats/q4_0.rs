@@ -26,9 +26,9 @@ static SPEC: Spec = Spec {
     scheme: Scheme::Symmetric,
     group_sizes: GroupSizes::Fixed(BLOCK),
     scale_dtypes: &[ScaleDtype::F16],
-    scales_follow_array: false,
     parts: &[Part { name: "blocks", dtype: PartDtype::U8, extent: Extent::Blocks(18) }],
     home: "ggml 0.13.1",
+    ..Spec::BASE
 };
 
 #[derive(Clone, Copy, Default)]
@@ -42,18 +42,18 @@ impl Rule for Q40 {
     const CODES: [i8; 16] = OFFSET;
 
     #[inline(always)]
-    fn fit<S: Simd>(simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
+    fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
         let scale = simd.div(extreme(simd, ranges), simd.splat(-8.0));
         Fit { scale, offset: simd.splat(0.0), factor: reciprocal_or_nan(simd, scale) }
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(simd: S, x: S::F32, inverse: S::F32, _: S::F32) -> S::I32 {
+    fn codes<S: Simd>(self, simd: S, x: S::F32, inverse: S::F32, _: S::F32) -> S::I32 {
         simd.truncate(simd.add(simd.mul(x, inverse), simd.splat(8.5)))
     }
 
     #[inline(always)]
-    fn values<S: Simd>(simd: S, numbers: S::F32, scale: S::F32, _: S::F32) -> S::F32 {
+    fn values<S: Simd>(self, simd: S, numbers: S::F32, scale: S::F32, _: S::F32) -> S::F32 {
         simd.mul(numbers, scale)
     }
 }

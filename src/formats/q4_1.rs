@@ -27,9 +27,9 @@ static SPEC: Spec = Spec {
     scheme: Scheme::Minimum,
     group_sizes: GroupSizes::Fixed(BLOCK),
     scale_dtypes: &[ScaleDtype::F16],
-    scales_follow_array: false,
     parts: &[Part { name: "blocks", dtype: PartDtype::U8, extent: Extent::Blocks(20) }],
     home: "ggml 0.13.1",
+    ..Spec::BASE
 };
 
 #[derive(Clone, Copy, Default)]
@@ -44,18 +44,18 @@ impl Rule for Q41 {
     const MINIMUM: bool = true;
 
     #[inline(always)]
-    fn fit<S: Simd>(simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
+    fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
         let scale = simd.div(simd.sub(ranges.high, ranges.low), simd.splat(15.0));
         Fit { scale, offset: ranges.low, factor: reciprocal_or_nan(simd, scale) }
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(simd: S, x: S::F32, inverse: S::F32, offset: S::F32) -> S::I32 {
+    fn codes<S: Simd>(self, simd: S, x: S::F32, inverse: S::F32, offset: S::F32) -> S::I32 {
         simd.truncate(simd.add(simd.mul(simd.sub(x, offset), inverse), simd.splat(0.5)))
     }
 
     #[inline(always)]
-    fn values<S: Simd>(simd: S, numbers: S::F32, scale: S::F32, offset: S::F32) -> S::F32 {
+    fn values<S: Simd>(self, simd: S, numbers: S::F32, scale: S::F32, offset: S::F32) -> S::F32 {
         simd.add(simd.mul(numbers, scale), offset)
     }
 }

@@ -16,7 +16,7 @@
 //! are rounded against the largest of eight, and the codes made anew: `code = clamp(round((x + minimum * m) / (scale * s)), 0, 15)`.
 //! The sums are taken from the first element to the last. Source: ggml-org/ggml `src/ggml-quants.c`, `quantize_row_q4_K_ref`.
 
-use super::{Context, Faults, Format, Groups, Need, Range};
+use super::{Context, Faults, Groups, Need, Range, Rows};
 use crate::kernels::decode::{Meaning, Shelf, Tables, Values};
 use crate::kernels::lanes::{self, GROUP, TILE, any_not_finite, clamp, magnitude};
 use crate::kernels::nibbles::UNSIGNED;
@@ -33,9 +33,9 @@ static SPEC: Spec = Spec {
     scheme: Scheme::Minimum,
     group_sizes: GroupSizes::InBlocks { size: GROUP, block: BLOCK, header: HEADER },
     scale_dtypes: &[ScaleDtype::F16],
-    scales_follow_array: false,
     parts: &[Part { name: "blocks", dtype: PartDtype::U8, extent: Extent::Blocks(BYTES / GROUPS) }],
     home: "ggml 0.13.1",
+    ..Spec::BASE
 };
 
 /// Groups of a block.
@@ -52,7 +52,7 @@ const BYTES: usize = HEADER + BLOCK / 2;
 
 pub(super) struct Q4K;
 
-impl Format for Q4K {
+impl Rows for Q4K {
     fn spec(&self) -> &'static Spec {
         &SPEC
     }
@@ -120,7 +120,7 @@ impl Meaning for Line {
     const CODES: [i8; 16] = UNSIGNED;
 
     #[inline(always)]
-    fn values<S: Simd>(simd: S, numbers: S::F32, scale: S::F32, offset: S::F32) -> S::F32 {
+    fn values<S: Simd>(self, simd: S, numbers: S::F32, scale: S::F32, offset: S::F32) -> S::F32 {
         simd.add(simd.mul(numbers, scale), offset)
     }
 }

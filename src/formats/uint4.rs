@@ -24,15 +24,15 @@ static SPEC: Spec = Spec {
     aliases: &[],
     summary: "affine with a 4-bit zero point, any group size",
     scheme: Scheme::Affine,
-    group_sizes: GroupSizes::Any { default: 32 },
+    group_sizes: GroupSizes::Any { default: 32, tensor: true },
     scale_dtypes: &[ScaleDtype::F16, ScaleDtype::Bf16, ScaleDtype::F32],
-    scales_follow_array: false,
     parts: &[
         Part { name: "packed", dtype: PartDtype::U8, extent: Extent::Codes },
         Part { name: "scales", dtype: PartDtype::Scale, extent: Extent::Groups },
         Part { name: "zero_points", dtype: PartDtype::U8, extent: Extent::GroupPairs },
     ],
     home: "quantize",
+    ..Spec::BASE
 };
 
 #[derive(Clone, Copy, Default)]
@@ -44,7 +44,7 @@ impl Rule for Uint4 {
     const CODES: [i8; 16] = UNSIGNED;
 
     #[inline(always)]
-    fn fit<S: Simd>(simd: S, ranges: Ranges<S>, dtype: ScaleDtype) -> Fit<S> {
+    fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, dtype: ScaleDtype) -> Fit<S> {
         let fifteen = simd.splat(15.0);
         let scale = simd.sub(simd.div(ranges.high, fifteen), simd.div(ranges.low, fifteen));
         let (scale, inverse) = scale_and_reciprocal(simd, round_to(simd, scale, dtype));
@@ -54,12 +54,12 @@ impl Rule for Uint4 {
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(simd: S, x: S::F32, inverse: S::F32, offset: S::F32) -> S::I32 {
+    fn codes<S: Simd>(self, simd: S, x: S::F32, inverse: S::F32, offset: S::F32) -> S::I32 {
         simd.add_i32(simd.round(simd.mul(x, inverse)), simd.round(offset))
     }
 
     #[inline(always)]
-    fn values<S: Simd>(simd: S, numbers: S::F32, scale: S::F32, offset: S::F32) -> S::F32 {
+    fn values<S: Simd>(self, simd: S, numbers: S::F32, scale: S::F32, offset: S::F32) -> S::F32 {
         simd.mul(simd.sub(numbers, offset), scale)
     }
 }

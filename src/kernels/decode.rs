@@ -15,7 +15,7 @@ pub trait Meaning: Copy {
     const CODES: [i8; 16];
 
     /// The floats that numbers stand for with their scale and offset.
-    fn values<S: Simd>(simd: S, numbers: S::F32, scale: S::F32, offset: S::F32) -> S::F32;
+    fn values<S: Simd>(self, simd: S, numbers: S::F32, scale: S::F32, offset: S::F32) -> S::F32;
 }
 
 impl<R: Rule> Meaning for R {
@@ -23,8 +23,8 @@ impl<R: Rule> Meaning for R {
     const CODES: [i8; 16] = R::CODES;
 
     #[inline(always)]
-    fn values<S: Simd>(simd: S, numbers: S::F32, scale: S::F32, offset: S::F32) -> S::F32 {
-        R::values(simd, numbers, scale, offset)
+    fn values<S: Simd>(self, simd: S, numbers: S::F32, scale: S::F32, offset: S::F32) -> S::F32 {
+        Rule::values(self, simd, numbers, scale, offset)
     }
 }
 
@@ -32,6 +32,8 @@ impl<R: Rule> Meaning for R {
 pub trait Shelf: Copy {
     /// Whether the nibbles of a byte are 16 elements apart instead of adjacent.
     const HALVES: bool;
+    /// Whether of two adjacent codes the first is in the high nibble.
+    const HIGH_FIRST: bool = false;
 
     /// The scales of `count` groups (at most 16) from `first` on, a lane each.
     fn scales<S: Simd>(self, simd: S, first: usize, count: usize) -> S::F32;
@@ -72,10 +74,10 @@ impl<R: Meaning, P: Shelf> Kernel for Tables<'_, R, P> {
         let (shelf, group, groups) = (self.shelf, self.group, self.x.len() / self.group);
         if self.stream {
             let mut lines = Lines::new(self.x);
-            decode_groups::<S, R, P>(simd, shelf, group, groups, &mut lines);
+            decode_groups(simd, self.rule, shelf, group, groups, &mut lines);
             lines.finish(simd);
         } else {
-            decode_groups::<S, R, P>(simd, shelf, group, groups, &mut Direct(self.x));
+            decode_groups(simd, self.rule, shelf, group, groups, &mut Direct(self.x));
         }
     }
 }
@@ -106,13 +108,13 @@ impl Floats for Lines<'_> {
 }
 
 #[inline(always)]
-fn decode_groups<S: Simd, R: Meaning, P: Shelf>(simd: S, shelf: P, group: usize, groups: usize, out: &mut impl Floats) {
+fn decode_groups<S: Simd, R: Meaning, P: Shelf>(simd: S, rule: R, shelf: P, group: usize, groups: usize, out: &mut impl Floats) {
     let numbers = simd.load(&R::NUMBERS);
     for first in (0..groups).step_by(LANES) {
         let count = (groups - first).min(LANES);
         let (scales, offsets) = (shelf.scales(simd, first, count), shelf.offsets(simd, first, count));
         for lane in 0..count {
-            let table = R::values(simd, numbers, simd.lane(scales, lane), simd.lane(offsets, lane));
+            let table = rule.values(simd, numbers, simd.lane(scales, lane), simd.lane(offsets, lane));
             if group <= PIECE {
                 shelf.decode(simd, table, first + lane, out.next(simd, group));
             } else {
@@ -135,6 +137,7 @@ fn decode_piece<S: Simd, P: Shelf>(simd: S, table: S::F32, packed: &[u8], x: &mu
         }
     } else {
         for (packed, x) in packed.as_chunks::<8>().0.iter().zip(x.as_chunks_mut::<LANES>().0) {
+            let packed = if P::HIGH_FIRST { &packed.map(|byte| byte.rotate_left(4)) } else { packed };
             simd.store(simd.look_up(table, simd.unpack_pairs(packed)), x);
         }
     }
@@ -164,7 +167,7 @@ impl<R: Meaning> Kernel for Values<'_, R> {
         let numbers = simd.load(&by_code::<R>());
         for (index, (codes, x)) in self.codes.chunks(self.group).zip(self.x.chunks_mut(self.group)).enumerate() {
             let offset = self.offsets.get(index).copied().unwrap_or(0.0);
-            let table = R::values(simd, numbers, simd.splat(self.scales[index]), simd.splat(offset));
+            let table = self.rule.values(simd, numbers, simd.splat(self.scales[index]), simd.splat(offset));
             let (vectors, rest) = codes.as_chunks::<LANES>();
             let (x_vectors, x_rest) = x.as_chunks_mut::<LANES>();
             for (codes, x) in vectors.iter().zip(x_vectors) {

@@ -15,7 +15,7 @@ use crate::spec::ScaleDtype;
 /// The numerics of a format: how a range becomes a scale, a float a code, a code a float.
 ///
 /// Codes are handled with [`Rule::BIAS`] added, so that they lie in 0..=15.
-pub trait Rule: Copy + Send + Sync + 'static {
+pub trait Rule: Copy + Default + Send + Sync + 'static {
     /// What the scale is made from.
     const NEED: Need;
     /// What is added to a code of the scheme so that it lies in 0..=15.
@@ -24,15 +24,26 @@ pub trait Rule: Copy + Send + Sync + 'static {
     const CODES: [i8; 16];
     /// The number that each stored nibble stands for, before scale and offset.
     const NUMBERS: [f32; 16] = numbers(Self::CODES);
-    /// Whether the offset is stored in the dtype of the scales (a minimum), so that it can overflow.
+    /// Whether the offset is stored in the dtype of the scales (a minimum, or a zero point that is no integer), so that it can
+    /// overflow.
     const MINIMUM: bool = false;
 
+    /// The rule for a tensor: `global` is the second level of its scales, 1 where there is none.
+    fn of(_global: f32) -> Self {
+        Self::default()
+    }
+
+    /// The second level of the scales of a tensor whose largest magnitude is `largest`.
+    fn global(_largest: f32) -> f32 {
+        1.0
+    }
+
     /// Scale, offset and factor of 16 groups.
-    fn fit<S: Simd>(simd: S, ranges: Ranges<S>, dtype: ScaleDtype) -> Fit<S>;
+    fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, dtype: ScaleDtype) -> Fit<S>;
     /// Codes with the bias added; the caller clamps them to 0..=15.
-    fn codes<S: Simd>(simd: S, x: S::F32, factor: S::F32, offset: S::F32) -> S::I32;
+    fn codes<S: Simd>(self, simd: S, x: S::F32, factor: S::F32, offset: S::F32) -> S::I32;
     /// The floats that numbers stand for with their scale and offset.
-    fn values<S: Simd>(simd: S, numbers: S::F32, scale: S::F32, offset: S::F32) -> S::F32;
+    fn values<S: Simd>(self, simd: S, numbers: S::F32, scale: S::F32, offset: S::F32) -> S::F32;
 }
 
 /// Codes as numbers.
@@ -175,7 +186,7 @@ impl<R: Rule, P: Place, const RUN: usize> Kernel for Tiles<'_, R, P, RUN> {
             }
             let keys = Keys::<S>::transpose(simd, &high, &low).fold(simd, RUN);
             worst.element = simd.max_i32(worst.element, keys.worst(simd));
-            let fit = R::fit(simd, keys.ranges(simd, R::NEED).settle(simd, R::NEED, tile, RUN), self.dtype);
+            let fit = self.rule.fit(simd, keys.ranges(simd, R::NEED).settle(simd, R::NEED, tile, RUN), self.dtype);
             worst.take(simd, round_to(simd, fit.scale, self.dtype));
             if R::MINIMUM {
                 worst.take(simd, round_to(simd, fit.offset, self.dtype));
@@ -187,7 +198,7 @@ impl<R: Rule, P: Place, const RUN: usize> Kernel for Tiles<'_, R, P, RUN> {
                 for (k, (codes, x)) in (0..8).zip(codes.iter_mut().zip(vectors)) {
                     let lane = 4 * line + k / 2;
                     let (factor, offset) = (simd.lane(fit.factor, lane), simd.lane(fit.offset, lane));
-                    *codes = R::codes(simd, simd.load(x), factor, offset);
+                    *codes = self.rule.codes(simd, simd.load(x), factor, offset);
                 }
                 self.place.codes(simd, 4 * index + line, &codes);
             }
@@ -277,7 +288,7 @@ impl<R: Rule> Kernel for Pieces<'_, R> {
                     Ranges::splat(simd, range)
                 }
             };
-            let fit = R::fit(simd, ranges, self.dtype);
+            let fit = self.rule.fit(simd, ranges, self.dtype);
             let scale = round_to(simd, fit.scale, self.dtype);
             worst.take(simd, scale);
             self.scales[index] = first(simd, scale);
@@ -291,10 +302,10 @@ impl<R: Rule> Kernel for Pieces<'_, R> {
             let (vectors, rest) = x.as_chunks::<LANES>();
             let (code_vectors, code_rest) = codes.as_chunks_mut::<LANES>();
             for (vector, codes) in vectors.iter().zip(code_vectors) {
-                *codes = codes_of::<S, R>(simd, vector, &fit);
+                *codes = codes_of(simd, self.rule, vector, &fit);
             }
             if !rest.is_empty() {
-                code_rest.copy_from_slice(&codes_of::<S, R>(simd, &padded(rest), &fit)[..rest.len()]);
+                code_rest.copy_from_slice(&codes_of(simd, self.rule, &padded(rest), &fit)[..rest.len()]);
             }
         }
         worst.faults(simd)
@@ -302,9 +313,9 @@ impl<R: Rule> Kernel for Pieces<'_, R> {
 }
 
 #[inline(always)]
-fn codes_of<S: Simd, R: Rule>(simd: S, x: &[f32; LANES], fit: &Fit<S>) -> [i8; LANES] {
+fn codes_of<S: Simd, R: Rule>(simd: S, rule: R, x: &[f32; LANES], fit: &Fit<S>) -> [i8; LANES] {
     let mut lanes = [0; LANES];
-    simd.store_i32(R::codes(simd, simd.load(x), fit.factor, fit.offset), &mut lanes);
+    simd.store_i32(rule.codes(simd, simd.load(x), fit.factor, fit.offset), &mut lanes);
     lanes.map(|code| code.clamp(0, 15) as i8 - R::BIAS)
 }
 

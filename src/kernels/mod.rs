@@ -2,6 +2,7 @@
 //!
 //! A kernel is a struct of its operands that implements [`crate::simd::Kernel`]; `level.run(kernel)` runs it.
 
+pub mod blocks;
 pub mod convert;
 pub mod decode;
 pub mod encode;
@@ -11,3 +12,4 @@ pub mod range;
 pub mod scales;
 pub mod stream;
 pub mod sums;
+pub mod transpose;

@@ -127,6 +127,18 @@ pub fn e4m3(byte: u8) -> f32 {
     if magnitude == 0x7f << 20 { f32::NAN } else { f32::from_bits(sign | magnitude) * E4M3_BIAS }
 }
 
+/// The nearest 8-bit float to a number from 0 to 448, half to even.
+#[inline(always)]
+pub fn round_to_e4m3<S: Simd>(simd: S, v: S::F32) -> S::F32 {
+    let bits = simd.bits(v);
+    let odd = simd.and(simd.shift_right(bits, 20), simd.splat_i32(1));
+    let rounded = simd.add_i32(bits, simd.add_i32(odd, simd.splat_i32(0x7_ffff)));
+    let normal = simd.as_f32(simd.and(rounded, simd.splat_i32(!0xf_ffff)));
+    // Below 2^-6 the steps are of 2^-9.
+    let small = simd.mul(simd.to_f32(simd.round(simd.mul(v, simd.splat(512.0)))), simd.splat(1.0 / 512.0));
+    simd.select(simd.less(v, simd.splat(1.0 / 64.0)), small, normal)
+}
+
 /// The byte of a number that is one of those of an 8-bit float.
 #[inline(always)]
 pub fn e4m3_bits(value: f32) -> u8 {

@@ -11,20 +11,21 @@ use pyo3::types::{PyDict, PyTuple};
 
 use super::arrays::{self, Array, Item, Outputs, Wanted};
 use super::errors::{QuantizeWarning, guarded};
-use super::tensor::{Tensor, named_scale_dtype, normal_axis};
+use super::tensor::{Tensor, chosen, named_scale_dtype, normal_axis};
 use crate::element::Dtype;
 use crate::engine::{self, NonFinite, Outcome, Run, SERIAL, Sums};
 use crate::error::{Error, Result};
-use crate::formats;
+use crate::formats::{self, Format};
 use crate::level::Level;
-use crate::spec::{Extent, GroupSize, GroupSizes, Layout, Options, PartDtype, ScaleDtype, Scheme, Spec};
+use crate::spec::{Choice, Extent, Global, GroupSize, GroupSizes, Layout, Options, Part, PartDtype, ScaleDtype, Scheme, Spec};
 use crate::{pool, threads};
 
 type Parts<'py> = Bound<'py, PyDict>;
 
-/// `quantize(array, bits, format, axis, group_size, scale_dtype, nonfinite, out, threads)` gives `(tensor, parts)`.
+/// `quantize(array, bits, format, axis, group_size, scale_dtype, options, nonfinite, out, threads)` gives `(tensor, parts)`.
 ///
-/// `bits` says that uint16 holds bfloat16; `out` is a dict from every part's name to its array, or None.
+/// `bits` says that uint16 holds bfloat16; `options` are those beside the two before them, or None; `out` is a dict from every
+/// part's name to its array, or None.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "the options of the public function, one each")]
 pub(super) fn quantize<'py>(
@@ -34,18 +35,20 @@ pub(super) fn quantize<'py>(
     axis: isize,
     group_size: Option<GroupSize>,
     scale_dtype: Option<&str>,
+    options: Option<&Bound<'py, PyDict>>,
     nonfinite: &str,
     out: Option<&Parts<'py>>,
     threads: Option<isize>,
 ) -> PyResult<(Tensor, Parts<'py>)> {
     guarded(|| {
         let py = array.py();
-        let spec = formats::find(format)?.spec();
+        let (format, options) = chosen(format, options)?;
+        let spec = format.spec();
         let nonfinite = named_policy(nonfinite)?;
         let source = arrays::source(array, "array", bits)?;
         let scale_dtype = scale_dtype.map(named_scale_dtype).transpose()?.or_else(|| spec.scale_dtype_of(source.dtype()));
-        let options = Options { group_size, scale_dtype };
-        let tensor = Tensor::new(spec, array.shape(), axis, options)?;
+        let options = Options { group_size, scale_dtype, ..options };
+        let mut tensor = Tensor::new(spec, array.shape(), axis, options)?;
         let wanted = wanted_parts(&tensor.layout, if out.is_some() { "out" } else { "parts" });
         let mut outputs = match out {
             None => Outputs::new(py, &wanted)?,
@@ -56,6 +59,7 @@ pub(super) fn quantize<'py>(
         let work = |run: &Run| engine::quantize(&source, layout, nonfinite, &mut slices, run);
         let outcome = call(py, layout.elements(), threads, out.is_some(), work)?;
         report(py, &outcome)?;
+        tensor.layout = tensor.layout.in_format(formats::stored(spec).spec());
         Ok((tensor, dict(py, spec, outputs)?))
     })
 }
@@ -109,7 +113,11 @@ pub(super) fn groups<'py>(
         let scales = slices.next().map_or(&mut [][..], bytemuck::cast_slice_mut);
         let offsets = has_offsets.then(|| slices.next()).flatten().map_or(&mut [][..], bytemuck::cast_slice_mut);
         let unpacked = slices.next().map_or(&mut [][..], bytemuck::cast_slice_mut);
-        call(py, layout.elements(), None, false, |run| engine::unpack(layout, &parts, unpacked, scales, offsets, &mut [], run))?;
+        call(py, layout.elements(), None, false, |run| {
+            engine::unpack(layout, &parts, unpacked, scales, offsets, &mut [], run)?;
+            engine::make_effective(layout, &parts, scales);
+            Ok(())
+        })?;
         let mut arrays = outputs.into_arrays().into_iter();
         let scales = arrays.next().expect("scales were asked for");
         let offsets = if has_offsets { arrays.next() } else { None };
@@ -117,9 +125,10 @@ pub(super) fn groups<'py>(
     })
 }
 
-/// `repack(tensor, parts, format, group_size, scale_dtype, requantize, threads)` gives `(tensor, parts)` in another format.
+/// `repack(tensor, parts, format, group_size, scale_dtype, options, requantize, threads)` gives `(tensor, parts)` in another format.
 ///
-/// Options that are None stay as they are where the format has them. Lossless, or through floats if `requantize` says so.
+/// Options that are None stay as they are where the format has them; a symmetric variant is taken where it holds the values.
+/// Lossless, or through floats if `requantize` says so.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "the options of the public function, one each")]
 pub(super) fn repack<'py>(
@@ -129,67 +138,124 @@ pub(super) fn repack<'py>(
     format: &str,
     group_size: Option<GroupSize>,
     scale_dtype: Option<&str>,
+    options: Option<&Bound<'py, PyDict>>,
     requantize: bool,
     threads: Option<isize>,
 ) -> PyResult<(Tensor, Parts<'py>)> {
     guarded(|| {
-        let (from, spec) = (&tensor.layout, formats::find(format)?.spec());
-        let options = Options {
-            group_size: group_size.or(spec.group_sizes.takes(from.group_size).then_some(from.group_size)),
-            scale_dtype: scale_dtype.map(named_scale_dtype).transpose()?.or_else(|| kept_scale_dtype(spec, from.scale_dtype)),
-        };
-        let to = Tensor { layout: Layout::new(spec, &from.shape, options)?, axis: tensor.axis };
+        let from = &tensor.layout;
+        let (format, options) = chosen(format, options)?;
+        let spec = format.spec();
+        let scale_dtype = scale_dtype.map(named_scale_dtype).transpose()?.or_else(|| kept_scale_dtype(spec, from.scale_dtype));
+        let group_size = group_size.or_else(|| kept_group_size(spec, from));
         let parts = borrow_parts(from, parts)?;
-        let mut outputs = Outputs::new(py, &wanted_parts(&to.layout, "parts"))?;
         let bytes: Vec<&[u8]> = parts.iter().map(arrays::bytes).collect();
-        let mut slices = outputs.slices();
-        let lossless = call(py, from.elements(), threads, false, |run| match engine::repack(from, &bytes, &to.layout, &mut slices, run) {
-            Err(Error::Lossy { .. }) if requantize => Ok(None),
-            other => other.map(Some),
-        })?;
-        let outcome = match lossless {
-            Some(outcome) => outcome,
-            None => {
-                let floats = Wanted { argument: "floats".into(), item: Item::Float(Dtype::F32), shape: tensor.shape() };
-                let mut floats = Outputs::new(py, &[floats])?;
-                decode(py, &tensor, &parts, Dtype::F32, &mut floats, false, threads)?;
-                let floats = floats.into_arrays().remove(0);
-                let source = arrays::source(&floats, "array", false)?.with_axis_last(to.axis);
-                let work = |run: &Run| engine::quantize(&source, &to.layout, NonFinite::Raise, &mut slices, run);
-                call(py, from.elements(), threads, false, work)?
-            }
+        let global_scale = options.global_scale.or_else(|| kept_global_scale(spec, from, &bytes));
+        let settle = |spec: &'static Spec| {
+            let options = Options { group_size, scale_dtype, choice: None, global_scale };
+            Ok::<_, Error>(Tensor { layout: Layout::new(spec, &from.shape, options)?, axis: tensor.axis })
         };
-        report(py, &outcome)?;
-        Ok((to, dict(py, spec, outputs)?))
+        let open = options.choice.is_none() && matches!(spec.choice, Some(Choice::Symmetric(_)));
+        let variants: Vec<&'static Spec> = if open { formats::variants(spec).map(Format::spec).collect() } else { vec![spec] };
+        let mut refusal = None;
+        for &spec in &variants {
+            let to = settle(spec)?;
+            let mut outputs = Outputs::new(py, &wanted_parts(&to.layout, "parts"))?;
+            let mut slices = outputs.slices();
+            let converted =
+                call(py, from.elements(), threads, false, |run| match engine::repack(from, &bytes, &to.layout, &mut slices, run) {
+                    Err(lossy @ Error::Lossy { .. }) => Ok(Err(lossy)),
+                    other => other.map(Ok),
+                })?;
+            match converted {
+                Ok(outcome) => {
+                    report(py, &outcome)?;
+                    let layout = to.layout.in_format(formats::stored(spec).spec());
+                    return Ok((Tensor { layout, ..to }, dict(py, spec, outputs)?));
+                }
+                Err(lossy) => refusal = Some(lossy),
+            }
+        }
+        if let Some(lossy) = refusal.filter(|_| !requantize) {
+            return Err(lossy.into());
+        }
+        // Zero points stay where the source has them.
+        let spec = if from.spec.has_offsets() { variants[variants.len() - 1] } else { variants[0] };
+        let to = settle(spec)?;
+        let mut outputs = Outputs::new(py, &wanted_parts(&to.layout, "parts"))?;
+        let floats = Wanted { argument: "floats".into(), item: Item::Float(Dtype::F32), shape: tensor.shape() };
+        let mut floats = Outputs::new(py, &[floats])?;
+        decode(py, &tensor, &parts, Dtype::F32, &mut floats, false, threads)?;
+        let floats = floats.into_arrays().remove(0);
+        let source = arrays::source(&floats, "array", false)?.with_axis_last(to.axis);
+        let mut slices = outputs.slices();
+        let work = |run: &Run| engine::quantize(&source, &to.layout, NonFinite::Raise, &mut slices, run);
+        report(py, &call(py, from.elements(), threads, false, work)?)?;
+        let layout = to.layout.in_format(formats::stored(spec).spec());
+        Ok((Tensor { layout, ..to }, dict(py, spec, outputs)?))
     })
 }
 
-/// `from_parts(format, parts, shape, axis, group_size, scale_dtype)` gives `(tensor, parts)`, all checked; without a shape the
-/// largest that the parts allow.
+/// The group size for a conversion: the same, where the target has it; else the target's own.
+fn kept_group_size(spec: &Spec, from: &Layout) -> Option<GroupSize> {
+    let elements = GroupSize::Elements(from.group_elements());
+    [from.group_size, elements].into_iter().find(|&size| spec.group_sizes.takes(size)).or_else(|| {
+        let is_row = from.group_elements() == from.columns() && from.group_size != GroupSize::Tensor;
+        (is_row && spec.group_sizes.takes(GroupSize::Row)).then_some(GroupSize::Row)
+    })
+}
+
+/// The largest magnitude of the tensor, as the second level of its scales tells it, where the target wants to know it.
+fn kept_global_scale(spec: &Spec, from: &Layout, parts: &[&[u8]]) -> Option<f32> {
+    let stored = engine::global_of(from, parts);
+    let largest = match from.spec.global.filter(|_| spec.global == Some(Global::Largest))? {
+        Global::Largest => return from.global_scale,
+        Global::Multiplies => stored * Global::LARGEST,
+        Global::Divides => Global::LARGEST / stored,
+    };
+    (largest.is_finite() && largest > 0.0).then_some(largest)
+}
+
+/// `from_parts(format, parts, shape, axis, group_size, scale_dtype, options)` gives `(tensor, parts)`, all checked; without a
+/// shape the largest that the parts allow. The parts that are there select the variant of the format.
 #[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "the options of the public function, one each")]
 pub(super) fn from_parts<'py>(
+    py: Python<'py>,
     format: &str,
     parts: &Parts<'py>,
     shape: Option<Vec<isize>>,
     axis: isize,
     group_size: Option<GroupSize>,
     scale_dtype: Option<&str>,
+    options: Option<&Bound<'py, PyDict>>,
 ) -> PyResult<(Tensor, Parts<'py>)> {
     guarded(|| {
-        let py = parts.py();
-        let spec = formats::find(format)?.spec();
-        let arrays: Vec<Array<'py>> =
-            named_parts(spec, parts, "parts")?.iter().map(|part| part.cast().cloned().map_err(PyErr::from)).collect::<PyResult<_>>()?;
-        for (part, array) in spec.parts.iter().zip(&arrays) {
-            let item = match part.dtype {
-                PartDtype::U8 => Item::U8,
-                PartDtype::U32 => Item::U32,
-                PartDtype::Scale => continue,
-            };
-            arrays::check_dtype(array, &format!("parts['{}']", part.name), item)?;
+        let (format, options) = chosen(format, options)?;
+        let spec = with_parts(format.spec(), parts, options.choice)?;
+        let parts = parts.copy()?;
+        let order =
+            spec.parts.iter().find(|part| part.extent == Extent::GroupOfColumn).filter(|part| !parts.contains(part.name).unwrap_or(true));
+        let stored = |part: &&Part| order.is_none_or(|order| part.name != order.name);
+        let arrays: Vec<(&'static Part, Array<'py>)> = spec
+            .parts
+            .iter()
+            .filter(stored)
+            .map(|part| Ok((part, parts.get_item(part.name)?.expect("it was found").cast_into().map_err(PyErr::from)?)))
+            .collect::<PyResult<_>>()?;
+        for (part, array) in &arrays {
+            let argument = format!("parts['{}']", part.name);
+            match part.dtype {
+                PartDtype::U8 => arrays::check_dtype(array, &argument, Item::U8)?,
+                PartDtype::U32 => arrays::check_dtype(array, &argument, Item::U32)?,
+                PartDtype::I32 => arrays::check_dtype(array, &argument, Item::I32)?,
+                PartDtype::I64 => arrays::check_dtype(array, &argument, Item::I64)?,
+                PartDtype::F32 => arrays::check_dtype(array, &argument, Item::Float(Dtype::F32))?,
+                PartDtype::Scale => {}
+            }
         }
         let given = scale_dtype.map(named_scale_dtype).transpose()?;
-        let options = Options { group_size, scale_dtype: stored_scale_dtype(spec, &arrays, given)? };
+        let (mut group_size, scale_dtype) = (group_size, stored_scale_dtype(spec, &arrays, given)?);
         let shape = match shape {
             Some(shape) => lengths(&shape)?,
             None => {
@@ -199,10 +265,61 @@ pub(super) fn from_parts<'py>(
                 shape
             }
         };
-        let tensor = Tensor::new(spec, &shape, axis, options)?;
-        let arrays = borrow_parts(&tensor.layout, parts)?;
+        if group_size.is_none() && !shape.is_empty() {
+            let columns = if spec.is_flat() { shape.iter().product() } else { shape[normal_axis(axis, shape.len())?] };
+            group_size = shown_group_size(spec, columns, &arrays);
+        }
+        let tensor = Tensor::new(spec, &shape, axis, Options { group_size, scale_dtype, choice: None, ..options })?;
+        for (index, (part, array)) in arrays.iter().enumerate() {
+            // Files have a scalar with an axis or without.
+            if matches!(part.extent, Extent::Scalar | Extent::One) && array.len() == 1 {
+                parts.set_item(part.name, array.call_method1("reshape", (PyTuple::new(py, tensor.layout.part_shape(index))?,))?)?;
+            }
+        }
+        if let Some(order) = order {
+            let index = spec.parts.iter().position(|part| part.name == order.name).expect("it is one of them");
+            let wanted = [Wanted { argument: order.name.into(), item: Item::I32, shape: tensor.layout.part_shape(index) }];
+            let mut outputs = Outputs::new(py, &wanted)?;
+            engine::write_order(&tensor.layout, outputs.slices().remove(0));
+            parts.set_item(order.name, outputs.into_arrays().remove(0))?;
+        }
+        let arrays = borrow_parts(&tensor.layout, &parts)?;
+        engine::check_once(&tensor.layout, &arrays.iter().map(arrays::bytes).collect::<Vec<_>>())?;
         Ok((tensor, dict_of(py, spec, arrays)?))
     })
+}
+
+/// The variant of a format that has these parts; the number of each column's group may be missing.
+fn with_parts(spec: &'static Spec, parts: &Parts<'_>, choice: Option<Choice>) -> PyResult<&'static Spec> {
+    let fits = |spec: &Spec| -> PyResult<bool> {
+        let mut found = 0;
+        for part in spec.parts {
+            let is_there = parts.contains(part.name)?;
+            if !is_there && part.extent != Extent::GroupOfColumn {
+                return Ok(false);
+            }
+            found += usize::from(is_there);
+        }
+        Ok(found == parts.len())
+    };
+    let mut fitting = None;
+    for variant in formats::variants(spec) {
+        if fits(variant.spec())? {
+            fitting = Some(variant.spec());
+            break;
+        }
+    }
+    let Some(fitting) = fitting else {
+        return named_parts(spec, parts, "parts").map(|_| spec);
+    };
+    match choice {
+        Some(given) if !std::ptr::eq(formats::stored(spec).spec(), fitting) => {
+            let found = given.is_on().map_or("otherwise", |on| if on { "True" } else { "False" });
+            let expected = format!("the parts are those of {}={}", given.option(), if found == "True" { "False" } else { "True" });
+            Err(Error::value(given.option(), found, expected).into())
+        }
+        _ => Ok(fitting),
+    }
 }
 
 /// `part_shapes(tensor)` gives the shape of every part.
@@ -311,7 +428,10 @@ pub(super) fn compare<'py>(
 #[pyfunction]
 #[pyo3(name = "formats")]
 pub(super) fn list_formats<'py>(py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
-    guarded(|| formats::FORMATS.iter().map(|format| describe(py, format.spec())).collect())
+    guarded(|| {
+        let is_default = |format: &&Format| formats::find(format.spec().name).is_ok_and(|first| std::ptr::eq(first.spec(), format.spec()));
+        formats::FORMATS.iter().filter(is_default).map(|format| describe(py, format.spec())).collect()
+    })
 }
 
 fn describe<'py>(py: Python<'py>, spec: &'static Spec) -> PyResult<Bound<'py, PyTuple>> {
@@ -323,18 +443,35 @@ fn describe<'py>(py: Python<'py>, spec: &'static Spec) -> PyResult<Bound<'py, Py
     };
     let (group_size, sizes) = match spec.group_sizes {
         GroupSizes::Fixed(size) | GroupSizes::InBlocks { size, .. } => (size, vec![size]),
-        GroupSizes::OneOf { sizes, default } => (default, sizes.to_vec()),
-        GroupSizes::Any { default } => (default, Vec::new()),
+        GroupSizes::OneOf { sizes, default, .. } => (default, sizes.to_vec()),
+        GroupSizes::Divides { default } | GroupSizes::Any { default, .. } => (default, Vec::new()),
     };
     let (any, sizes) = (sizes.is_empty(), PyTuple::new(py, sizes)?);
     let scale_dtypes = PyTuple::new(py, spec.scale_dtypes.iter().map(|dtype| dtype.name()))?;
-    let parts = spec.parts.iter().map(|part| match part.dtype {
-        PartDtype::U8 => (part.name, "uint8"),
-        PartDtype::U32 => (part.name, "uint32"),
-        PartDtype::Scale if spec.scale_dtypes[0].size() == 1 => (part.name, "uint8"),
-        PartDtype::Scale => (part.name, spec.scale_dtypes[0].name()),
-    });
-    let parts = PyTuple::new(py, parts)?;
+    // Variants may have parts that the default lacks.
+    let mut seen: Vec<(&str, String, &str)> = Vec::new();
+    for variant in formats::variants(spec) {
+        for part in variant.spec().parts {
+            let dtype = match part.dtype {
+                PartDtype::U8 => "uint8",
+                PartDtype::U32 => "uint32",
+                PartDtype::I32 => "int32",
+                PartDtype::I64 => "int64",
+                PartDtype::F32 => "float32",
+                PartDtype::Scale if spec.scale_dtypes[0].size() == 1 => "uint8",
+                PartDtype::Scale => spec.scale_dtypes[0].name(),
+            };
+            if !seen.iter().any(|(name, _, _)| *name == part.name) {
+                let condition = match variant.spec().choice.filter(|_| !std::ptr::eq(variant.spec(), spec)).and_then(Choice::is_on) {
+                    Some(on) => format!(" if {}={}", variant.spec().choice.map_or("", Choice::option), if on { "True" } else { "False" }),
+                    None => String::new(),
+                };
+                seen.push((part.name, format!("{}{condition}", part.extent.shape()), dtype));
+            }
+        }
+    }
+    let shapes = PyTuple::new(py, seen.iter().map(|(name, shape, _)| (*name, shape.clone())).collect::<Vec<_>>())?;
+    let parts = PyTuple::new(py, seen.iter().map(|(name, _, dtype)| (*name, *dtype)).collect::<Vec<_>>())?;
     let bits = spec.bits_per_weight(group_size, spec.scale_dtypes[0]);
     let (aliases, options) = (PyTuple::new(py, spec.aliases)?, PyTuple::new(py, spec.options())?);
     let fields = [
@@ -352,15 +489,11 @@ fn describe<'py>(py: Python<'py>, spec: &'static Spec) -> PyResult<Bound<'py, Py
         parts.into_any(),
         bits.into_pyobject(py)?.into_any(),
         spec.home.into_pyobject(py)?.into_any(),
+        shapes.into_any(),
+        spec.exact.into_pyobject(py)?.to_owned().into_any(),
+        spec.is_flat().into_pyobject(py)?.to_owned().into_any(),
     ];
     PyTuple::new(py, fields)
-}
-
-/// `refuse_option(format, option)` raises: the format lacks this option.
-#[pyfunction]
-pub(super) fn refuse_option(format: &str, option: &str) -> PyResult<()> {
-    let spec = formats::find(format)?.spec();
-    Err(Error::Option { option: option.into(), format: spec.name.into(), options: spec.options() }.into())
 }
 
 /// `cpu_features()` gives the level that calls use, and the levels of this CPU, the slowest first.
@@ -480,6 +613,9 @@ fn part_item(layout: &Layout, index: usize) -> Item {
     match (layout.spec.parts[index].dtype, layout.scale_dtype) {
         (PartDtype::U8, _) | (PartDtype::Scale, ScaleDtype::E8m0 | ScaleDtype::E4m3) => Item::U8,
         (PartDtype::U32, _) => Item::U32,
+        (PartDtype::I32, _) => Item::I32,
+        (PartDtype::I64, _) => Item::I64,
+        (PartDtype::F32, _) => Item::Float(Dtype::F32),
         (PartDtype::Scale, ScaleDtype::F16) => Item::Float(Dtype::F16),
         (PartDtype::Scale, ScaleDtype::Bf16) => Item::Float(Dtype::Bf16),
         (PartDtype::Scale, ScaleDtype::F32) => Item::Float(Dtype::F32),
@@ -533,11 +669,11 @@ fn kept_scale_dtype(spec: &Spec, from: ScaleDtype) -> Option<ScaleDtype> {
 }
 
 /// The scale dtype that the parts are stored in; None where the format leaves no choice.
-fn stored_scale_dtype(spec: &Spec, parts: &[Array<'_>], given: Option<ScaleDtype>) -> PyResult<Option<ScaleDtype>> {
+fn stored_scale_dtype(spec: &Spec, parts: &[(&Part, Array<'_>)], given: Option<ScaleDtype>) -> PyResult<Option<ScaleDtype>> {
     if spec.scale_dtypes.len() < 2 {
         return Ok(given); // the layout refuses an option that the format lacks
     }
-    let Some((part, array)) = spec.parts.iter().zip(parts).find(|(part, _)| part.dtype == PartDtype::Scale) else {
+    let Some((part, array)) = parts.iter().find(|(part, _)| part.dtype == PartDtype::Scale) else {
         return Ok(given);
     };
     let found = arrays::dtype_name(array)?;
@@ -561,42 +697,106 @@ fn lengths(shape: &[isize]) -> Result<Vec<usize>> {
 }
 
 /// The shape, group axis last, of the longest rows that all parts allow.
-fn widest(spec: &Spec, group_size: Option<GroupSize>, parts: &[Array<'_>]) -> Result<Vec<usize>> {
-    let group = match (spec.group_sizes, group_size) {
-        (GroupSizes::Fixed(size) | GroupSizes::InBlocks { size, .. }, _) | (_, Some(GroupSize::Elements(size))) => Some(size),
-        (GroupSizes::Any { default } | GroupSizes::OneOf { default, .. }, None) => Some(default),
-        (_, Some(GroupSize::Row | GroupSize::Tensor)) => None,
+fn widest(spec: &Spec, group_size: Option<GroupSize>, parts: &[(&Part, Array<'_>)]) -> Result<Vec<usize>> {
+    let group = match group_size {
+        Some(GroupSize::Elements(size)) => Some(size),
+        Some(GroupSize::Row | GroupSize::Tensor) => None,
+        None => Some(spec.group_sizes.default()),
     };
+    // Where the group size follows from the parts, only the codes tell the length.
+    let is_shown = group_size.is_none() && matches!(spec.group_sizes, GroupSizes::OneOf { .. } | GroupSizes::Divides { .. });
     let mut shape = Vec::new();
     let mut columns = usize::MAX;
-    for (part, array) in spec.parts.iter().zip(parts) {
-        let (&length, rows) = array
-            .shape()
-            .split_last()
-            .ok_or_else(|| Error::shape(format!("parts['{}']", part.name), "is 0-d", "expected at least one axis"))?;
-        let per_item = match part.extent {
-            Extent::Codes if part.dtype == PartDtype::U32 => Some(8),
-            Extent::Codes => Some(2),
-            Extent::GroupCodes => {
-                shape = rows.split_last().map_or(&[][..], |(_, rows)| rows).to_vec();
-                columns = columns.min(rows.last().map_or(0, |groups| groups.saturating_mul(group.unwrap_or(1))));
-                None
-            }
-            Extent::Groups => group,
-            Extent::GroupPairs => group.map(|group| group.saturating_mul(2)),
-            Extent::Blocks(bytes) => {
-                columns = columns.min((length / bytes).saturating_mul(group.unwrap_or(1)));
-                shape = rows.to_vec();
-                None
+    for (part, array) in parts {
+        let lengths = array.shape();
+        let axes = |count: usize| match lengths.len().checked_sub(count) {
+            Some(_) => Ok(()),
+            None => {
+                let found = format!("has {} axes", lengths.len());
+                Err(Error::shape(format!("parts['{}']", part.name), found, format!("expected {count} or more")))
             }
         };
-        if part.extent == Extent::Codes {
-            shape = rows.to_vec();
-        }
-        columns = per_item.map_or(columns, |elements| columns.min(length.saturating_mul(elements)));
+        let (length, rows) = match lengths.split_last() {
+            Some((&length, rows)) => (length, rows),
+            None if matches!(part.extent, Extent::Scalar | Extent::One) => continue,
+            None => return Err(Error::shape(format!("parts['{}']", part.name), "is 0-d", "expected at least one axis")),
+        };
+        let (of_part, fits) = match part.extent {
+            Extent::Codes if spec.is_flat() => return Err(needs_shape(spec)),
+            Extent::Codes => (Some(rows.to_vec()), Some(length.saturating_mul(if part.dtype == PartDtype::U8 { 2 } else { 8 }))),
+            Extent::GroupCodes => {
+                axes(2)?;
+                let (groups, rows) = rows.split_last().expect("two axes");
+                let group = if is_shown { 2 * length } else { group.unwrap_or(1) };
+                (Some(rows.to_vec()), Some(groups.saturating_mul(group)))
+            }
+            Extent::Groups if !is_shown => (None, group.map(|group| length.saturating_mul(group))),
+            Extent::GroupPairs if !is_shown => (None, group.map(|group| length.saturating_mul(2).saturating_mul(group))),
+            Extent::Blocks(bytes) => (Some(rows.to_vec()), Some((length / bytes).saturating_mul(group.unwrap_or(1)))),
+            Extent::WordsAlongColumns => {
+                axes(2)?;
+                (Some(vec![length]), Some(rows[0].saturating_mul(8)))
+            }
+            Extent::WordsAcrossRows => {
+                axes(2)?;
+                (Some(vec![length.saturating_mul(8)]), Some(rows[0]))
+            }
+            Extent::HalfRows => (None, None),
+            Extent::Transposed => return Err(needs_shape(spec)),
+            Extent::Lengths => {
+                let bytes = arrays::bytes(array);
+                let stored: Option<Vec<usize>> =
+                    bytes.as_chunks::<8>().0.iter().map(|bytes| usize::try_from(i64::from_le_bytes(*bytes)).ok()).collect();
+                let found = || Error::value(format!("parts['{}']", part.name), "negative", "expected lengths of 0 or more");
+                return stored.ok_or_else(found);
+            }
+            _ => (None, None),
+        };
+        shape = of_part.unwrap_or(shape);
+        columns = fits.map_or(columns, |fits| columns.min(fits));
+    }
+    if let Some((_, packed)) = parts.iter().find(|(part, _)| part.extent == Extent::HalfRows) {
+        let scales = parts.iter().find(|(part, _)| part.extent == Extent::Groups).map_or(&[][..], |(_, scales)| scales.shape());
+        let (groups, rows) = scales.split_last().ok_or_else(|| needs_shape(spec))?;
+        shape = rows.to_vec();
+        columns = groups.saturating_mul(last(packed, "parts['packed']")?);
     }
     shape.push(columns);
     Ok(shape)
+}
+
+fn needs_shape(spec: &Spec) -> Error {
+    Error::value("shape", "missing", format!("the parts of {} do not tell it: give the shape of the array", spec.name))
+}
+
+/// The group size that parts show, where the format takes few or only those that divide a row.
+fn shown_group_size(spec: &Spec, columns: usize, parts: &[(&Part, Array<'_>)]) -> Option<GroupSize> {
+    if !matches!(spec.group_sizes, GroupSizes::OneOf { .. } | GroupSizes::Divides { .. }) {
+        return None;
+    }
+    let elements = |elements: usize| Some(GroupSize::Elements(elements)).filter(|&size| spec.group_sizes.takes(size));
+    let shown = parts.iter().find_map(|(part, array)| match (part.extent, array.shape()) {
+        (Extent::GroupCodes, [.., bytes]) => elements(2 * bytes),
+        (Extent::HalfRows, [.., size]) => elements(*size),
+        _ => None,
+    });
+    let mut counts = parts.iter().filter_map(|(part, array)| match (part.extent, array.shape()) {
+        (Extent::Groups, [.., groups]) | (Extent::GroupsTransposed, [groups, ..]) => Some(*groups),
+        _ => None,
+    });
+    // Parts that disagree show nothing.
+    let groups = counts.next().filter(|first| counts.all(|other| other == *first));
+    shown.or_else(|| {
+        let groups = groups?;
+        let whole = || {
+            if spec.group_sizes.may_be_short() {
+                columns.div_ceil(groups.max(1)).checked_next_power_of_two()
+            } else {
+                columns.checked_div(groups)
+            }
+        };
+        elements(whole()?).or_else(|| (groups == 1 && spec.group_sizes.takes(GroupSize::Row)).then_some(GroupSize::Row))
+    })
 }
 
 /// The length of the last axis.

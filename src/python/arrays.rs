@@ -29,6 +29,10 @@ pub(super) enum Item {
     I8,
     /// Words of codes.
     U32,
+    /// The same, signed; numbers of groups.
+    I32,
+    /// Lengths of axes.
+    I64,
     /// Numbers. bfloat16, which numpy does not have, leaves as its bits in uint16.
     Float(Dtype),
 }
@@ -37,7 +41,8 @@ impl Item {
     pub(super) fn size(self) -> usize {
         match self {
             Item::U8 | Item::I8 => 1,
-            Item::U32 => 4,
+            Item::U32 | Item::I32 => 4,
+            Item::I64 => 8,
             Item::Float(dtype) => dtype.size(),
         }
     }
@@ -47,6 +52,8 @@ impl Item {
             Item::U8 => "uint8",
             Item::I8 => "int8",
             Item::U32 => "uint32",
+            Item::I32 => "int32",
+            Item::I64 => "int64",
             Item::Float(dtype) => dtype.name(),
         }
     }
@@ -56,6 +63,8 @@ impl Item {
             Item::U8 => NPY_TYPES::NPY_UBYTE,
             Item::I8 => NPY_TYPES::NPY_BYTE,
             Item::U32 => NPY_TYPES::NPY_UINT,
+            Item::I32 => NPY_TYPES::NPY_INT,
+            Item::I64 => NPY_TYPES::NPY_LONGLONG,
             Item::Float(Dtype::F16) => NPY_TYPES::NPY_HALF,
             Item::Float(Dtype::Bf16) => NPY_TYPES::NPY_USHORT,
             Item::Float(Dtype::F32) => NPY_TYPES::NPY_FLOAT,
@@ -73,6 +82,8 @@ impl Item {
             (b'u', 1) => Some(Item::U8),
             (b'i', 1) => Some(Item::I8),
             (b'u', 4) => Some(Item::U32),
+            (b'i', 4) => Some(Item::I32),
+            (b'i', 8) => Some(Item::I64),
             (b'u', 2) => bits.then_some(Item::Float(Dtype::Bf16)),
             (_, 2) if dtype_name(array)? == "bfloat16" => Some(Item::Float(Dtype::Bf16)),
             _ => None,

@@ -122,7 +122,8 @@ pub(super) fn convert(
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Vec<Row>> {
     guarded(|| {
-        let options = Options { group_size, scale_dtype: scale_dtype.map(named_scale_dtype).transpose()? };
+        let scale_dtype = scale_dtype.map(named_scale_dtype).transpose()?;
+        let options = Options { group_size, scale_dtype, ..Options::default() };
         let wanted = match format {
             Some(name) => Target::Format(formats::find(name)?.spec(), options),
             None => Target::Floats,

@@ -13,8 +13,7 @@ mod tensor;
 mod _core {
     #[pymodule_export]
     use super::api::{
-        compare, cpu_features, dequantize, from_parts, groups, list_formats, pack, panic_for_tests, part_shapes, quantize, refuse_option,
-        repack, unpack,
+        compare, cpu_features, dequantize, from_parts, groups, list_formats, pack, panic_for_tests, part_shapes, quantize, repack, unpack,
     };
     #[pymodule_export]
     use super::dlpack::from_dlpack;

@@ -1,12 +1,13 @@
-//! A settled format as Python holds it: the tuple `(format, shape, axis, group_size, scale_dtype)`.
+//! A settled format as Python holds it: the tuple `(format, shape, axis, group_size, scale_dtype,
+//! options)`, where `options` holds what else is needed to read the parts.
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyInt, PyTuple};
+use pyo3::types::{PyDict, PyInt, PyTuple};
 
 use crate::error::{Error, Result};
-use crate::formats;
-use crate::spec::{GroupSize, Layout, Options, ScaleDtype, Spec};
+use crate::formats::{self, Format};
+use crate::spec::{Choice, GroupSize, Layout, Options, ScaleDtype, ScaleRule, Spec};
 
 /// A layout, and where the caller has its last axis.
 #[derive(Debug)]
@@ -22,6 +23,10 @@ impl Tensor {
     pub(super) fn new(spec: &'static Spec, shape: &[usize], axis: isize, options: Options) -> Result<Tensor> {
         // A 0-d array has no axis to check; the layout refuses it with a better word.
         let axis = if shape.is_empty() { 0 } else { normal_axis(axis, shape.len())? };
+        if spec.is_flat() && axis + 1 < shape.len() {
+            let expected = format!("the groups of {} run over all elements: it takes the last axis", spec.name);
+            return Err(Error::value("axis", axis.to_string(), expected));
+        }
         let layout = Layout::new(spec, &move_to_end(shape, axis), options)?;
         Ok(Tensor { layout, axis })
     }
@@ -56,15 +61,14 @@ impl<'py> FromPyObject<'_, 'py> for Tensor {
     type Error = PyErr;
 
     fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Tensor> {
-        let (format, shape, axis, group_size, scale_dtype): (Bound<'py, PyAny>, Vec<usize>, isize, Bound<'py, PyAny>, Bound<'py, PyAny>) =
-            object.extract()?;
-        let spec = formats::find(format.extract()?)?.spec();
+        type Fields<'py> = (Bound<'py, PyAny>, Vec<usize>, isize, Bound<'py, PyAny>, Bound<'py, PyAny>, Bound<'py, PyDict>);
+        let (format, shape, axis, group_size, scale_dtype, options): Fields<'py> = object.extract()?;
+        let (format, mut options) = chosen(format.extract()?, Some(&options))?;
+        let spec = format.spec();
         let scale_dtype: &str = scale_dtype.extract()?;
-        let options = Options {
-            group_size: Some(group_size.extract::<GroupSize>()?),
-            // Where there is no choice it is no option.
-            scale_dtype: (spec.scale_dtypes.len() > 1).then(|| named_scale_dtype(scale_dtype)).transpose()?,
-        };
+        options.group_size = Some(group_size.extract::<GroupSize>()?);
+        // Where there is no choice it is no option.
+        options.scale_dtype = (spec.scale_dtypes.len() > 1).then(|| named_scale_dtype(scale_dtype)).transpose()?;
         Ok(Tensor::new(spec, &shape, axis, options)?)
     }
 }
@@ -76,8 +80,48 @@ impl<'py> IntoPyObject<'py> for Tensor {
 
     fn into_pyobject(self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let shape = PyTuple::new(py, self.shape())?;
-        (self.layout.spec.name, shape, self.axis, self.layout.group_size, self.layout.scale_dtype.name()).into_pyobject(py)
+        let Layout { spec, group_size, scale_dtype, global_scale, .. } = self.layout;
+        let options = PyDict::new(py);
+        let variants = formats::variants(spec).filter(|variant| variant.spec().parts.len() != spec.parts.len()).count();
+        if let Some(choice) = spec.choice.filter(|_| variants > 0)
+            && let Some(on) = choice.is_on()
+        {
+            options.set_item(choice.option(), on)?;
+        }
+        if let Some(global_scale) = global_scale {
+            options.set_item("global_scale", global_scale)?;
+        }
+        (spec.name, shape, self.axis, group_size, scale_dtype.name(), options).into_pyobject(py)
     }
+}
+
+/// The variant of a format that options beside the group size and the scale dtype select, and those options.
+pub(super) fn chosen(name: &str, given: Option<&Bound<'_, PyDict>>) -> PyResult<(Format, Options)> {
+    let spec = formats::find(name)?.spec();
+    let mut options = Options::default();
+    for (option, value) in given.into_iter().flatten() {
+        let option: String = option.extract()?;
+        let names = spec.options();
+        if !names.contains(&option.as_str()) || option == "group_size" || option == "scale_dtype" {
+            return Err(Error::Option { option, format: spec.name.into(), options: names }.into());
+        }
+        let wrong = |expected: &str| -> PyErr {
+            let found = value.repr().map_or_else(|_| "?".into(), |found| found.to_string());
+            Error::value(option.clone(), found, expected).into()
+        };
+        if option == "global_scale" {
+            options.global_scale =
+                if value.is_none() { None } else { Some(value.extract::<f32>().map_err(|_| wrong("expected a number"))?) };
+        } else if option == "scale_rule" {
+            let names = ScaleRule::ALL.map(|rule| format!("\"{}\"", rule.name())).join(", ");
+            let rule = value.extract::<String>().ok().and_then(|name| ScaleRule::ALL.into_iter().find(|rule| rule.name() == name));
+            options.choice = Some(Choice::ScaleRule(rule.ok_or_else(|| wrong(&format!("expected one of {names}")))?));
+        } else {
+            let on = value.extract::<bool>().map_err(|_| wrong("expected True or False"))?;
+            options.choice = Choice::switch(&option, on);
+        }
+    }
+    Ok((formats::choose(name, options.choice)?, options))
 }
 
 impl<'py> FromPyObject<'_, 'py> for GroupSize {

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import golden_floats
+import golden_words
 import numpy as np
 from helpers import BFLOAT16, load
 from numpy.typing import NDArray
@@ -84,6 +86,20 @@ CASES = {
     "gptoss:mxfp4": gptoss_mxfp4,
     "mlx:mxfp4": mlx_mxfp4,
     "compressed-tensors:mxfp4": compressed_tensors_mxfp4,
+    "bnb:nf4": golden_floats.bnb,
+    "bnb:fp4": golden_floats.bnb,
+    "compressed-tensors": golden_floats.compressed_tensors,
+    "compressed-tensors:nvfp4": golden_floats.nvfp4,
+    "modelopt:nvfp4": golden_floats.nvfp4,
+    "mlx:nvfp4": golden_floats.mlx_nvfp4,
+    "torchao:mxfp4": golden_floats.torchao,
+    "torchao:nvfp4": golden_floats.torchao,
+    "gptq": golden_words.gptq,
+    "gptq:v2": golden_words.gptq_v2,
+    "awq": golden_words.awq,
+    "onnx:matmulnbits": golden_words.onnx_matmulnbits,
+    "onnx:qdq": golden_words.onnx_qdq,
+    "hqq": golden_words.hqq,
 }
 
 

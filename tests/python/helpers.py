@@ -8,6 +8,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+import quantize as qz
+
 VECTORS = Path(__file__).parents[1] / "vectors"
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -96,3 +98,11 @@ def python(code, *flags, timeout=120, **environment):
     done = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True, env=environment, timeout=timeout)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+# The formats whose parts are cut between rows as the array is, whatever its axes; the others have tests of their own.
+BY_ROWS = [
+    row.name
+    for row in qz.formats()
+    if not row.flat and all(shape.startswith("(...") for _, shape in row.part_shapes) and not {"symmetric", "global_scale"} & {*row.options}
+]

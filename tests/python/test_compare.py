@@ -4,12 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from helpers import BFLOAT16, sample
-from reference import FORMATS
+from helpers import BFLOAT16, BY_ROWS, sample
 
 import quantize as qz
 
-ALL = sorted(FORMATS)
+ALL = sorted(BY_ROWS)
 SCHEMES = {row.name: row.scheme for row in qz.formats()}
 
 

@@ -19,16 +19,17 @@ def test_encode_gives_the_bytes(name):
     encoded = [case for case in cases(name) if case.x is not None]
     for case in encoded:
         same_parts(qz.quantize(case.x, name, **case.options).parts, case.parts, case.key)
-    assert len(encoded) >= 13 or name == "gptoss:mxfp4"
+    assert len(encoded) >= 10 or name in ("gptoss:mxfp4", "hqq")
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_decode_gives_the_bits(name):
     decoded = [case for case in cases(name) if case.values is not None]
     for case in decoded:
-        q = qz.from_parts(name, case.parts, shape=case.values.shape, group_size=case.options.get("group_size"))
+        options = {key: value for key, value in case.options.items() if key not in ("scale_dtype", "axis")}
+        q = qz.from_parts(name, case.parts, shape=case.values.shape, **options)
         same(q.dequantize(dtype=case.values.dtype), case.values, case.key)
-    assert len(decoded) >= 13 or name == "gptoss:mxfp4"
+    assert len(decoded) >= 10 or name in ("gptoss:mxfp4", "hqq")
 
 
 @pytest.mark.parametrize("signed", [True, False])

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers import BFLOAT16, python, same_parts, sample
+from helpers import BFLOAT16, BY_ROWS, python, same_parts, sample
 from reference import FORMATS
 
 import quantize as qz
@@ -154,10 +154,15 @@ def test_formats_is_a_table_as_data():
         *("int4", "uint4", "gguf:q4_0", "gguf:q4_1"),
         *("gguf:q4_k", "gguf:iq4_nl", "gguf:iq4_xs", "gguf:nvfp4"),
         "mlx",
-        *("gguf:mxfp4", "gptoss:mxfp4", "mlx:mxfp4", "compressed-tensors:mxfp4"),
+        *("gguf:mxfp4", "gptoss:mxfp4", "mlx:mxfp4", "compressed-tensors:mxfp4", "torchao:mxfp4"),
+        *("mlx:nvfp4", "compressed-tensors:nvfp4", "modelopt:nvfp4", "torchao:nvfp4"),
+        *("gptq", "gptq:v2", "awq", "onnx:matmulnbits", "onnx:qdq"),
+        *("bnb:nf4", "bnb:fp4", "compressed-tensors", "hqq"),
     ]
     for row in rows:
         assert row.name in FORMATS
+        assert set(dict(row.part_shapes)) == set(dict(row.parts)) == set(FORMATS[row.name].parts)
+    for row in [row for row in rows if row.name in BY_ROWS]:
         assert tuple(name for name, _ in row.parts) == FORMATS[row.name].parts
         assert tuple(dtype for _, dtype in row.parts) == tuple(
             array.dtype.name for array in FORMATS[row.name].encode(np.ones((1, 256), np.float32)).values()

@@ -5,12 +5,11 @@ import weakref
 
 import numpy as np
 import pytest
-from helpers import same, sample
-from reference import FORMATS
+from helpers import BY_ROWS, same, sample
 
 import quantize as qz
 
-ALL = sorted(FORMATS)
+ALL = sorted(BY_ROWS)
 OWN = ["int4", "uint4"]
 X = sample((3, 4, 256))
 

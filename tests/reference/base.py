@@ -18,22 +18,29 @@ class Format:
     block: int = 32  # elements that are stored together, in the formats of blocks
     parts: tuple[str, ...]
 
-    def encode(self, array, *, axis=-1, group_size=None, scale_dtype=None, nonfinite="raise"):
-        """Quantize ``array`` to the parts of the format, by name, in the order in which the format lists them."""
-        x = np.moveaxis(to_float32(array), axis, -1)
+    def encode(self, array, *, axis=-1, group_size=None, scale_dtype=None, nonfinite="raise", **options):
+        """Quantize ``array`` to the parts of the format, by name, in the order in which the format lists them.
+
+        ``options`` are those that the format has beside group size and scale dtype; they reach :meth:`encode_groups`.
+        """
+        x = np.moveaxis(self.read(array), axis, -1)
         group_size = group_size or self.group_size
         groups = settle_nonfinite(cut(x, group_size), nonfinite)
         scale_dtype = SCALE_DTYPES[scale_dtype or self.default_scale_dtype(array)]
-        return self.encode_groups(groups, scale_dtype, lambda codes: join(codes, x.shape, group_size))
+        return self.encode_groups(groups, scale_dtype, lambda codes: join(codes, x.shape, group_size), **options)
 
-    def decode(self, parts, shape, *, axis=-1, group_size=None):
+    def decode(self, parts, shape, *, axis=-1, group_size=None, **options):
         """The float32 array of ``shape`` that ``parts`` stand for."""
         moved = np.moveaxis(np.empty(shape, np.bool_), axis, -1).shape
         group_size = group_size or self.group_size
         # A product beyond float32 is an infinity, as IEEE has it: scales near the end of the range can lead there.
         with np.errstate(over="ignore"):
-            groups = self.decode_groups(parts, moved[-1], lambda codes: cut(codes, group_size))
+            groups = self.decode_groups(parts, moved[-1], lambda codes: cut(codes, group_size), **options)
         return np.moveaxis(join(groups, moved, group_size), -1, axis)
+
+    def read(self, array):
+        """The array as float32; what the home project cannot hold in its arithmetic is an infinity."""
+        return to_float32(array)
 
     def default_scale_dtype(self, array):
         """The dtype of the scales where none is given."""

@@ -523,7 +523,7 @@ fn checkpoint(path: &Path) -> Checkpoint {
 }
 
 fn target(format: &str, group_size: Option<GroupSize>) -> Target {
-    Target::Format(formats::find(format).unwrap().spec(), Options { group_size, scale_dtype: None })
+    Target::Format(formats::find(format).unwrap().spec(), Options { group_size, ..Options::default() })
 }
 
 fn run_plan(plan: &Plan, from: &Path, to: &Path) -> std::result::Result<Vec<Effect>, Failure> {
@@ -618,7 +618,7 @@ fn a_converted_file_holds_the_parts_and_gives_every_tensor_back() {
                 assert_eq!(load(&restored, &original.name), std::slice::from_ref(bytes), "copied twice");
                 continue;
             };
-            let options = Options { group_size, scale_dtype: None };
+            let options = Options { group_size, ..Options::default() };
             let layout = Layout::new(formats::find(format).unwrap().spec(), &original.shape, options).unwrap();
             let source = Source::from_bytes(bytes, dtype, &original.shape);
             let quantized = engine::quantize_owned(&source, layout).unwrap();
@@ -714,7 +714,7 @@ fn options_that_a_format_does_not_take_are_refused_whatever_the_file_holds() {
     write_file(&path, &[], &[]);
     let plan = |target| Plan::new(&checkpoint(&path), target, &Selection::default()).unwrap_err().to_string();
     assert_eq!(plan(target("gguf:q4_0", Some(GroupSize::Elements(64)))), "group_size is 64; gguf:q4_0 takes 32");
-    let options = Options { group_size: None, scale_dtype: Some(ScaleDtype::F32) };
+    let options = Options { scale_dtype: Some(ScaleDtype::F32), ..Options::default() };
     let float_scales = Target::Format(formats::find("gguf:q4_0").unwrap().spec(), options);
     assert!(plan(float_scales).contains("has no option scale_dtype"));
 }

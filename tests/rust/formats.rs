@@ -4,19 +4,22 @@ use proptest::prelude::*;
 use quantize::element::{Dtype, Sink, Source};
 use quantize::engine::{self, NonFinite, Run};
 use quantize::error::Error;
-use quantize::formats::{self, Context, FORMATS, Groups};
+use quantize::formats::{self, Context, FORMATS, Format, Groups};
 use quantize::level::Level;
-use quantize::spec::{GroupSize, GroupSizes, Layout, Options, ScaleDtype};
+use quantize::spec::{Extent, Global, GroupSize, GroupSizes, Layout, Options, ScaleDtype};
 use quantize::tensor::Quantized;
 
 /// Group sizes that take every path: fused, by pieces, a row, the tensor.
 fn group_sizes(sizes: GroupSizes) -> Vec<GroupSize> {
     match sizes {
         GroupSizes::Fixed(n) | GroupSizes::InBlocks { size: n, .. } => vec![GroupSize::Elements(n)],
-        GroupSizes::OneOf { sizes, .. } => sizes.iter().copied().map(GroupSize::Elements).collect(),
-        GroupSizes::Any { .. } => {
+        GroupSizes::OneOf { sizes, row, .. } => {
+            sizes.iter().copied().map(GroupSize::Elements).chain(row.then_some(GroupSize::Row)).collect()
+        }
+        GroupSizes::Divides { .. } => [16, 32, 64, 128].map(GroupSize::Elements).into_iter().chain([GroupSize::Row]).collect(),
+        GroupSizes::Any { tensor, .. } => {
             let elements = [1, 3, 16, 31, 32, 48, 64, 100, 128, 256, 512, 1024].map(GroupSize::Elements);
-            elements.into_iter().chain([GroupSize::Row, GroupSize::Tensor]).collect()
+            elements.into_iter().chain([GroupSize::Row]).chain(tensor.then_some(GroupSize::Tensor)).collect()
         }
     }
 }
@@ -28,7 +31,11 @@ fn layouts(shape: &[usize]) -> Vec<Layout> {
         for group_size in group_sizes(spec.group_sizes) {
             for &scale_dtype in spec.scale_dtypes {
                 let scale_dtype = (spec.scale_dtypes.len() > 1).then_some(scale_dtype);
-                layouts.extend(Layout::new(spec, shape, Options { group_size: Some(group_size), scale_dtype }));
+                let options = Options { group_size: Some(group_size), scale_dtype, ..Options::default() };
+                layouts.extend(Layout::new(spec, shape, options));
+                if spec.global == Some(Global::Largest) {
+                    layouts.extend(Layout::new(spec, shape, Options { global_scale: Some(2.5), ..options }));
+                }
             }
         }
     }
@@ -115,7 +122,7 @@ fn bytes_do_not_depend_on_the_thread_count() {
         let telling = |layout: &Layout| !matches!(layout.group_size, GroupSize::Elements(1 | 16 | 48 | 64 | 100 | 256 | 1024));
         let mut chosen: Vec<Layout> = layouts(shape).into_iter().filter(telling).collect();
         for group in [70_000, 100_001] {
-            let options = Options { group_size: Some(GroupSize::Elements(group)), scale_dtype: None };
+            let options = Options { group_size: Some(GroupSize::Elements(group)), ..Options::default() };
             chosen.extend(FORMATS.iter().filter_map(|format| Layout::new(format.spec(), shape, options).ok()));
         }
         for layout in chosen.into_iter().filter(|layout| matches!(layout.scale_dtype, ScaleDtype::F16 | ScaleDtype::E8m0)) {
@@ -157,18 +164,27 @@ fn streamed_output_is_the_same() {
 #[test]
 fn fused_and_plain_paths_agree() {
     for format in FORMATS {
+        let Format::Rows(format) = *format else { continue };
         for elements in [32, 512, 544, 1024, 1536, 4096] {
             let x = sample(elements, 3);
             for layout in layouts(&[1, elements]).into_iter().filter(|layout| std::ptr::eq(layout.spec, format.spec())) {
                 for level in Level::available() {
-                    let context = Context { level, group: layout.group_elements(), scale_dtype: layout.scale_dtype, stream: false };
+                    let fused = encode(&layout, &Source::from_slice(&x, &[1, elements]), &run_at(level, 1)).unwrap();
+                    let global = engine::global_of(&layout, &fused.views());
+                    let group = layout.group_elements();
+                    let context = Context { level, group, scale_dtype: layout.scale_dtype, global, stream: false };
                     let mut groups = Groups::default();
                     groups.resize(layout.spec, context, elements);
                     let mut plain = Quantized::zeroed(layout.clone()).unwrap();
                     let mut parts: Vec<&mut [u8]> = plain.parts.iter_mut().map(Vec::as_mut_slice).collect();
                     format.quantize(context, &x, None, &mut groups);
                     format.pack(context, &groups, &mut parts);
-                    let fused = encode(&layout, &Source::from_slice(&x, &[1, elements]), &run_at(level, 1)).unwrap();
+                    // What the tensor has once is not the format's to write.
+                    for (plain, (fused, part)) in plain.parts.iter_mut().zip(fused.parts.iter().zip(layout.spec.parts)) {
+                        if matches!(part.extent, Extent::Scalar | Extent::One) {
+                            plain.copy_from_slice(fused);
+                        }
+                    }
                     assert_eq!(fused.parts, plain.parts, "{layout:?} at {}", level.name());
 
                     let mut unpacked = Groups::default();
@@ -202,7 +218,8 @@ fn groups_of_whole_tensors_lead_back() {
             engine::unpack(&layout, &quantized.views(), codes, scales, offsets, headers, &run_at(Level::detect(), 2)).unwrap();
             let mut again = Quantized::zeroed(layout.clone()).unwrap();
             let mut parts: Vec<&mut [u8]> = again.parts.iter_mut().map(Vec::as_mut_slice).collect();
-            engine::pack_groups(&layout, &all, &mut parts, &run_at(Level::detect(), 1)).unwrap();
+            let global = engine::global_of(&layout, &quantized.views());
+            engine::pack_groups(&layout, &all, global, &mut parts, &run_at(Level::detect(), 1)).unwrap();
             assert!(again.parts == quantized.parts, "{layout:?}");
         }
     }
@@ -214,7 +231,7 @@ fn codes_travel_between_schemes_and_back() {
         let x = sample(shape.iter().product(), 13);
         for layout in layouts(shape).into_iter().filter(|layout| layout.spec.name == "int4") {
             let quantized = encode(&layout, &Source::from_slice(&x, shape), &run_at(Level::detect(), 1)).unwrap();
-            let options = Options { group_size: Some(layout.group_size), scale_dtype: Some(layout.scale_dtype) };
+            let options = Options { group_size: Some(layout.group_size), scale_dtype: Some(layout.scale_dtype), ..Options::default() };
             let other = Layout::new(formats::find("uint4").unwrap().spec(), shape, options).unwrap();
             let there = repack(&quantized, other);
             assert!(decode(&there, &run_at(Level::detect(), 1)) == decode(&quantized, &run_at(Level::detect(), 1)), "{layout:?}");
@@ -320,7 +337,7 @@ fn under_a_policy_too_the_group_is_the_one_that_overflows() {
     let mut x = vec![0.0; 128];
     (x[0], x[1], x[100]) = (f32::INFINITY, 1.0, 1e30);
     for format in FORMATS {
-        let options = Options { group_size: Some(GroupSize::Elements(32)), scale_dtype: None };
+        let options = Options { group_size: Some(GroupSize::Elements(32)), ..Options::default() };
         let Ok(layout) = Layout::new(format.spec(), &[1, 128], options) else { continue };
         for policy in [NonFinite::Zero, NonFinite::Clip] {
             let mut quantized = Quantized::zeroed(layout.clone()).unwrap();
@@ -346,7 +363,7 @@ fn a_float64_beyond_float32_is_named_as_it_is() {
 fn names_and_aliases_find_their_format() {
     for format in FORMATS {
         for name in format.spec().aliases.iter().chain([&format.spec().name]) {
-            assert!(std::ptr::eq(formats::find(name).unwrap().spec(), format.spec()));
+            assert!(std::ptr::eq(formats::choose(name, format.spec().choice).unwrap().spec(), format.spec()));
         }
     }
     let message = formats::find("q4").map(|format| format.spec().name).unwrap_err().to_string();

@@ -1,0 +1,409 @@
+//! Formats whose rows lie side by side: tiles of some rows and columns, as rows in scratch memory and as blocks in the parts.
+//!
+//! A tile is small enough for its rows to stay in a core's own cache between the two steps, and wide enough for the blocks to be
+//! written in whole cache lines.
+
+use super::Run;
+use crate::error::Result;
+use crate::formats::{Context, Format, Groups, Tile, Weave};
+use crate::kernels::blocks::{Block, BlockMut, Blocks, BlocksMut, Walk};
+use crate::kernels::nibbles::{Pack, Unpack};
+use crate::pool;
+use crate::spec::{Extent, GroupSize, Layout, PartDtype, Spec};
+use crate::tensor::Quantized;
+use std::ops::Range;
+
+/// Elements of a tile, about: 256 KiB of codes.
+const TILE: usize = 512 * 1024;
+
+/// Rows of a tile at most: 128 codes are a cache line.
+const MOST_ROWS: usize = 128;
+
+/// Rows of a tile at least, where the tensor has them: 16 words are a cache line.
+const LEAST_ROWS: usize = 16;
+
+/// The layout of the same tensor as the rows that a weave is made of.
+pub(super) fn rows_of(layout: &Layout, weave: &dyn Weave) -> Layout {
+    let halves = layout.spec.parts.iter().any(|part| part.extent == Extent::HalfRows);
+    Layout {
+        spec: weave.rows().spec(),
+        shape: if halves { vec![2, layout.elements() / 2] } else { layout.shape.clone() },
+        group_size: GroupSize::Elements(layout.group_elements()),
+        ..layout.clone()
+    }
+}
+
+/// How a tensor is cut into tiles.
+pub(super) struct Tiles<'a> {
+    layout: &'a Layout,
+    /// The tensor as rows.
+    pub(super) rows: Layout,
+    /// Rows of the tiles, from the first to the last.
+    row_lengths: Vec<usize>,
+    /// Columns of the tiles.
+    column_lengths: Vec<usize>,
+}
+
+/// A tile, and where it is in the tensor.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) first_row: usize,
+    pub(super) first_column: usize,
+    pub(super) tile: Tile,
+}
+
+impl<'a> Tiles<'a> {
+    /// Cut for this many threads; `whole_rows` says that no row may be cut.
+    pub(super) fn new(layout: &'a Layout, weave: &dyn Weave, threads: usize, whole_rows: bool) -> Self {
+        let rows = rows_of(layout, weave);
+        let (n, k) = (rows.rows(), rows.columns());
+        let group = rows.group_elements();
+        // Where bytes hold codes of two rows, an odd number of rows has no tiles.
+        let has = |extent: Extent| layout.spec.parts.iter().any(|part| part.extent == extent);
+        if n % 2 == 1 && (has(Extent::Transposed) || has(Extent::GroupPairsTransposed)) {
+            return Tiles { layout, rows, row_lengths: vec![n], column_lengths: vec![k] };
+        }
+        let share = (n / (4 * threads)).max(LEAST_ROWS);
+        let height = (TILE / k.max(1)).clamp(LEAST_ROWS, MOST_ROWS).min(share).next_multiple_of(8).min(n.max(1));
+        let unit = group / gcd(group, 8) * 8;
+        let width = if n > height { TILE / height } else { (TILE / height).min(k / (4 * threads)) };
+        let width = if whole_rows || n > height && k <= 2 * width { k } else { (width / unit).max(1) * unit };
+        Tiles { layout, rows, row_lengths: lengths(n, height), column_lengths: lengths(k, width) }
+    }
+
+    fn context(&self, run: &Run<'_>) -> Context {
+        let (group, scale_dtype) = (self.rows.group_elements(), self.rows.scale_dtype);
+        Context { level: run.level, group, scale_dtype, global: 1.0, stream: false }
+    }
+
+    /// Whether no row is cut.
+    pub(super) fn has_whole_rows(&self) -> bool {
+        self.column_lengths.len() == 1
+    }
+
+    /// All tiles: those of the first columns from the first row to the last, then those beside them.
+    pub(super) fn places(&self) -> impl Iterator<Item = Place> + Send + use<> {
+        let (rows, columns) = (self.row_lengths.clone(), self.column_lengths.clone());
+        let starts = |lengths: Vec<usize>| {
+            lengths.into_iter().scan(0, |start, length| {
+                *start += length;
+                Some((*start - length, length))
+            })
+        };
+        starts(columns).flat_map(move |(first_column, columns)| {
+            starts(rows.clone()).map(move |(first_row, rows)| Place { first_row, first_column, tile: Tile { rows, columns } })
+        })
+    }
+
+    /// The elements of a tile as runs that follow each other in the tensor and in the rows: one for each row, or one alone.
+    pub(super) fn runs(&self, place: Place) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let Place { first_row, first_column, tile } = place;
+        let columns = self.rows.columns();
+        let in_one = tile.columns == columns && columns.is_multiple_of(2) && columns.is_multiple_of(self.rows.group_elements());
+        let (count, len) = if in_one { (1, tile.rows * columns) } else { (tile.rows, tile.columns) };
+        (0..count).map(move |row| ((first_row + row) * columns + first_column, len))
+    }
+
+    /// A run of `len` elements in pieces of about `span`: whole groups, and whole bytes of codes.
+    pub(super) fn spans(&self, len: usize, span: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let group = self.rows.group_elements();
+        let unit = if group.is_multiple_of(2) { group } else { 2 * group };
+        let span = (span / unit).max(1) * unit;
+        (0..len).step_by(span).map(move |start| start..len.min(start + span))
+    }
+
+    /// Bytes that so many elements of a row take of part `index` of the rows.
+    pub(super) fn row_bytes(&self, index: usize, columns: usize) -> usize {
+        match self.rows.spec.parts[index].extent {
+            Extent::Codes => columns.div_ceil(2),
+            _ => columns.div_ceil(self.rows.group_elements()) * self.rows.part_item_size(index),
+        }
+    }
+
+    /// Memory for the rows of a tile; without the codes where only the scales are wanted.
+    pub(super) fn scratch(&self, tile: Tile, codes: bool) -> Vec<Vec<u8>> {
+        let bytes = |index: usize| if index == 0 && !codes { 0 } else { tile.rows * self.row_bytes(index, tile.columns) };
+        (0..self.rows.spec.parts.len()).map(|index| vec![0; bytes(index)]).collect()
+    }
+
+    /// The blocks of every part, one for each tile in the order of [`Tiles::places`].
+    pub(super) fn blocks_mut<'p>(&self, parts: &'p mut [&mut [u8]]) -> Vec<Option<BlocksMut<'p>>> {
+        let cut = |(index, part): (usize, &'p mut &mut [u8])| {
+            let (stride, rows, columns, walk) = self.cuts(self.layout, index)?;
+            Some(BlocksMut::new(part, stride, &rows, &columns, walk))
+        };
+        parts.iter_mut().enumerate().map(cut).collect()
+    }
+
+    /// The same to read.
+    pub(super) fn blocks<'p>(&self, parts: &[&'p [u8]]) -> Vec<Option<Blocks<'p>>> {
+        self.cut(self.layout, parts)
+    }
+
+    fn cut<'p>(&self, layout: &Layout, parts: &[&'p [u8]]) -> Vec<Option<Blocks<'p>>> {
+        let mut cut = Vec::with_capacity(parts.len());
+        for (index, part) in parts.iter().enumerate() {
+            let cuts = self.cuts(layout, index);
+            cut.push(cuts.map(|(stride, rows, columns, walk)| Blocks::new(part, stride, &rows, &columns, walk)));
+        }
+        cut
+    }
+
+    /// The blocks of the parts of the rows; none of one that is empty.
+    fn row_blocks_mut<'p>(&self, parts: &'p mut [Vec<u8>]) -> Vec<Option<BlocksMut<'p>>> {
+        let mut cut = Vec::with_capacity(parts.len());
+        for (index, part) in parts.iter_mut().enumerate() {
+            let cuts = self.cuts(&self.rows, index).filter(|_| !part.is_empty());
+            cut.push(cuts.map(|(stride, rows, columns, walk)| BlocksMut::new(part, stride, &rows, &columns, walk)));
+        }
+        cut
+    }
+
+    /// How part `index` of a layout is cut: bytes of a row of it, its rows and the bytes of its rows in each tile, and the order.
+    fn cuts(&self, layout: &Layout, index: usize) -> Option<(usize, Vec<usize>, Vec<usize>, Walk)> {
+        let (rows, columns) = (&self.row_lengths, &self.column_lengths);
+        let group = self.rows.group_elements();
+        let size = layout.part_item_size(index);
+        let each = |lengths: &[usize], of: &dyn Fn(usize) -> usize| lengths.iter().map(|&length| of(length)).collect::<Vec<_>>();
+        let odd_pairs = rows[..] == [self.rows.rows()] && self.rows.rows() % 2 == 1;
+        let (down, across, walk) = match layout.spec.parts[index].extent {
+            Extent::Transposed | Extent::GroupPairsTransposed if odd_pairs => (vec![1], vec![layout.part_bytes(index)], Walk::RowMajor),
+            Extent::WordsAlongColumns => (each(columns, &|k| k / 8), each(rows, &|n| 4 * n), Walk::RowMajor),
+            Extent::WordsAcrossRows | Extent::Transposed | Extent::HalfRows => (columns.clone(), each(rows, &|n| n / 2), Walk::RowMajor),
+            Extent::GroupsTransposed => (each(columns, &|k| k.div_ceil(group)), each(rows, &|n| n * size), Walk::RowMajor),
+            Extent::GroupWordsTransposed | Extent::GroupPairsTransposed => {
+                (each(columns, &|k| k.div_ceil(group)), each(rows, &|n| n / 2), Walk::RowMajor)
+            }
+            Extent::GroupWordsAcrossRows => {
+                (each(rows, &|n| n.div_ceil(8)), each(columns, &|k| k.div_ceil(group) * size), Walk::ColumnMajor)
+            }
+            Extent::Codes => {
+                let mut across = each(columns, &|k| k.div_ceil(2));
+                // The last tile has the padding.
+                let row = self.rows.columns().div_ceil(2).div_ceil(size) * size;
+                let others: usize = across.iter().rev().skip(1).sum();
+                *across.last_mut()? = row - others;
+                (rows.clone(), across, Walk::ColumnMajor)
+            }
+            Extent::Groups => (rows.clone(), each(columns, &|k| k.div_ceil(group) * size), Walk::ColumnMajor),
+            _ => return None,
+        };
+        Some((across.iter().sum(), down, across, walk))
+    }
+}
+
+/// The next block of every part; parts that the tensor has once have none.
+pub(super) fn next_mut<'p>(blocks: &mut [Option<BlocksMut<'p>>]) -> Vec<BlockMut<'p>> {
+    let next = |blocks: &mut Option<BlocksMut<'p>>| blocks.as_mut().and_then(Iterator::next).unwrap_or_else(|| BlockMut::whole(&mut [], 0));
+    blocks.iter_mut().map(next).collect()
+}
+
+/// The next block of every part, to read.
+pub(super) fn next<'p>(blocks: &mut [Option<Blocks<'p>>]) -> Vec<Block<'p>> {
+    let next = |blocks: &mut Option<Blocks<'p>>| blocks.as_mut().and_then(Iterator::next).unwrap_or_else(|| Block::whole(&[], 0));
+    blocks.iter_mut().map(next).collect()
+}
+
+/// Mutable slices of buffers.
+pub(super) fn slices(buffers: &mut [Vec<u8>]) -> Vec<&mut [u8]> {
+    buffers.iter_mut().map(Vec::as_mut_slice).collect()
+}
+
+/// The whole tensor as rows; without its codes where only the scales are wanted.
+pub(super) fn unweave(layout: &Layout, weave: &dyn Weave, parts: &[&[u8]], codes: bool, run: &Run<'_>) -> Result<Quantized> {
+    let tiles = Tiles::new(layout, weave, run.threads, false);
+    let context = tiles.context(run);
+    let mut whole = Quantized::zeroed(tiles.rows.clone())?;
+    if !codes {
+        whole.parts[0] = Vec::new();
+    }
+    {
+        let mut from = tiles.blocks(parts);
+        let mut to = tiles.row_blocks_mut(&mut whole.parts);
+        let tasks = tiles.places().map(|place| (place.tile, next(&mut from), next_mut(&mut to)));
+        pool::for_each(tasks, run.threads, run.interrupted, |(tile, parts, mut to)| {
+            let mut rows = tiles.scratch(tile, codes);
+            weave.unweave(context, tile, &parts, &mut slices(&mut rows));
+            for (to, from) in to.iter_mut().zip(&rows) {
+                let width = from.len() / tile.rows.max(1);
+                for row in 0..to.rows() {
+                    to.row(row)[..width].copy_from_slice(&from[row * width..][..width]);
+                }
+            }
+        })?;
+    }
+    Ok(whole)
+}
+
+/// Parts from the whole tensor as rows.
+pub(super) fn weave_all(layout: &Layout, weave: &dyn Weave, whole: &[&[u8]], parts: &mut [&mut [u8]], run: &Run<'_>) -> Result<()> {
+    let tiles = Tiles::new(layout, weave, run.threads, false);
+    let context = tiles.context(run);
+    let mut to = tiles.blocks_mut(parts);
+    let mut from = tiles.cut(&tiles.rows, whole);
+    let tasks = tiles.places().map(|place| (place.tile, next(&mut from), next_mut(&mut to)));
+    pool::for_each(tasks, run.threads, run.interrupted, |(tile, from, mut to)| {
+        let mut rows = tiles.scratch(tile, true);
+        for (to, from) in rows.iter_mut().zip(&from) {
+            for (row, to) in (0..from.rows()).zip(to.chunks_exact_mut(from.width().max(1))) {
+                to.copy_from_slice(from.row(row));
+            }
+        }
+        let rows: Vec<&[u8]> = rows.iter().map(Vec::as_slice).collect();
+        weave.weave(context, tile, &rows, &mut to);
+    })?;
+    Ok(())
+}
+
+/// One side of a conversion between word layouts.
+#[derive(Clone, Copy)]
+pub(super) struct Side<'a> {
+    pub(super) layout: &'a Layout,
+    pub(super) format: Format,
+}
+
+impl Side<'_> {
+    /// Whether its codes, as rows, are a part of their own, two a byte.
+    pub(super) fn has_plain_codes(self) -> bool {
+        let halves = self.layout.spec.parts.iter().any(|part| part.extent == Extent::HalfRows);
+        self.format.rows().spec().parts[0].extent == Extent::Codes && !self.layout.spec.is_flat() && !halves
+    }
+}
+
+/// From words to words, tile by tile: codes stay two a byte all the way. `shift` is added to every code; scales and offsets are
+/// those of `all`. One side at least is woven, both have plain codes.
+pub(super) fn reweave(
+    from: Side<'_>,
+    parts: &[&[u8]],
+    to: Side<'_>,
+    all: &Groups,
+    shift: i8,
+    out: &mut [&mut [u8]],
+    run: &Run<'_>,
+) -> Result<()> {
+    let (layout, weave) = match (from.format, to.format) {
+        (_, Format::Woven(weave)) => (to.layout, weave),
+        (Format::Woven(weave), _) => (from.layout, weave),
+        _ => unreachable!("one side is woven"),
+    };
+    let tiles = Tiles::new(layout, weave, run.threads, false);
+    let context = tiles.context(run);
+    let (nibbles, groups_per_row) = (nibbles_between(from, to, shift, context), tiles.rows.groups_per_row());
+    let mut sources = tiles.cut(from.layout, parts);
+    let count = to.format.rows().spec().parts.len();
+    let mut targets = Vec::with_capacity(out.len());
+    for (index, part) in out.iter_mut().enumerate() {
+        let cuts = tiles.cuts(to.layout, index);
+        targets.push(cuts.map(|(stride, rows, columns, walk)| BlocksMut::new(part, stride, &rows, &columns, walk)));
+    }
+    let tasks = tiles.places().map(|place| (place, next(&mut sources), next_mut(&mut targets)));
+    pool::for_each(tasks, run.threads, run.interrupted, |(place, source, mut target)| {
+        let tile = place.tile;
+        let bytes = |spec: &Spec, index: usize, columns: usize| match (spec.parts[index].extent, spec.parts[index].dtype) {
+            (Extent::Codes, _) => columns.div_ceil(2),
+            (_, PartDtype::Scale) => columns.div_ceil(context.group) * to.layout.scale_dtype.size(),
+            _ => columns.div_ceil(context.group),
+        };
+        let scratch = |spec: &Spec, scale_size: usize| -> Vec<Vec<u8>> {
+            let of = |index: usize| match spec.parts[index].dtype {
+                PartDtype::Scale => tile.rows * tile.columns.div_ceil(context.group) * scale_size,
+                _ => tile.rows * bytes(spec, index, tile.columns),
+            };
+            (0..spec.parts.len()).map(of).collect::<Vec<_>>().into_iter().map(|bytes| vec![0; bytes]).collect()
+        };
+        let width = tile.columns.div_ceil(2);
+        let mut rows = scratch(to.format.rows().spec(), to.layout.scale_dtype.size());
+        match from.format {
+            Format::Woven(weave) => {
+                let mut unwoven = scratch(weave.rows().spec(), from.layout.scale_dtype.size());
+                let context = Context { scale_dtype: from.layout.scale_dtype, ..context };
+                weave.unweave(context, tile, &source, &mut slices(&mut unwoven));
+                std::mem::swap(&mut rows[0], &mut unwoven[0]);
+            }
+            _ => {
+                for (row, to) in (0..tile.rows).zip(rows[0].chunks_exact_mut(width.max(1))) {
+                    to.copy_from_slice(&source[0].row(row)[..width]);
+                }
+            }
+        }
+        nibbles.apply(context, &mut rows[0]);
+        if tile.columns % 2 == 1 {
+            // The nibble that fills a row up is 0 whatever the codes are.
+            rows[0].chunks_exact_mut(width).for_each(|row| row[width - 1] &= 15);
+        }
+        let first_group = place.first_column / context.group;
+        let groups = tile.columns.div_ceil(context.group);
+        let one = Context { group: 1, scale_dtype: to.layout.scale_dtype, ..context };
+        let (_, beside) = rows.split_at_mut(1);
+        for row in 0..tile.rows {
+            let start = (place.first_row + row) * groups_per_row + first_group;
+            let of = |values: &[f32]| values.get(start..start + groups).unwrap_or_default().to_vec();
+            let of_row = Groups { scales: of(&all.scales), offsets: of(&all.offsets), ..Groups::default() };
+            let mut parts: Vec<&mut [u8]> = vec![&mut []];
+            for part in beside.iter_mut() {
+                let bytes = part.len() / tile.rows;
+                parts.push(&mut part[row * bytes..(row + 1) * bytes]);
+            }
+            to.format.rows().pack(one, &of_row, &mut parts[..count]);
+        }
+        match to.format {
+            Format::Woven(weave) => {
+                let rows: Vec<&[u8]> = rows.iter().map(Vec::as_slice).collect();
+                weave.weave(Context { scale_dtype: to.layout.scale_dtype, ..context }, tile, &rows, &mut target);
+            }
+            _ => {
+                for (rows, to) in rows.iter().zip(&mut target) {
+                    let width = rows.len() / tile.rows.max(1);
+                    for row in 0..to.rows() {
+                        to.row(row)[..width].copy_from_slice(&rows[row * width..][..width]);
+                    }
+                }
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// What becomes of stored nibbles.
+struct Nibbles {
+    /// The new nibble for each.
+    table: [u8; 16],
+    /// What they are all combined with by exclusive or, where that is all.
+    flipped: Option<u8>,
+}
+
+fn nibbles_between(from: Side<'_>, to: Side<'_>, shift: i8, context: Context) -> Nibbles {
+    let context = Context { group: 16, ..context };
+    let packed: [u8; 8] = std::array::from_fn(|byte| (0x11 * 2 * byte + 0x10) as u8);
+    let mut all = Groups { codes: vec![0; 16], ..Groups::default() };
+    from.format.rows().unpack(context, &[&packed, &[]], &mut all);
+    all.codes.iter_mut().for_each(|code| *code += shift);
+    let mut stored = [0; 8];
+    to.format.rows().pack(context, &all, &mut [&mut stored, &mut []]);
+    let table: [u8; 16] = std::array::from_fn(|nibble| stored[nibble / 2] >> (4 * (nibble % 2)) & 15);
+    let flipped = Some(table[0]).filter(|flip| (0..16).all(|nibble| table[usize::from(nibble)] == nibble ^ flip));
+    Nibbles { table, flipped }
+}
+
+impl Nibbles {
+    fn apply(&self, context: Context, packed: &mut [u8]) {
+        match self.flipped {
+            Some(0) => {}
+            Some(flip) => packed.iter_mut().for_each(|byte| *byte ^= flip * 0x11),
+            None => {
+                let mut codes = vec![0; 2 * packed.len()];
+                context.level.run(Unpack { packed, table: &self.table, codes: &mut codes });
+                context.level.run(Pack { codes: &codes, bias: 0, packed });
+            }
+        }
+    }
+}
+
+fn lengths(whole: usize, most: usize) -> Vec<usize> {
+    let most = most.max(1);
+    (0..whole).step_by(most).map(|start| most.min(whole - start)).collect()
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}

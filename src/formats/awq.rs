@@ -1,0 +1,95 @@
+//! `awq`, the GEMM version: a 16-bit scale and a 4-bit zero point a group, words of 8 codes along N. The parts of W (N, K):
+//!
+//! ```text
+//! qweight  i32 (K, N / 8)   from the lowest bits of word (k, j) up: W[8j + 0, 2, 4, 6, 1, 3, 5, 7, k]
+//! qzeros   i32 (G, N / 8)   the zero points of the same rows in the same order
+//! scales   f16 (G, N)
+//! ```
+//!
+//! The arithmetic is float16: h(...) is a float32 operation on float16 numbers whose result is rounded.
+//!
+//! ```text
+//! low = min(h(x)), high = max(h(x))                the range need not take in 0
+//! scale      = h(max(h(high - low), h(1e-5)) / 15)
+//! zero_point = clamp(-round_half_even(h(low / scale)), 0, 15)
+//! code       = clamp(round_half_even(h(h(x) / scale)) + zero_point, 0, 15)     x ~ (code - zero_point) * scale
+//! ```
+//!
+//! At home (code - zero_point) * scale is the weight that is packed, which leads back to the same code as long as
+//! zero_point * scale is a number of float16. Source: casper-hansen/AutoAWQ `awq/quantize/quantizer.py`,
+//! `awq/modules/linear/gemm.py`; its search for better scales comes before all this.
+
+use super::gptq;
+use super::planar::Planar;
+use super::transposed::Transposed;
+use crate::kernels::encode::{Fit, Rule};
+use crate::kernels::lanes::clamp;
+use crate::kernels::nibbles::UNSIGNED;
+use crate::kernels::range::{Need, Ranges};
+use crate::kernels::scales::round_to;
+use crate::simd::Simd;
+use crate::spec::{Extent, GroupSizes, Part, PartDtype, ScaleDtype, Scheme, Shapes, Spec};
+
+pub(super) static FORMAT: Transposed<Awq> = Transposed::new(&SPEC, &ROWS);
+
+static SPEC: Spec = Spec {
+    name: "awq",
+    summary: "AWQ, the GEMM version: words of 8 codes along N, in an order of their own",
+    scheme: Scheme::Affine,
+    group_sizes: GroupSizes::OneOf { sizes: &[32, 64, 128], default: 128, row: true, short: false },
+    shapes: Shapes::Matrix { rows: 8, columns: 8 },
+    scale_dtypes: &[ScaleDtype::F16],
+    parts: &[
+        Part { name: "qweight", dtype: PartDtype::I32, extent: Extent::WordsAcrossRows },
+        Part { name: "qzeros", dtype: PartDtype::I32, extent: Extent::GroupWordsTransposed },
+        Part { name: "scales", dtype: PartDtype::Scale, extent: Extent::GroupsTransposed },
+    ],
+    home: "autoawq 0.2.9",
+    half: true,
+    ..Spec::BASE
+};
+
+static ROWS_SPEC: Spec = Spec { half: true, ..gptq::rows() };
+static ROWS: Planar<Awq> = Planar::new(&ROWS_SPEC);
+
+/// 1e-5 as float16.
+const LEAST: f32 = 168.0 / 16_777_216.0;
+
+#[derive(Clone, Copy, Default)]
+pub(super) struct Awq;
+
+impl Rule for Awq {
+    const NEED: Need = Need::Itself;
+    const BIAS: i8 = 0;
+    const CODES: [i8; 16] = UNSIGNED;
+
+    #[inline(always)]
+    fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
+        let (high, low) = (half(simd, ranges.high), half(simd, ranges.low));
+        let (range, least) = (half(simd, simd.sub(high, low)), simd.splat(LEAST));
+        let range = simd.select(simd.less(range, least), least, range);
+        let scale = half(simd, simd.div(range, simd.splat(15.0)));
+        let quotient = half(simd, simd.div(low, scale));
+        let zero_point = simd.round(clamp(simd, quotient, simd.splat(-15.0), simd.splat(0.0)));
+        Fit { scale, offset: simd.sub(simd.splat(0.0), simd.to_f32(zero_point)), factor: scale }
+    }
+
+    #[inline(always)]
+    fn codes<S: Simd>(self, simd: S, x: S::F32, scale: S::F32, zero_point: S::F32) -> S::I32 {
+        let quotient = half(simd, simd.div(half(simd, x), scale));
+        // It may be infinite, and beyond these the code is the first or the last whatever the zero point.
+        let quotient = clamp(simd, quotient, simd.splat(-15.0), simd.splat(15.0));
+        simd.add_i32(simd.round(quotient), simd.round(zero_point))
+    }
+
+    #[inline(always)]
+    fn values<S: Simd>(self, simd: S, numbers: S::F32, scale: S::F32, zero_point: S::F32) -> S::F32 {
+        simd.mul(simd.sub(numbers, zero_point), scale)
+    }
+}
+
+/// h(...)
+#[inline(always)]
+fn half<S: Simd>(simd: S, v: S::F32) -> S::F32 {
+    round_to(simd, v, ScaleDtype::F16)
+}

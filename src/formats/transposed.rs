@@ -1,0 +1,135 @@
+//! The layouts of matrices that are stored [in, out]: columns of W (N, K) are rows of the parts.
+//!
+//! ```text
+//! codes        words of 8 along K        (K / 8, N)     the words of the packed rows, turned
+//!              words of 8 along N        (K, N / 8)     in the order of AWQ
+//!              two a byte along N        K * N / 2      without padding between rows
+//! scales       one a group               (G, N)
+//! zero points  words of 8 along N, or two a byte along N, in the order of the codes; stored less [`Transposed::ZERO`]
+//! ```
+
+use super::planar::Planar;
+use super::{Context, Rows, Tile, Weave};
+use crate::kernels::blocks::{Block, BlockMut};
+use crate::kernels::encode::Rule;
+use crate::kernels::nibbles::{Pack, UNSIGNED, Unpack};
+use crate::kernels::transpose::{Items, Nibbles, Order};
+use crate::spec::{Extent, Spec};
+
+/// A format of these layouts: its facts, and its numerics as rows. `ZERO` is taken from zero points where they are stored.
+pub(super) struct Transposed<R: 'static, const ZERO: u8 = 0> {
+    spec: &'static Spec,
+    rows: &'static Planar<R>,
+}
+
+impl<R: Rule, const ZERO: u8> Transposed<R, ZERO> {
+    /// `rows` has the same numerics: codes, scales and, if there are zero points, those in a byte each.
+    pub(super) const fn new(spec: &'static Spec, rows: &'static Planar<R>) -> Self {
+        Transposed { spec, rows }
+    }
+
+    fn order(&self) -> Order {
+        if self.spec.parts[0].extent == Extent::WordsAcrossRows { Order::Awq } else { Order::Natural }
+    }
+}
+
+impl<R: Rule, const ZERO: u8> Weave for Transposed<R, ZERO> {
+    fn spec(&self) -> &'static Spec {
+        self.spec
+    }
+
+    fn rows(&self) -> &'static dyn Rows {
+        self.rows
+    }
+
+    fn weave(&self, context: Context, tile: Tile, rows: &[&[u8]], parts: &mut [BlockMut<'_>]) {
+        let groups = context.groups(tile.columns);
+        for (index, part) in self.spec.parts.iter().enumerate() {
+            let to = parts[index].part(0..parts[index].rows(), 0..parts[index].width());
+            match part.extent {
+                Extent::WordsAlongColumns => {
+                    context.level.run(Items { size: 4, from: Block::whole(rows[0], tile.columns / 2), to });
+                }
+                Extent::WordsAcrossRows | Extent::Transposed => {
+                    self.turn(context, Block::whole(rows[0], tile.columns.div_ceil(2)), tile.columns, to)
+                }
+                Extent::GroupsTransposed => {
+                    let size = context.scale_dtype.size();
+                    context.level.run(Items { size, from: Block::whole(rows[1], groups * size), to });
+                }
+                Extent::GroupWordsTransposed | Extent::GroupPairsTransposed => {
+                    let width = groups.div_ceil(2);
+                    let mut packed = vec![0; tile.rows * width];
+                    for (zero_points, packed) in rows[2].chunks_exact(groups).zip(packed.chunks_exact_mut(width)) {
+                        let stored: Vec<u8> = zero_points.iter().map(|zero_point| zero_point.wrapping_sub(ZERO) & 15).collect();
+                        context.level.run(Pack { codes: &stored, bias: 0, packed });
+                    }
+                    self.turn(context, Block::whole(&packed, width), groups, to);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn unweave(&self, context: Context, tile: Tile, parts: &[Block<'_>], rows: &mut [&mut [u8]]) {
+        let groups = context.groups(tile.columns);
+        for (part, from) in self.spec.parts.iter().zip(parts) {
+            match part.extent {
+                _ if rows[0].is_empty()
+                    && matches!(part.extent, Extent::WordsAlongColumns | Extent::WordsAcrossRows | Extent::Transposed) => {}
+                Extent::WordsAlongColumns => {
+                    context.level.run(Items { size: 4, from: *from, to: BlockMut::whole(rows[0], tile.columns / 2) });
+                }
+                Extent::WordsAcrossRows | Extent::Transposed => {
+                    self.turn_back(context, *from, tile.columns, BlockMut::whole(rows[0], tile.columns.div_ceil(2)));
+                }
+                Extent::GroupsTransposed => {
+                    let size = context.scale_dtype.size();
+                    context.level.run(Items { size, from: *from, to: BlockMut::whole(rows[1], groups * size) });
+                }
+                Extent::GroupWordsTransposed | Extent::GroupPairsTransposed => {
+                    let width = groups.div_ceil(2);
+                    let mut packed = vec![0; tile.rows * width];
+                    self.turn_back(context, *from, groups, BlockMut::whole(&mut packed, width));
+                    let table = &UNSIGNED.map(|code| code.cast_unsigned() + ZERO);
+                    for (zero_points, packed) in rows[2].chunks_exact_mut(groups).zip(packed.chunks_exact(width)) {
+                        context.level.run(Unpack { packed, table, codes: zero_points });
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+impl<R: Rule, const ZERO: u8> Transposed<R, ZERO> {
+    /// Rows of `columns` nibbles to `columns` rows.
+    fn turn(&self, context: Context, from: Block<'_>, columns: usize, mut to: BlockMut<'_>) {
+        if to.rows() == columns && from.rows().is_multiple_of(2) {
+            return context.level.run(Nibbles { from, from_order: Order::Natural, to, to_order: self.order() });
+        }
+        // An odd number of rows: the rows of the turned matrix do not begin at whole bytes.
+        let (count, to) = (from.rows(), to.row(0));
+        to.fill(0);
+        for row in 0..count {
+            for (column, at) in (0..columns).zip((row..).step_by(count)) {
+                to[at / 2] |= (from.row(row)[column / 2] >> (4 * (column % 2)) & 15) << (4 * (at % 2));
+            }
+        }
+    }
+
+    /// The reverse.
+    fn turn_back(&self, context: Context, from: Block<'_>, columns: usize, mut to: BlockMut<'_>) {
+        if from.rows() == columns && to.rows().is_multiple_of(2) {
+            return context.level.run(Nibbles { from, from_order: self.order(), to, to_order: Order::Natural });
+        }
+        let (count, from) = (to.rows(), from.row(0));
+        for row in 0..count {
+            let to = to.row(row);
+            to.fill(0);
+            for (column, at) in (0..columns).zip((row..).step_by(count)) {
+                to[column / 2] |= (from[at / 2] >> (4 * (at % 2)) & 15) << (4 * (column % 2));
+            }
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! Matrices of small items, turned: layouts that are stored `[in, out]` from rows of `[out, in]`, and back.
+//!
+//! ```text
+//! to[j, i] = from[i, j]        items of 4, 8, 16 or 32 bits
+//! ```
+//!
+//! A 32-bit word holds PER = 8, 4, 2 or 1 items. A tile is 16 PER rows of 16 words, a cache line each, and turns in two steps:
+//!
+//! ```text
+//! 1. PER rows below each other: item p of word j of row i  ->  item i of word j of row p      (halves change places, then their halves, ...)
+//! 2. 16 such rows p, PER apart: word j of the c-th of them  ->  word c of row PER j + p       (16 x 16 words)
+//! ```
+
+use super::blocks::{Block, BlockMut};
+use crate::simd::{Kernel, LANES, Simd};
+
+/// Turn a matrix of items of 1, 2 or 4 bytes.
+pub struct Items<'a> {
+    /// Bytes of an item.
+    pub size: usize,
+    /// n rows of m items.
+    pub from: Block<'a>,
+    /// m rows of n items.
+    pub to: BlockMut<'a>,
+}
+
+impl Kernel for Items<'_> {
+    type Output = ();
+
+    /// # Panics
+    ///
+    /// Unless the shapes match.
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        match self.size {
+            1 => turn::<S, 4>(simd, self.from, self.to, &[0, 1, 2, 3], &[0, 1, 2, 3]),
+            2 => turn::<S, 2>(simd, self.from, self.to, &[0, 1], &[0, 1]),
+            4 => turn::<S, 1>(simd, self.from, self.to, &[0], &[0]),
+            size => panic!("items have 1, 2 or 4 bytes, not {size}"),
+        }
+    }
+}
+
+/// In which nibbles of a 32-bit word, the lowest first, a row keeps eight neighbours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// 0 1 2 3 4 5 6 7.
+    Natural,
+    /// 0 2 4 6 1 3 5 7. Rows have whole words.
+    Awq,
+}
+
+impl Order {
+    /// Which of eight neighbours each nibble holds.
+    const fn neighbours(self) -> [usize; 8] {
+        match self {
+            Order::Natural => [0, 1, 2, 3, 4, 5, 6, 7],
+            Order::Awq => [0, 2, 4, 6, 1, 3, 5, 7],
+        }
+    }
+}
+
+/// Turn a matrix of nibbles. An odd number of them in a row ends in half a byte, which is written as 0 and not read.
+pub struct Nibbles<'a> {
+    /// n rows of m nibbles.
+    pub from: Block<'a>,
+    /// How these rows keep them.
+    pub from_order: Order,
+    /// m rows of n nibbles.
+    pub to: BlockMut<'a>,
+    /// How these rows keep them.
+    pub to_order: Order,
+}
+
+impl Kernel for Nibbles<'_> {
+    type Output = ();
+
+    /// # Panics
+    ///
+    /// Unless the shapes match and rows in the order of AWQ have whole words.
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Nibbles { from, from_order, to, to_order } = self;
+        let whole_words = |order: Order, width: usize| order != Order::Awq || width.is_multiple_of(4);
+        assert!(whole_words(from_order, from.width()) && whole_words(to_order, to.width()), "rows in the order of AWQ have whole words");
+        turn::<S, 8>(simd, from, to, &from_order.neighbours(), &to_order.neighbours());
+    }
+}
+
+/// Turn two rows of nibbles: a byte holds nibble i of one row low and of the other high.
+pub struct Interleave<'a> {
+    /// The row of the low nibbles.
+    pub low: &'a [u8],
+    /// The row of the high nibbles.
+    pub high: &'a [u8],
+    /// A byte for each nibble of a row; one less where the rows end in half a byte.
+    pub bytes: &'a mut [u8],
+}
+
+impl Kernel for Interleave<'_> {
+    type Output = ();
+
+    /// # Panics
+    ///
+    /// Unless the lengths match.
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Interleave { low, high, bytes } = self;
+        assert_eq!((low.len(), high.len()), (bytes.len().div_ceil(2), bytes.len().div_ceil(2)), "half a byte of each row for a byte");
+        let (pairs, last) = bytes.as_chunks_mut::<2>();
+        for ((low, high), pair) in low.iter().zip(high).zip(pairs) {
+            *pair = (apart(*low) | apart(*high) << 4).to_le_bytes();
+        }
+        if let ([byte], Some(low), Some(high)) = (last, low.last(), high.last()) {
+            *byte = low & 15 | high << 4;
+        }
+    }
+}
+
+/// The same back; half a byte at the end of a row is written as 0.
+pub struct Deinterleave<'a> {
+    /// A byte for each nibble of a row.
+    pub bytes: &'a [u8],
+    /// The row of the low nibbles.
+    pub low: &'a mut [u8],
+    /// The row of the high nibbles.
+    pub high: &'a mut [u8],
+}
+
+impl Kernel for Deinterleave<'_> {
+    type Output = ();
+
+    /// # Panics
+    ///
+    /// Unless the lengths match.
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Deinterleave { bytes, low, high } = self;
+        assert_eq!((low.len(), high.len()), (bytes.len().div_ceil(2), bytes.len().div_ceil(2)), "half a byte of each row for a byte");
+        let (pairs, last) = bytes.as_chunks::<2>();
+        for ((low, high), pair) in low.iter_mut().zip(high.iter_mut()).zip(pairs) {
+            let pair = u16::from_le_bytes(*pair);
+            (*low, *high) = (together(pair), together(pair >> 4));
+        }
+        if let ([byte], Some(low), Some(high)) = (last, low.last_mut(), high.last_mut()) {
+            (*low, *high) = (byte & 15, byte >> 4);
+        }
+    }
+}
+
+/// The nibbles of a byte in the low halves of two.
+#[inline(always)]
+fn apart(byte: u8) -> u16 {
+    let wide = u16::from(byte);
+    (wide | wide << 4) & 0x0f0f
+}
+
+/// The low halves of two bytes as one byte.
+#[inline(always)]
+fn together(pair: u16) -> u8 {
+    (pair & 0x0f | pair >> 4 & 0xf0) as u8
+}
+
+/// Bytes of a row of a tile.
+const LINE: usize = 64;
+/// Bytes of the largest tile.
+const TILE: usize = 8 * LANES * LINE;
+
+/// Tile by tile; those at the edges through tiles of their own, filled up with zeros.
+#[inline(always)]
+fn turn<S: Simd, const PER: usize>(simd: S, from: Block<'_>, mut to: BlockMut<'_>, from_order: &[usize; PER], to_order: &[usize; PER]) {
+    let bytes = |items: usize| (4 * items).div_ceil(PER);
+    let (rows, columns) = (from.rows(), to.rows());
+    if rows * from.width() == 0 && columns * to.width() == 0 {
+        return;
+    }
+    assert_eq!((from.width(), to.width()), (bytes(columns), bytes(rows)), "the shapes of two matrices of which one is the other turned");
+    let side = PER * LANES;
+    let (mut whole_from, mut whole_to) = ([0; TILE], [0; TILE]);
+    let (whole_from, whole_to) = (&mut whole_from[..side * LINE], &mut whole_to[..side * LINE]);
+    // The inner loop goes along the rows that lie farther apart: they are on a page each.
+    let down = to.stride() > from.stride();
+    let (below, beside) = (rows.div_ceil(side), columns.div_ceil(side));
+    let (outer, inner) = if down { (beside, below) } else { (below, beside) };
+    for i in 0..outer {
+        for j in 0..inner {
+            let (top, left) = if down { (j * side, i * side) } else { (i * side, j * side) };
+            let (bottom, right) = (rows.min(top + side), columns.min(left + side));
+            let part = from.part(top..bottom, bytes(left)..bytes(right));
+            let mut target = to.part(left..right, bytes(top)..bytes(bottom));
+            if bottom - top == side && right - left == side {
+                tile(simd, part, target, from_order, to_order);
+            } else {
+                whole_from.fill(0);
+                for row in 0..part.rows() {
+                    whole_from[row * LINE..][..part.width()].copy_from_slice(part.row(row));
+                }
+                tile(simd, Block::whole(whole_from, LINE), BlockMut::whole(whole_to, LINE), from_order, to_order);
+                for row in 0..target.rows() {
+                    let width = target.width();
+                    target.row(row).copy_from_slice(&whole_to[row * LINE..][..width]);
+                }
+            }
+        }
+    }
+}
+
+/// A whole tile: both steps. Item p of a word read belongs to column `from_order[p]` of its PER columns, item i of a word
+/// written to row `to_order[i]` of its PER rows.
+#[inline(always)]
+fn tile<S: Simd, const PER: usize>(simd: S, from: Block<'_>, mut to: BlockMut<'_>, from_order: &[usize; PER], to_order: &[usize; PER]) {
+    let mut words = [[simd.splat(0.0); LANES]; PER];
+    for c in 0..LANES {
+        let mut rows = [simd.splat_i32(0); PER];
+        for (row, &place) in rows.iter_mut().zip(to_order) {
+            *row = load(simd, from.row(PER * c + place));
+        }
+        swap(simd, &mut rows, PER / 2, 16, 0x0000_ffff);
+        swap(simd, &mut rows, PER / 4, 8, 0x00ff_00ff);
+        swap(simd, &mut rows, PER / 8, 4, 0x0f0f_0f0f);
+        for (words, row) in words.iter_mut().zip(&rows) {
+            words[c] = simd.as_f32(*row);
+        }
+    }
+    for (words, &place) in words.iter().zip(from_order) {
+        for (j, column) in (0..LANES).zip(&simd.transpose(words)) {
+            store(simd, simd.bits(*column), to.row(PER * j + place));
+        }
+    }
+}
+
+/// The upper fields of `bits` bits of each row and the lower ones of the row `distance` below it change places.
+#[inline(always)]
+fn swap<S: Simd, const PER: usize>(simd: S, rows: &mut [S::I32; PER], distance: usize, bits: u32, lower: i32) {
+    for i in 0..PER {
+        if i & distance != 0 {
+            let (above, below) = (rows[i - distance], rows[i]);
+            // The mask takes off the sign that the shift brings in.
+            let change = simd.and(simd.xor(simd.shift_right(above, bits), below), simd.splat_i32(lower));
+            rows[i - distance] = simd.xor(above, simd.shift_left(change, bits));
+            rows[i] = simd.xor(below, change);
+        }
+    }
+}
+
+#[inline(always)]
+fn load<S: Simd>(simd: S, line: &[u8]) -> S::I32 {
+    simd.load_i32(&bytemuck::pod_read_unaligned(line))
+}
+
+#[inline(always)]
+fn store<S: Simd>(simd: S, v: S::I32, line: &mut [u8]) {
+    let mut words = [0; LANES];
+    simd.store_i32(v, &mut words);
+    line.copy_from_slice(bytemuck::bytes_of(&words));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::blocks::{Blocks, BlocksMut, Walk};
+    use super::*;
+    use crate::level::Level;
+    use proptest::prelude::*;
+
+    /// Bytes without a pattern.
+    fn noise(len: usize, seed: u64) -> Vec<u8> {
+        let mut state = seed;
+        let mut byte = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 56) as u8
+        };
+        (0..len).map(|_| byte()).collect()
+    }
+
+    /// A matrix with bytes to the left and right of its columns.
+    #[derive(Clone, Debug, PartialEq)]
+    struct Matrix {
+        bytes: Vec<u8>,
+        rows: usize,
+        columns: [usize; 3],
+    }
+
+    impl Matrix {
+        fn new(rows: usize, width: usize, around: [usize; 2], seed: u64) -> Matrix {
+            let columns = [around[0], width, around[1]];
+            Matrix { bytes: noise(rows * columns.iter().sum::<usize>(), seed), rows, columns }
+        }
+
+        fn stride(&self) -> usize {
+            self.columns.iter().sum()
+        }
+
+        fn block(&self) -> Block<'_> {
+            Blocks::new(&self.bytes, self.stride(), &[self.rows], &self.columns, Walk::RowMajor).nth(1).unwrap()
+        }
+
+        fn block_mut(&mut self) -> BlockMut<'_> {
+            let stride = self.stride();
+            BlocksMut::new(&mut self.bytes, stride, &[self.rows], &self.columns, Walk::RowMajor).nth(1).unwrap()
+        }
+
+        fn clear(&mut self) {
+            let mut block = self.block_mut();
+            (0..block.rows()).for_each(|row| block.row(row).fill(0));
+        }
+
+        fn at(&mut self, row: usize, byte: usize) -> &mut u8 {
+            let at = row * self.stride() + self.columns[0] + byte;
+            &mut self.bytes[at]
+        }
+
+        fn nibble(&mut self, order: Order, row: usize, column: usize) -> u8 {
+            let (byte, shift) = place(order, column);
+            *self.at(row, byte) >> shift & 15
+        }
+
+        fn set_nibble(&mut self, order: Order, row: usize, column: usize, nibble: u8) {
+            let (byte, shift) = place(order, column);
+            let at = self.at(row, byte);
+            *at = *at & !(15 << shift) | nibble << shift;
+        }
+    }
+
+    /// Byte and shift of a nibble of a row.
+    fn place(order: Order, column: usize) -> (usize, usize) {
+        let nibble = match order {
+            Order::Natural => column % 8,
+            Order::Awq => [0, 4, 1, 5, 2, 6, 3, 7][column % 8],
+        };
+        (column / 8 * 4 + nibble / 2, nibble % 2 * 4)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 64 }))]
+
+        #[test]
+        fn items_are_turned(n in 0usize..150, m in 0usize..150, around in [0usize..70, 0usize..70], seed: u64) {
+            for size in [1, 2, 4] {
+                let mut from = Matrix::new(n, m * size, around, seed);
+                let blank = Matrix::new(m, n * size, [around[1], around[0]], !seed);
+                let mut expected = blank.clone();
+                for (i, j, byte) in (0..n * m * size).map(|at| (at / size / m, at / size % m, at % size)) {
+                    *expected.at(j, i * size + byte) = *from.at(i, j * size + byte);
+                }
+                for level in Level::available() {
+                    let mut to = blank.clone();
+                    level.run(Items { size, from: from.block(), to: to.block_mut() });
+                    prop_assert!(to == expected, "{} bytes, {} x {}, {}", size, n, m, level.name());
+                    let mut back = from.clone();
+                    back.clear();
+                    level.run(Items { size, from: to.block(), to: back.block_mut() });
+                    prop_assert!(back == from, "{} bytes, {} x {} back, {}", size, n, m, level.name());
+                }
+            }
+        }
+
+        #[test]
+        fn nibbles_are_turned(n in 0usize..300, m in 0usize..300, around in [0usize..70, 0usize..70], seed: u64) {
+            for (from_order, to_order) in [(Order::Natural, Order::Natural), (Order::Natural, Order::Awq), (Order::Awq, Order::Natural), (Order::Awq, Order::Awq)] {
+                // Rows of `from` hold m nibbles, rows of `to` n.
+                let fitting = |count: usize, order| if order == Order::Awq { count / 8 * 8 } else { count };
+                let (n, m) = (fitting(n, to_order), fitting(m, from_order));
+                let mut from = Matrix::new(n, m.div_ceil(2), around, seed);
+                let blank = Matrix::new(m, n.div_ceil(2), [around[1], around[0]], !seed);
+                let mut expected = blank.clone();
+                expected.clear();
+                for (i, j) in (0..n * m).map(|at| (at / m, at % m)) {
+                    let nibble = from.nibble(from_order, i, j);
+                    expected.set_nibble(to_order, j, i, nibble);
+                }
+                for level in Level::available() {
+                    let mut to = blank.clone();
+                    level.run(Nibbles { from: from.block(), from_order, to: to.block_mut(), to_order });
+                    prop_assert!(to == expected, "{:?} to {:?}, {} x {}, {}", from_order, to_order, n, m, level.name());
+                    let mut back = from.clone();
+                    level.run(Nibbles { from: to.block(), from_order: to_order, to: back.block_mut(), to_order: from_order });
+                    if m % 2 == 1 {
+                        (0..n).for_each(|row| from.set_nibble(from_order, row, m, 0));
+                    }
+                    prop_assert!(back == from, "{:?} to {:?}, {} x {} back, {}", from_order, to_order, n, m, level.name());
+                }
+            }
+        }
+
+        #[test]
+        fn two_rows_are_interleaved(count in 0usize..400, seed: u64) {
+            let mut rows = Matrix::new(2, count.div_ceil(2), [0, 0], seed);
+            let expected: Vec<u8> = (0..count).map(|i| rows.nibble(Order::Natural, 0, i) | rows.nibble(Order::Natural, 1, i) << 4).collect();
+            for level in Level::available() {
+                let mut bytes = vec![0; count];
+                level.run(Interleave { low: rows.block().row(0), high: rows.block().row(1), bytes: &mut bytes });
+                prop_assert!(bytes == expected, "{} nibbles, {}", count, level.name());
+                let (mut low, mut high) = (vec![0xff; count.div_ceil(2)], vec![0xff; count.div_ceil(2)]);
+                level.run(Deinterleave { bytes: &bytes, low: &mut low, high: &mut high });
+                if count % 2 == 1 {
+                    (0..2).for_each(|row| rows.set_nibble(Order::Natural, row, count, 0));
+                }
+                prop_assert!([low, high] == [rows.block().row(0), rows.block().row(1)], "{} nibbles back, {}", count, level.name());
+            }
+        }
+    }
+
+    #[test]
+    fn whole_tiles_of_a_contiguous_matrix() {
+        let codes: Vec<u8> = noise(128 * 64, 1);
+        for level in Level::available() {
+            let (mut turned, mut back) = (vec![0; 128 * 64], vec![0; 128 * 64]);
+            let turn = |from: &[u8], to: &mut [u8]| {
+                let (from, to) = (Block::whole(from, 64), BlockMut::whole(to, 64));
+                level.run(Nibbles { from, from_order: Order::Natural, to, to_order: Order::Natural });
+            };
+            turn(&codes, &mut turned);
+            assert_eq!(turned[64] & 15, codes[0] >> 4, "row 1, column 0");
+            assert_eq!(turned[0] >> 4, codes[64] & 15, "row 0, column 1");
+            turn(&turned, &mut back);
+            assert_eq!(back, codes);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "one is the other turned")]
+    fn shapes_that_do_not_match_panic() {
+        Level::detect().run(Items { size: 4, from: Block::whole(&[0; 24], 8), to: BlockMut::whole(&mut [0; 24], 8) });
+    }
+
+    #[test]
+    #[should_panic(expected = "whole words")]
+    fn half_a_word_in_the_order_of_awq_panics() {
+        let (from, mut to) = ([0; 4], [0; 4]);
+        let (from, to) = (Block::whole(&from, 1), BlockMut::whole(&mut to, 2));
+        Level::detect().run(Nibbles { from, from_order: Order::Natural, to, to_order: Order::Awq });
+    }
+}
