@@ -145,7 +145,11 @@ fn streamed_output_is_the_same() {
     let x = sample(shape[0] * shape[1] + 1, 11);
     for offset in [0, 1] {
         let x = &x[offset..][..shape[0] * shape[1]];
-        for layout in layouts(&shape).into_iter().filter(|layout| matches!(layout.group_size, GroupSize::Elements(16 | 31 | 32 | 128))) {
+        // Only where the halves of the tensor are the halves of its parts.
+        let in_halves = |layout: &Layout| {
+            layout.spec.is_by_rows() && layout.spec.global.is_none() && matches!(layout.group_size, GroupSize::Elements(16 | 31 | 32 | 128))
+        };
+        for layout in layouts(&shape).into_iter().filter(in_halves) {
             let whole = encode(&layout, &Source::from_slice(x, &shape), &run_at(Level::detect(), 2)).unwrap();
             let half_shape = [1, shape[1]];
             let half = Layout { shape: half_shape.to_vec(), ..layout.clone() };
@@ -207,6 +211,9 @@ fn groups_of_whole_tensors_lead_back() {
         let x = sample(shape.iter().product(), 9);
         for layout in layouts(shape) {
             let quantized = encode(&layout, &Source::from_slice(&x, shape), &run_at(Level::detect(), 1)).unwrap();
+            if matches!(formats::of(layout.spec), Format::Nested(_)) {
+                continue; // scales that are quantized again are others
+            }
             let groups: usize = layout.groups_shape().iter().product();
             let mut all = Groups {
                 codes: vec![0; x.len()],
