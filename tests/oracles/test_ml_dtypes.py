@@ -34,6 +34,8 @@ NVFP4 = {
     "modelopt:nvfp4": {"weight": NEIGHBOURS, "weight_scale": BYTES[:, None], "weight_scale_2": np.float32(1)},
     "torchao:nvfp4": {"packed": NEIGHBOURS, "scales": BYTES[:, None]},
 }
+FLOAT4_ROUNDING = [("compressed-tensors:mxfp4", {}), ("gptoss:mxfp4", {})]
+FLOAT4_ROUNDING += [("torchao:mxfp4", {"scale_rule": rule}) for rule in ("floor", "rceil", "ceil", "even")]
 POSITIVE_ZERO = ("gguf:mxfp4", "gguf:nvfp4", "modelopt:nvfp4")  # what code 8 is in their tables
 
 
@@ -59,7 +61,7 @@ def test_every_code_under_every_float8(name):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MAKE if kind != "float subnormal"])
-@pytest.mark.parametrize(("name", "options"), [("compressed-tensors:mxfp4", {}), ("gptoss:mxfp4", {}), ("torchao:mxfp4", {})])
+@pytest.mark.parametrize(("name", "options"), FLOAT4_ROUNDING)
 def test_codes_are_rounded_as_a_cast_to_float4(name, options, kind):
     x = rows(kind, 2048, 32)
     q = qz.quantize(x, name, **options)
