@@ -295,6 +295,8 @@ pub enum ScaleDtype {
     E8m0,
     /// A float of a byte: 4 bits of exponent, 3 of mantissa, up to 448, no infinities.
     E4m3,
+    /// The same without its sign.
+    Ue4m3,
 }
 
 impl ScaleDtype {
@@ -303,7 +305,7 @@ impl ScaleDtype {
         match self {
             ScaleDtype::F16 | ScaleDtype::Bf16 => 2,
             ScaleDtype::F32 => 4,
-            ScaleDtype::E8m0 | ScaleDtype::E4m3 => 1,
+            ScaleDtype::E8m0 | ScaleDtype::E4m3 | ScaleDtype::Ue4m3 => 1,
         }
     }
 
@@ -314,7 +316,7 @@ impl ScaleDtype {
             ScaleDtype::Bf16 => "bfloat16",
             ScaleDtype::F32 => "float32",
             ScaleDtype::E8m0 => "float8_e8m0fnu",
-            ScaleDtype::E4m3 => "float8_e4m3fn",
+            ScaleDtype::E4m3 | ScaleDtype::Ue4m3 => "float8_e4m3fn",
         }
     }
 }

@@ -216,7 +216,8 @@ class QuantizedArray:
     @property
     def zero_points(self) -> NDArray[np.float32] | None:
         """The zero points of an affine format, float32 like ``scales``; None in other schemes."""
-        return _core.groups(self._tensor, self._parts, False)[2] if format_info(self.format).scheme == "affine" else None
+        # A format whose variants are symmetric or affine is listed as symmetric; the offsets of its parts tell.
+        return None if format_info(self.format).scheme == "minimum" else _core.groups(self._tensor, self._parts, False)[2]
 
     @property
     def minimums(self) -> NDArray[np.float32] | None:

@@ -12,6 +12,7 @@ use crate::element::Source;
 use crate::error::{Error, Result};
 use crate::formats::{self, Context, Faults, Format, Groups, Need, Range, Rows, Weave};
 use crate::kernels::encode::RangeOf;
+use crate::kernels::range::BEYOND_HALF;
 use crate::level::Level;
 use crate::pool::{self, Watch};
 use crate::simd::ieee::Ieee;
@@ -86,7 +87,7 @@ fn encode(
 ) -> Result<(Outcome, f32)> {
     let mut job = Job {
         source,
-        slice: source.as_slice().filter(|_| !layout.spec.half),
+        slice: source.as_slice(),
         layout,
         rows,
         format,
@@ -125,7 +126,7 @@ pub fn quantize_owned(source: &Source<'_>, layout: Layout) -> Result<Quantized> 
 
 struct Job<'a> {
     source: &'a Source<'a>,
-    /// The whole source, where it is f32 in order and taken as it is.
+    /// The whole source, where it is f32 in order.
     slice: Option<&'a [f32]>,
     layout: &'a Layout,
     /// The same tensor as rows that follow each other: the layout itself, or what it is woven of.
@@ -184,8 +185,6 @@ impl Job<'_> {
 
     /// Elements in f32; what the format cannot take is infinite.
     fn load(&self, start: usize, x: &mut [f32]) {
-        /// Halfway between the largest binary16 number and what would be the next.
-        const BEYOND_HALF: f32 = 65520.0;
         self.source.load(self.run.level, start, x);
         if self.layout.spec.half {
             for x in x {

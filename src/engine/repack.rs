@@ -197,10 +197,13 @@ fn shift_between(from: &Spec, to: &Layout, all: &mut Groups) -> std::result::Res
             }
             if target == Scheme::Symmetric { -8 } else { 0 }
         }
-        (Scheme::Symmetric, Scheme::Symmetric)
-        | (Scheme::Minimum, Scheme::Minimum)
-        | (Scheme::Codebook(_), _)
-        | (_, Scheme::Codebook(_)) => 0,
+        (Scheme::Minimum, Scheme::Minimum) => {
+            if let Some((group, minimum)) = all.offsets.iter().enumerate().find(|(_, minimum)| !holds(to.scale_dtype, **minimum)) {
+                return Err(format!("the minimum {minimum} of group {group} is not a {} number", to.scale_dtype.name()));
+            }
+            0
+        }
+        (Scheme::Symmetric, Scheme::Symmetric) | (Scheme::Codebook(_), _) | (_, Scheme::Codebook(_)) => 0,
     };
     if !to.spec.has_offsets() {
         all.offsets.clear();
@@ -225,7 +228,8 @@ fn holds(dtype: ScaleDtype, value: f32) -> bool {
             value
         }
         ScaleDtype::E8m0 => f32::NAN,
-        ScaleDtype::E4m3 => e4m3(e4m3_bits(value)),
+        ScaleDtype::Ue4m3 if value < 0.0 => f32::NAN,
+        ScaleDtype::E4m3 | ScaleDtype::Ue4m3 => e4m3(e4m3_bits(value)),
     };
     value.is_finite() && stored == value
 }

@@ -193,7 +193,7 @@ pub fn part_tensors(name: &str, layout: &Layout) -> Vec<Tensor> {
                     ScaleDtype::F16 => StoredDtype::F16,
                     ScaleDtype::Bf16 => StoredDtype::Bf16,
                     ScaleDtype::F32 => StoredDtype::F32,
-                    ScaleDtype::E8m0 | ScaleDtype::E4m3 => StoredDtype::U8,
+                    ScaleDtype::E8m0 | ScaleDtype::E4m3 | ScaleDtype::Ue4m3 => StoredDtype::U8,
                 },
             };
             Tensor { name: part_name(name, part.name), dtype, shape: layout.part_shape(index) }

@@ -25,7 +25,7 @@ use super::transposed::Transposed;
 use crate::kernels::encode::{Fit, Rule};
 use crate::kernels::lanes::clamp;
 use crate::kernels::nibbles::UNSIGNED;
-use crate::kernels::range::{Need, Ranges};
+use crate::kernels::range::{BEYOND_HALF, Need, Ranges};
 use crate::kernels::scales::round_to;
 use crate::simd::Simd;
 use crate::spec::{Extent, GroupSizes, Part, PartDtype, ScaleDtype, Scheme, Shapes, Spec};
@@ -62,6 +62,7 @@ impl Rule for Awq {
     const NEED: Need = Need::Itself;
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
+    const BEYOND: i32 = BEYOND_HALF.to_bits().cast_signed();
 
     #[inline(always)]
     fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {

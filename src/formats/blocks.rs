@@ -100,7 +100,7 @@ impl<R: Header> Rows for Blocks<R> {
         let (tiles, rest) = x.split_at(x.len() / TILE * TILE);
         let (blocks, rest_blocks) = blocks.split_at_mut(tiles.len() / BLOCK * Self::BYTES);
         let place = Slots { blocks, rule: PhantomData::<R> };
-        let mut faults = context.level.run(Tiles::<_, _, 1> { rule: R::of(context.global), place, x: tiles, dtype: R::DTYPE });
+        let mut faults = context.level.run(Tiles::<_, _> { rule: R::of(context.global), place, x: tiles, run: 1, dtype: R::DTYPE });
         if !rest.is_empty() {
             groups.resize(self.spec, context, rest.len());
             faults |= self.quantize(context, rest, None, groups);

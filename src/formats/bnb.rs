@@ -23,7 +23,8 @@
 //! absmax ~ number(code) * nested_absmax + offset, two roundings
 //! ```
 //!
-//! Sources: bitsandbytes-foundation/bitsandbytes `bitsandbytes/functional.py` and `csrc/cpu_ops.cpp`.
+//! Sources: bitsandbytes-foundation/bitsandbytes `bitsandbytes/backends/default/ops.py`, `bitsandbytes/functional.py` and
+//! `csrc/cpu_ops.cpp`.
 
 use super::planar::Planar;
 use super::{Context, Faults, Groups, Need, Nest, Range, Rows};
@@ -67,7 +68,7 @@ const BASE: Spec = Spec {
     group_sizes: GroupSizes::OneOf { sizes: &[32, 64, 128, 256, 512, 1024, 2048, 4096], default: 64, row: false, short: true },
     shapes: Shapes::Flat,
     scale_dtypes: &[ScaleDtype::F32],
-    home: "bitsandbytes 0.49.2",
+    home: "bitsandbytes 0.50.2",
     ..Spec::BASE
 };
 

@@ -15,8 +15,8 @@
 //! ```
 //!
 //! Encoding, every operation is rounded to the dtype of the scales; integers are rounded half to even. Source:
-//! vllm-project/compressed-tensors `src/compressed_tensors/quantization/utils/helpers.py` and `quantization/lifecycle/forward.py`,
-//! `compressors/quantized_compressors/pack_quantized.py`.
+//! vllm-project/compressed-tensors `src/compressed_tensors/compressors/pack_quantized/`, `quantization/utils/helpers.py` and
+//! `quantization/lifecycle/forward_helpers.py`.
 
 use super::planar::Planar;
 use super::{Context, Faults, Groups, Need, Range, Rows, Tile, Weave};
@@ -40,7 +40,7 @@ const BASE: Spec = Spec {
     shapes: Shapes::Matrix { rows: 1, columns: 1 },
     scale_dtypes: &[ScaleDtype::F32, ScaleDtype::F16, ScaleDtype::Bf16],
     scales_follow_array: true,
-    home: "compressed-tensors 0.18.0",
+    home: "compressed-tensors 0.20.0",
     ..Spec::BASE
 };
 

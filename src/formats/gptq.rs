@@ -27,7 +27,7 @@ use super::transposed::Transposed;
 use crate::kernels::encode::{Fit, Rule};
 use crate::kernels::lanes::clamp;
 use crate::kernels::nibbles::UNSIGNED;
-use crate::kernels::range::{Need, Ranges};
+use crate::kernels::range::{BEYOND_HALF, INFINITE, Need, Ranges};
 use crate::kernels::scales::round_to;
 use crate::simd::Simd;
 use crate::spec::{Choice, Extent, GroupSizes, Part, PartDtype, ScaleDtype, Scheme, Shapes, Spec, ZeroPoints};
@@ -104,6 +104,7 @@ impl<const V1: bool, const SYMMETRIC: bool> Rule for Gptq<V1, SYMMETRIC> {
     const NEED: Need = Need::WithZero;
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
+    const BEYOND: i32 = if V1 { BEYOND_HALF.to_bits().cast_signed() } else { INFINITE };
 
     #[inline(always)]
     fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, dtype: ScaleDtype) -> Fit<S> {

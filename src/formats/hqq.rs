@@ -35,7 +35,7 @@ const BASE: Spec = Spec {
     group_sizes: GroupSizes::Divides { default: 64 },
     scale_dtypes: &[ScaleDtype::F16, ScaleDtype::Bf16, ScaleDtype::F32],
     zero_points: ZeroPoints::Numbers,
-    home: "hqq 0.2.8",
+    home: "hqq 0.2.8.post1",
     exact: false,
     ..Spec::BASE
 };
@@ -104,11 +104,8 @@ impl Weave for Hqq {
     /// The tile has two rows: a piece of the first half of the codes and the same piece of the second.
     fn weave(&self, context: Context, tile: Tile, rows: &[&[u8]], parts: &mut [BlockMut<'_>]) {
         let (high, low) = rows[0].split_at(rows[0].len() / 2);
-        let mut bytes = vec![0; tile.columns];
-        context.level.run(Interleave { low, high, bytes: &mut bytes });
-        for (row, byte) in bytes.into_iter().enumerate() {
-            parts[0].row(row)[0] = byte;
-        }
+        let bytes = parts[0].bytes().expect("rows of one byte follow each other");
+        context.level.run(Interleave { low, high, bytes });
         for (from, to) in rows.iter().zip(parts).skip(1) {
             for (row, from) in from.chunks_exact(from.len() / tile.rows).enumerate() {
                 to.row(row).copy_from_slice(from);
@@ -116,12 +113,12 @@ impl Weave for Hqq {
         }
     }
 
-    fn unweave(&self, context: Context, tile: Tile, parts: &[Block<'_>], rows: &mut [&mut [u8]]) {
+    fn unweave(&self, context: Context, _: Tile, parts: &[Block<'_>], rows: &mut [&mut [u8]]) {
         if !rows[0].is_empty() {
-            let bytes: Vec<u8> = (0..tile.columns).map(|row| parts[0].row(row)[0]).collect();
+            let bytes = parts[0].bytes().expect("rows of one byte follow each other");
             let half = rows[0].len() / 2;
             let (high, low) = rows[0].split_at_mut(half);
-            context.level.run(Deinterleave { bytes: &bytes, low, high });
+            context.level.run(Deinterleave { bytes, low, high });
         }
         for (from, to) in parts.iter().zip(rows).skip(1) {
             let width = from.width();

@@ -19,7 +19,7 @@ use crate::kernels::decode::{Meaning, Shelf, Tables, Values};
 use crate::kernels::lanes::magnitude;
 use crate::kernels::nibbles::UNSIGNED;
 use crate::kernels::range::INFINITE;
-use crate::kernels::scales::{e4m3, e4m3_bits};
+use crate::kernels::scales::{e4m3, e4m3_bits, e4m3_magnitudes};
 use crate::simd::{Kernel, LANES, Simd};
 use crate::spec::{Codebook, Extent, GroupSizes, Part, PartDtype, ScaleDtype, Scheme, Spec};
 
@@ -31,7 +31,7 @@ static SPEC: Spec = Spec {
     summary: "groups of 16 E2M1 codes with an 8-bit float scale, blocks of 64",
     scheme: Scheme::Codebook(Codebook::E2m1),
     group_sizes: GroupSizes::InBlocks { size: GROUP, block: GROUPS * GROUP, header: 0 },
-    scale_dtypes: &[ScaleDtype::E4m3],
+    scale_dtypes: &[ScaleDtype::Ue4m3],
     parts: &[Part { name: "blocks", dtype: PartDtype::U8, extent: Extent::Blocks(BYTES / GROUPS) }],
     home: "ggml 0.13.1",
     ..Spec::BASE
@@ -151,20 +151,73 @@ fn scales_of(block: &[u8; BYTES]) -> [f32; GROUPS] {
     scales
 }
 
-/// The byte of the scale of a group.
+/// The scales of 16 groups from their bytes, as [`scales_of`] a block.
 #[inline(always)]
-fn scale_byte(largest: f32) -> u8 {
-    let scale = largest / 6.0;
-    if scale < 1.0 / 64.0 {
-        return (scale * 512.0 + 0.5).min(7.0) as u8;
-    }
+fn load_scales<S: Simd>(simd: S, bytes: &[u8; LANES]) -> S::F32 {
+    let bytes = simd.load_i32(&bytes.map(i32::from));
+    let scales = e4m3_magnitudes(simd, simd.and(bytes, simd.splat_i32(0x7f)));
+    simd.select(simd.equal(simd.to_f32(bytes), simd.splat(127.0)), simd.splat(0.0), scales)
+}
+
+/// The bytes of the scales of 16 groups.
+#[inline(always)]
+fn scale_bytes<S: Simd>(simd: S, largest: S::F32) -> S::I32 {
+    let min = |a: S::F32, b: f32| simd.select(simd.less(a, simd.splat(b)), a, simd.splat(b));
+    let scale = simd.div(largest, simd.splat(6.0));
+    let small = simd.truncate(min(simd.add(simd.mul(scale, simd.splat(512.0)), simd.splat(0.5)), 7.0));
     // Exponent and mantissa of the byte, the bit below added.
-    let rounded = ((scale.min(448.0).to_bits() + (1 << 19)) >> 20) - (120 << 3);
-    if rounded >= 15 << 3 { 0x7e } else { rounded as u8 }
+    let rounded = simd.shift_right(simd.add_i32(simd.bits(min(scale, 448.0)), simd.splat_i32(1 << 19)), 20);
+    let normal = simd.to_f32(simd.add_i32(rounded, simd.splat_i32(-120 << 3)));
+    let normal = simd.select(simd.less(normal, simd.splat(120.0)), normal, simd.splat(126.0));
+    simd.truncate(simd.select(simd.less(scale, simd.splat(1.0 / 64.0)), simd.to_f32(small), normal))
 }
 
 /// Halfway between neighbouring numbers: above it the next code is nearer.
 const MIDPOINTS: [f32; 7] = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0];
+
+/// The magnitudes of numbers fall into cells of a quarter of an octave, of which each holds one midpoint at most and has none near
+/// its ends. The cell is the exponent and two bits of the mantissa, rounded; it is at least the one below 0.5, which holds
+/// everything smaller too, and at most that of 6.
+const CELLS: std::ops::RangeInclusive<i32> = 503..=518;
+
+/// Of each cell the midpoint that is in it or next above it, and the number of those below, as bits. The index is the low
+/// four bits of `!cell`.
+const TABLES: ([f32; 16], [f32; 16]) = {
+    let (mut midpoints, mut below) = ([f32::INFINITY; 16], [0.0; 16]);
+    let mut cell = *CELLS.start();
+    while cell <= *CELLS.end() {
+        let start = f32::from_bits(((cell as u32) << 21) - (1 << 20));
+        let mut count = 0;
+        while cell > *CELLS.start() && count < 7 && MIDPOINTS[count] < start {
+            count += 1;
+        }
+        let index = (!cell & 15) as usize;
+        if count < 7 {
+            midpoints[index] = MIDPOINTS[count];
+        }
+        below[index] = f32::from_bits(count as u32);
+        cell += 1;
+    }
+    (midpoints, below)
+};
+
+/// Codes of 16 elements. The product with the reciprocal of the scale is near the quotient: it tells the cell. The product of
+/// scale and midpoint is exact: it tells the side.
+#[inline(always)]
+fn codes_of<S: Simd>(simd: S, x: S::F32, scale: S::F32, inverse: S::F32) -> S::I32 {
+    let (midpoints, below) = (simd.load(&TABLES.0), simd.load(&TABLES.1));
+    let size = magnitude(simd, x);
+    let cell = simd.add_i32(simd.bits(simd.mul(size, inverse)), simd.splat_i32(1 << 20));
+    let cell = simd.max_i32(simd.shift_right(cell, 21), simd.splat_i32(*CELLS.start()));
+    let index = simd.max_i32(simd.xor(cell, simd.splat_i32(-1)), simd.splat_i32(!*CELLS.end()));
+    let is_above = simd.less(simd.mul(scale, simd.look_up(midpoints, index)), size);
+    // A mask is -1: the complement of one more is one less.
+    let complement = simd.add_i32(simd.xor(simd.bits(simd.look_up(below, index)), simd.splat_i32(-1)), is_above);
+    // What rounds to zero has no sign.
+    let is_not_zero = simd.shift_right(simd.add_i32(complement, simd.splat_i32(1)), 31);
+    let sign = simd.and(is_not_zero, simd.and(simd.shift_right(simd.bits(x), 28), simd.splat_i32(8)));
+    simd.or(simd.xor(complement, simd.splat_i32(-1)), sign)
+}
 
 struct Encode<'a> {
     x: &'a [f32],
@@ -202,22 +255,17 @@ fn encode_tile<S: Simd>(simd: S, x: &[f32; TILE], blocks: &mut [[u8; BYTES]]) ->
     let worst = simd.max_of_each(&magnitudes);
     let mut largest = [0.0; LANES];
     simd.store(simd.as_f32(worst), &mut largest);
-    let bytes = largest.map(scale_byte);
-    let scales = simd.load(&bytes.map(e4m3));
+    let scale_bytes = scale_bytes(simd, simd.as_f32(worst));
+    let mut bytes = [0; LANES];
+    simd.store_i32(scale_bytes, &mut bytes);
+    let bytes = bytes.map(|byte| byte as u8);
+    let scales = e4m3_magnitudes(simd, scale_bytes);
     // Under a scale of 0 every number is as near as the first one.
     let scales = simd.select(simd.less(simd.splat(0.0), scales), scales, simd.splat(f32::INFINITY));
+    let inverses = simd.div(simd.splat(1.0), scales);
     let mut codes = [simd.splat_i32(0); LANES];
     for (lane, (codes, x)) in codes.iter_mut().zip(groups).enumerate() {
-        let (x, scale) = (simd.load(x), simd.lane(scales, lane));
-        let size = magnitude(simd, x);
-        let mut below = simd.splat_i32(0);
-        for midpoint in MIDPOINTS {
-            below = simd.add_i32(below, simd.less(simd.mul(scale, simd.splat(midpoint)), size));
-        }
-        // The count is negative: a mask is -1. What rounds to zero has no sign.
-        let code = simd.add_i32(simd.xor(below, simd.splat_i32(-1)), simd.splat_i32(1));
-        let is_negative = simd.and(simd.less(x, simd.splat(0.0)), simd.shift_right(below, 31));
-        *codes = simd.or(code, simd.and(is_negative, simd.splat_i32(8)));
+        *codes = codes_of(simd, simd.load(x), simd.lane(scales, lane), simd.lane(inverses, lane));
     }
     if largest.iter().any(|&largest| largest > LARGEST) {
         for ((codes, x), (&largest, &byte)) in codes.iter_mut().zip(groups).zip(largest.iter().zip(&bytes)) {
@@ -273,11 +321,11 @@ impl Shelf for Blocks<'_> {
 
     #[inline(always)]
     fn scales<S: Simd>(self, simd: S, first: usize, count: usize) -> S::F32 {
-        let mut scales = [0.0; LANES];
-        for (scales, block) in scales.as_chunks_mut().0.iter_mut().zip(&self.0[first / GROUPS..(first + count) / GROUPS]) {
-            *scales = scales_of(block);
+        let mut bytes = [0; LANES];
+        for (bytes, block) in bytes.as_chunks_mut().0.iter_mut().zip(&self.0[first / GROUPS..(first + count) / GROUPS]) {
+            *bytes = *block.first_chunk::<GROUPS>().expect("a block begins with its scales");
         }
-        simd.load(&scales)
+        load_scales(simd, &bytes)
     }
 
     #[inline(always)]

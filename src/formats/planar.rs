@@ -58,9 +58,9 @@ impl<R: Rule, const HIGH_FIRST: bool> Planar<R, HIGH_FIRST> {
         }
     }
 
-    /// The groups of 32 to 512 elements that the fused kernels take, in sub-blocks of 32.
-    fn run_of(context: Context) -> Option<usize> {
-        (context.group.is_multiple_of(32) && (context.group / 32).is_power_of_two() && context.group <= TILE).then_some(context.group / 32)
+    /// Whether the fused kernels take groups of this size.
+    fn is_fused(group: usize) -> bool {
+        group.is_power_of_two() && (LANES..=TILE).contains(&group)
     }
 
     /// The parts from element `start` on, which begins a tile.
@@ -74,17 +74,6 @@ impl<R: Rule, const HIGH_FIRST: bool> Planar<R, HIGH_FIRST> {
             Offsets::Nibbles => groups / 2,
         };
         parts.iter_mut().zip([start / 2, scales, offsets]).map(|(part, start)| &mut part[start..]).collect()
-    }
-
-    fn encode_tiles(context: Context, run: usize, rule: R, x: &[f32], place: Columns<'_, R, HIGH_FIRST>) -> Faults {
-        let dtype = context.scale_dtype;
-        match run {
-            1 => context.level.run(Tiles::<_, _, 1> { rule, place, x, dtype }),
-            2 => context.level.run(Tiles::<_, _, 2> { rule, place, x, dtype }),
-            4 => context.level.run(Tiles::<_, _, 4> { rule, place, x, dtype }),
-            8 => context.level.run(Tiles::<_, _, 8> { rule, place, x, dtype }),
-            _ => context.level.run(Tiles::<_, _, 16> { rule, place, x, dtype }),
-        }
     }
 }
 
@@ -186,14 +175,16 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
     fn encode(&self, context: Context, x: &[f32], groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
         let mut faults = Faults::default();
         let mut rest = 0;
-        if let Some(run) = Self::run_of(context)
-            && x.len() >= TILE
-        {
+        if Self::is_fused(context.group) && x.len() >= TILE {
             // Where a tile is one group, two tiles share a byte of zero points.
-            let whole = if self.offsets() == Offsets::Nibbles && run == 16 { 2 * TILE } else { TILE };
+            let whole = if self.offsets() == Offsets::Nibbles && context.group == TILE { 2 * TILE } else { TILE };
             rest = x.len() / whole * whole;
-            let place = Columns::new(context, self.offsets(), parts);
-            faults |= Self::encode_tiles(context, run, R::of(context.global), &x[..rest], place);
+            let (rule, place, x) = (R::of(context.global), Columns::<R, HIGH_FIRST>::new(context, self.offsets(), parts), &x[..rest]);
+            let dtype = context.scale_dtype;
+            faults |= match context.group / LANES {
+                1 => context.level.run(Tiles::<_, _, 1> { rule, place, x, run: 1, dtype }),
+                vectors => context.level.run(Tiles::<_, _, 2> { rule, place, x, run: vectors / 2, dtype }),
+            };
         }
         if rest < x.len() {
             let mut parts = self.tails(context, rest, parts);

@@ -61,6 +61,11 @@ impl<'a> Block<'a> {
         &self.bytes[row * self.stride..][..self.width]
     }
 
+    /// All bytes, where the rows follow each other without a gap.
+    pub fn bytes(&self) -> Option<&'a [u8]> {
+        (self.width == self.stride).then(|| &self.bytes[..self.rows * self.width])
+    }
+
     /// These rows of these columns (bytes of a row).
     ///
     /// # Panics
@@ -130,6 +135,14 @@ impl<'a> BlockMut<'a> {
         // SAFETY: `row` is a row of the block, whose bytes lie in the matrix and belong to this block alone; the result borrows
         // the block, so that there is no second reference to them.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride), self.width) }
+    }
+
+    /// All bytes, where the rows follow each other without a gap.
+    #[allow(unsafe_code, reason = "as for a row")]
+    pub fn bytes(&mut self) -> Option<&mut [u8]> {
+        // SAFETY: without gaps the rows are one run of bytes that belong to this block alone; the result borrows the block, so that
+        // there is no second reference to them.
+        (self.width == self.stride).then(|| unsafe { std::slice::from_raw_parts_mut(self.start, self.rows * self.width) })
     }
 
     /// These rows of these columns (bytes of a row).

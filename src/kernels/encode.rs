@@ -4,7 +4,7 @@
 //! range -> fit: scale, offset, factor -> code = clamp(rule(x, factor, offset))
 //! ```
 //!
-//! The rule is the format's (see [`Rule`]); the loops are here, twice: [`Tiles`] for groups of 32, 64, ... 512 elements, fused
+//! The rule is the format's (see [`Rule`]); the loops are here, twice: [`Tiles`] for groups of 16, 32, ... 512 elements, fused
 //! from the load to the packed bytes, and [`Pieces`] for groups of any length. Both give the same codes and scales.
 
 use super::range::{INFINITE, Keys, Need, Range, Ranges};
@@ -24,6 +24,8 @@ pub trait Rule: Copy + Default + Send + Sync + 'static {
     const CODES: [i8; 16];
     /// The number that each stored nibble stands for, before scale and offset.
     const NUMBERS: [f32; 16] = numbers(Self::CODES);
+    /// Bits of the least magnitude that is no element: infinity, or less where the rule computes in a smaller dtype.
+    const BEYOND: i32 = INFINITE;
     /// Whether the offset is stored in the dtype of the scales (a minimum, or a zero point that is no integer), so that it can
     /// overflow.
     const MINIMUM: bool = false;
@@ -130,16 +132,16 @@ impl<S: Simd> Worst<S> {
     }
 
     #[inline(always)]
-    fn faults(self, simd: S) -> Faults {
+    fn faults(self, simd: S, beyond: i32) -> Faults {
         let (mut element, mut scale) = ([0; LANES], [0; LANES]);
         simd.store_i32(self.element, &mut element);
         simd.store_i32(self.scale, &mut scale);
-        let beyond = |lanes: [i32; LANES]| lanes.iter().any(|&bits| bits >= INFINITE);
-        Faults { element: beyond(element), scale: beyond(scale) }
+        let from = |limit: i32, lanes: [i32; LANES]| lanes.iter().any(|&bits| bits >= limit);
+        Faults { element: from(beyond, element), scale: from(INFINITE, scale) }
     }
 }
 
-/// Where a format keeps what a tile of 512 elements becomes.
+/// Where a format keeps what a tile becomes.
 pub trait Place {
     /// Store the scales and offsets of the groups of tile `tile`: every `run`-th lane.
     fn fit<S: Simd>(&mut self, simd: S, tile: usize, fit: &Fit<S>, run: usize);
@@ -147,25 +149,28 @@ pub trait Place {
     fn codes<S: Simd>(&mut self, simd: S, line: usize, codes: &[S::I32; 8]);
 }
 
-/// Elements of a tile: 16 sub-blocks of 32.
+/// Elements of a tile of 16 sub-blocks of 32, or of two of 16 sub-blocks of 16.
 pub const TILE: usize = 512;
 
-/// Encode whole tiles of groups of `32 * RUN` elements; `x` is a multiple of 512 long.
+/// Encode whole tiles of groups of `16 * VECTORS * run` elements; `x` is a multiple of [`TILE`] long.
 ///
-/// A tile is seen as 16 sub-blocks of 32, one a lane, and larger groups fold lanes. Loads ascend; the loop over sub-blocks has
-/// a trip count that the compiler cannot see, so that it stays rolled: hardware prefetchers follow few load instructions.
-pub struct Tiles<'a, R, P, const RUN: usize> {
+/// A tile is seen as 16 sub-blocks of `VECTORS` vectors, 1 or 2, one a lane, and larger groups fold lanes. Loads ascend; the
+/// loop over sub-blocks has a trip count that the compiler cannot see, so that it stays rolled: hardware prefetchers follow few
+/// load instructions.
+pub struct Tiles<'a, R, P, const VECTORS: usize = 2> {
     /// The numerics.
     pub rule: R,
     /// The layout.
     pub place: P,
     /// The elements.
     pub x: &'a [f32],
+    /// Sub-blocks of a group: 1, 2, 4, 8 or 16.
+    pub run: usize,
     /// The dtype of the scales.
     pub dtype: ScaleDtype,
 }
 
-impl<R: Rule, P: Place, const RUN: usize> Kernel for Tiles<'_, R, P, RUN> {
+impl<R: Rule, P: Place, const VECTORS: usize> Kernel for Tiles<'_, R, P, VECTORS> {
     type Output = Faults;
 
     #[inline(always)]
@@ -173,37 +178,38 @@ impl<R: Rule, P: Place, const RUN: usize> Kernel for Tiles<'_, R, P, RUN> {
         let mut worst = Worst::new(simd);
         let quarters = std::hint::black_box(4);
         let (mut high, mut low) = ([simd.splat_i32(0); 16], [simd.splat_i32(0); 16]);
-        for (index, tile) in self.x.as_chunks::<TILE>().0.iter().enumerate() {
+        for (index, tile) in self.x.chunks_exact(VECTORS * LANES * LANES).enumerate() {
             let vectors = tile.as_chunks::<LANES>().0;
             let ends = high.as_chunks_mut::<4>().0.iter_mut().zip(low.as_chunks_mut::<4>().0);
-            for (vectors, (high, low)) in vectors.as_chunks::<8>().0.iter().zip(ends).take(quarters) {
-                for ((pair, high), low) in vectors.as_chunks::<2>().0.iter().zip(high).zip(low) {
+            for (vectors, (high, low)) in vectors.chunks_exact(4 * VECTORS).zip(ends).take(quarters) {
+                for ((vectors, high), low) in vectors.as_chunks::<VECTORS>().0.iter().zip(high).zip(low) {
                     let mut keys = Keys::new(simd, R::NEED);
-                    keys.take(simd, R::NEED, simd.load(&pair[0]));
-                    keys.take(simd, R::NEED, simd.load(&pair[1]));
+                    for vector in vectors {
+                        keys.take(simd, R::NEED, simd.load(vector));
+                    }
                     (*high, *low) = (keys.high(), keys.low());
                 }
             }
-            let keys = Keys::<S>::transpose(simd, &high, &low).fold(simd, RUN);
+            let keys = Keys::<S>::transpose(simd, &high, &low).fold(simd, self.run);
             worst.element = simd.max_i32(worst.element, keys.worst(simd));
-            let fit = self.rule.fit(simd, keys.ranges(simd, R::NEED).settle(simd, R::NEED, tile, RUN), self.dtype);
+            let fit = self.rule.fit(simd, keys.ranges(simd, R::NEED).settle(simd, R::NEED, tile, self.run), self.dtype);
             worst.take(simd, round_to(simd, fit.scale, self.dtype));
             if R::MINIMUM {
                 worst.take(simd, round_to(simd, fit.offset, self.dtype));
             }
-            self.place.fit(simd, index, &fit, RUN);
+            self.place.fit(simd, index, &fit, self.run);
             // A range does not check its counter for overflow, as `enumerate` does: then these loops are unrolled.
-            for (line, vectors) in (0..4).zip(vectors.as_chunks::<8>().0) {
+            for (line, vectors) in (0..2 * VECTORS).zip(vectors.as_chunks::<8>().0) {
                 let mut codes = [simd.splat_i32(0); 8];
                 for (k, (codes, x)) in (0..8).zip(codes.iter_mut().zip(vectors)) {
-                    let lane = 4 * line + k / 2;
+                    let lane = (8 * line + k) / VECTORS;
                     let (factor, offset) = (simd.lane(fit.factor, lane), simd.lane(fit.offset, lane));
                     *codes = self.rule.codes(simd, simd.load(x), factor, offset);
                 }
-                self.place.codes(simd, 4 * index + line, &codes);
+                self.place.codes(simd, 2 * VECTORS * index + line, &codes);
             }
         }
-        worst.faults(simd)
+        worst.faults(simd, R::BEYOND)
     }
 }
 
@@ -308,7 +314,7 @@ impl<R: Rule> Kernel for Pieces<'_, R> {
                 code_rest.copy_from_slice(&codes_of(simd, self.rule, &padded(rest), &fit)[..rest.len()]);
             }
         }
-        worst.faults(simd)
+        worst.faults(simd, R::BEYOND)
     }
 }
 

@@ -9,6 +9,9 @@ use crate::simd::Simd;
 /// Bits of infinity: a key from here on is not a finite number.
 pub const INFINITE: i32 = 0x7f80_0000;
 
+/// The least magnitude that becomes infinite as binary16: halfway between its largest number and what would be the next.
+pub const BEYOND_HALF: f32 = 65520.0;
+
 /// The largest and the smallest element of each of 16 groups.
 #[derive(Clone, Copy)]
 pub struct Ranges<S: Simd> {

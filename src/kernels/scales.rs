@@ -14,7 +14,7 @@ pub fn round_to<S: Simd>(simd: S, v: S::F32, dtype: ScaleDtype) -> S::F32 {
         }
         ScaleDtype::Bf16 => simd.as_f32(simd.shift_left(bf16_bits(simd, v), 16)),
         // What is stored in a byte is made by the rule of its format, which knows how to round it.
-        ScaleDtype::F32 | ScaleDtype::E8m0 | ScaleDtype::E4m3 => v,
+        ScaleDtype::F32 | ScaleDtype::E8m0 | ScaleDtype::E4m3 | ScaleDtype::Ue4m3 => v,
     }
 }
 
@@ -50,11 +50,11 @@ pub fn store<S: Simd>(simd: S, v: S::F32, dtype: ScaleDtype, run: usize, out: &m
                 *byte = *lane as u8;
             }
         }
-        ScaleDtype::E4m3 => {
-            let mut lanes = [0.0; 16];
-            simd.store(v, &mut lanes);
+        ScaleDtype::E4m3 | ScaleDtype::Ue4m3 => {
+            let mut lanes = [0; 16];
+            simd.store_i32(e4m3_bytes(simd, v), &mut lanes);
             for (byte, &lane) in out.iter_mut().zip(lanes.iter().step_by(run)) {
-                *byte = e4m3_bits(lane);
+                *byte = lane as u8;
             }
         }
         ScaleDtype::F16 | ScaleDtype::Bf16 => {
@@ -89,12 +89,11 @@ pub fn load<S: Simd>(simd: S, dtype: ScaleDtype, bytes: &[u8]) -> S::F32 {
             }
             simd.as_f32(simd.load_i32(&lanes))
         }
-        ScaleDtype::E4m3 => {
-            let mut lanes = [0.0; 16];
-            for (lane, &byte) in lanes.iter_mut().zip(bytes) {
-                *lane = e4m3(byte);
-            }
-            simd.load(&lanes)
+        ScaleDtype::E4m3 | ScaleDtype::Ue4m3 => {
+            let mut lanes = [0; LANES];
+            let count = bytes.len().min(LANES);
+            lanes[..count].copy_from_slice(&bytes[..count]);
+            load_e4m3(simd, &lanes)
         }
         ScaleDtype::F16 | ScaleDtype::Bf16 => {
             let mut lanes = [0; 16];
@@ -116,15 +115,52 @@ pub fn exponent(byte: u8) -> f32 {
     })
 }
 
-/// How far the exponents of an 8-bit float and an f32 are apart: 2^(127 - 7).
-const E4M3_BIAS: f32 = f32::from_bits((127 + 120) << 23);
+/// What the exponent and mantissa of an 8-bit float are less than the upper bits of the same f32: (127 - 7) << 3.
+const E4M3_BIAS: i32 = 120 << 3;
+
+/// Below it 8-bit floats are subnormal, in steps of 2^-9.
+const E4M3_NORMAL: f32 = 1.0 / 64.0;
+
+/// 16 8-bit floats; 0x7f and 0xff are NaN.
+#[inline(always)]
+fn load_e4m3<S: Simd>(simd: S, bytes: &[u8; LANES]) -> S::F32 {
+    let bytes = simd.load_i32(&bytes.map(i32::from));
+    let number = e4m3_magnitudes(simd, simd.and(bytes, simd.splat_i32(0x7f)));
+    let number = simd.select(simd.equal(number, simd.splat(480.0)), simd.splat(f32::NAN), number);
+    simd.as_f32(simd.or(simd.bits(number), simd.shift_left(simd.and(bytes, simd.splat_i32(0x80)), 24)))
+}
+
+/// The numbers of 0..=0x7f; 0x7f is 480.
+///
+/// No operation sees a subnormal f32, on which processors may spend a hundred times as long.
+#[inline(always)]
+pub fn e4m3_magnitudes<S: Simd>(simd: S, bytes: S::I32) -> S::F32 {
+    let count = simd.to_f32(bytes);
+    let normal = simd.as_f32(simd.shift_left(simd.add_i32(bytes, simd.splat_i32(E4M3_BIAS)), 20));
+    simd.select(simd.less(count, simd.splat(8.0)), simd.mul(count, simd.splat(1.0 / 512.0)), normal)
+}
+
+/// The bytes of numbers that are 8-bit floats.
+#[inline(always)]
+fn e4m3_bytes<S: Simd>(simd: S, v: S::F32) -> S::I32 {
+    let bits = simd.bits(v);
+    let magnitude = simd.as_f32(simd.and(bits, simd.splat_i32(i32::MAX)));
+    let small = simd.as_f32(simd.round(simd.mul(magnitude, simd.splat(512.0))));
+    let normal = simd.as_f32(simd.add_i32(simd.shift_right(simd.bits(magnitude), 20), simd.splat_i32(-E4M3_BIAS)));
+    let byte = simd.select(simd.less(magnitude, simd.splat(E4M3_NORMAL)), small, normal);
+    let byte = simd.select(simd.equal(v, v), byte, simd.as_f32(simd.splat_i32(0x7f)));
+    simd.or(simd.bits(byte), simd.and(simd.shift_right(bits, 24), simd.splat_i32(0x80)))
+}
 
 /// The number of an 8-bit float; 0x7f and 0xff are NaN.
 #[inline(always)]
 pub fn e4m3(byte: u8) -> f32 {
-    let sign = u32::from(byte & 0x80) << 24;
-    let magnitude = u32::from(byte & 0x7f) << 20;
-    if magnitude == 0x7f << 20 { f32::NAN } else { f32::from_bits(sign | magnitude) * E4M3_BIAS }
+    let magnitude = match byte & 0x7f {
+        0x7f => f32::NAN,
+        count @ 0..8 => f32::from(count) / 512.0,
+        normal => f32::from_bits((u32::from(normal) + E4M3_BIAS as u32) << 20),
+    };
+    if byte & 0x80 == 0 { magnitude } else { -magnitude }
 }
 
 /// The nearest 8-bit float to a number from 0 to 448, half to even.
@@ -136,14 +172,21 @@ pub fn round_to_e4m3<S: Simd>(simd: S, v: S::F32) -> S::F32 {
     let normal = simd.as_f32(simd.and(rounded, simd.splat_i32(!0xf_ffff)));
     // Below 2^-6 the steps are of 2^-9.
     let small = simd.mul(simd.to_f32(simd.round(simd.mul(v, simd.splat(512.0)))), simd.splat(1.0 / 512.0));
-    simd.select(simd.less(v, simd.splat(1.0 / 64.0)), small, normal)
+    simd.select(simd.less(v, simd.splat(E4M3_NORMAL)), small, normal)
 }
 
 /// The byte of a number that is one of those of an 8-bit float.
 #[inline(always)]
 pub fn e4m3_bits(value: f32) -> u8 {
-    let bits = (value / E4M3_BIAS).to_bits();
-    (bits >> 24) as u8 & 0x80 | (bits >> 20) as u8 & 0x7f
+    let magnitude = value.abs();
+    let byte = if value.is_nan() {
+        0x7f
+    } else if magnitude < E4M3_NORMAL {
+        (magnitude * 512.0) as u32
+    } else {
+        (magnitude.to_bits() >> 20) - E4M3_BIAS as u32
+    };
+    (value.to_bits() >> 24) as u8 & 0x80 | byte as u8 & 0x7f
 }
 
 /// Values to memory, as many as both sides hold.

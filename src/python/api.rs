@@ -611,7 +611,7 @@ pub(super) fn named_policy(name: &str) -> Result<NonFinite> {
 
 fn part_item(layout: &Layout, index: usize) -> Item {
     match (layout.spec.parts[index].dtype, layout.scale_dtype) {
-        (PartDtype::U8, _) | (PartDtype::Scale, ScaleDtype::E8m0 | ScaleDtype::E4m3) => Item::U8,
+        (PartDtype::U8, _) | (PartDtype::Scale, ScaleDtype::E8m0 | ScaleDtype::E4m3 | ScaleDtype::Ue4m3) => Item::U8,
         (PartDtype::U32, _) => Item::U32,
         (PartDtype::I32, _) => Item::I32,
         (PartDtype::I64, _) => Item::I64,

@@ -306,6 +306,31 @@ def test_nesting_is_undone(name):
         qz.quantize(sample((16, 256)), name).to(name, double_quant=True)
 
 
+def test_a_minimum_that_the_target_cannot_hold_is_refused():
+    x = np.full((1, 64), -240000, np.float32)
+    with pytest.raises(qz.LossyConversionError, match="minimum -240000 of group 0 is not a float16 number"):
+        qz.quantize(x, "mlx", group_size=32, scale_dtype="float32").to("gguf:q4_1")
+
+
+def test_a_negative_scale_is_refused_where_its_byte_has_no_sign():
+    q = qz.quantize(sample((4, 64)), "mlx:nvfp4")
+    negative = qz.from_parts("mlx:nvfp4", {**q.parts, "scales": q.parts["scales"] | np.uint8(0x80)})
+    np.testing.assert_array_equal(negative.dequantize(), -q.dequantize())
+    with pytest.raises(qz.LossyConversionError, match="is not a float8_e4m3fn number"):
+        negative.to("gguf:nvfp4")
+    np.testing.assert_array_equal(q.to("gguf:nvfp4").dequantize(), q.dequantize())
+
+
+@pytest.mark.parametrize("name", ["onnx:matmulnbits", "onnx:qdq", "compressed-tensors"])
+def test_asymmetric_variants_show_their_zero_points(name):
+    q = qz.quantize(sample((16, 128)) + 1, name, symmetric=False)
+    expected = FORMATS[name].decode(q.parts, q.shape, symmetric=False)
+    size = q.group_size
+    codes, zero_points, scales = q.codes().astype(np.float32), np.repeat(q.zero_points, size, 1), np.repeat(q.scales, size, 1)
+    np.testing.assert_array_equal((codes - zero_points) * scales, expected)
+    assert qz.quantize(sample((16, 128)), name).zero_points is None
+
+
 # ---- bad input ----
 
 WRONG = [
