@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from safetensors.numpy import save_file
 import quantize as qz
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MODULES = [
     module.name for module in pkgutil.iter_modules(qz.__path__, "quantize.") if module.name not in ("quantize._core", "quantize.__main__")
 ]
@@ -32,38 +33,27 @@ def blocks(page, *languages):
             yield found[1], found[2], text.count("\n", 0, found.start(2))
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "formats.md"], ids=lambda page: page.name)
-def test_the_table_of_formats_is_the_compiled_list(page):
-    table = re.search(r"^\| name \| also .*\n\|[-|]+\n((?:\|.*\n)+)", page.read_text(encoding="utf-8"), re.M)
-    assert table is not None
-    rows = table[1].splitlines()
-
-    def code(names):
-        return ", ".join(f"`{name}`" for name in names)
-
-    def row(info):
-        sizes = "any" if info.any_group_size else "/".join(map(str, info.group_sizes))
-        groups = sizes if len(info.group_sizes) == 1 else f"{sizes}, {info.group_size}"
-        scales = ("the array's: " if info.scales_follow_array else "") + ", ".join(info.scale_dtypes)
-        names = code(name for name, _ in info.parts)
-        cells = [
-            code([info.name]),
-            code(info.aliases),
-            groups,
-            scales,
-            info.scheme,
-            names,
-            info.bits_per_weight,
-            info.home,
-        ]
-        return "| " + " | ".join(map(str, cells)) + " |"
-
-    assert [re.sub(r"\s+", " ", line) for line in rows] == [re.sub(r"\s+", " ", row(info)) for info in qz.formats()]
+def test_generated_pages_are_what_the_code_gives():
+    make = runpy.run_path(str(ROOT / "docs" / "make.py"))
+    for page, text in make["pages"]().items():
+        assert page.read_text(encoding="utf-8") == text, f"{page.name}: run ./check docs"
 
 
 def test_every_format_has_its_section():
-    sections = re.findall(r"^## (\S+)$", (ROOT / "docs" / "formats.md").read_text(encoding="utf-8"), re.M)
-    assert sections == [info.name for info in qz.formats()]
+    families = sorted((ROOT / "docs" / "formats").glob("*.md"))
+    sections = [name for page in families for name in re.findall(r"^## (\S+)$", page.read_text(encoding="utf-8"), re.M)]
+    assert sorted(sections) == sorted(info.name for info in qz.formats())
+
+
+def test_the_table_of_pages_leads_to_every_section():
+    overview = ROOT / "docs" / "formats.md"
+    rows = re.findall(r"^\| \[.*?\]\((formats/\w[\w-]*\.md)\).* \| (.*) \|$", overview.read_text(encoding="utf-8"), re.M)
+    listed = {page: re.findall(r"`(\S+)`", names) for page, names in rows}
+    found = {
+        f"formats/{page.name}": re.findall(r"^## (\S+)$", page.read_text(encoding="utf-8"), re.M)
+        for page in (ROOT / "docs" / "formats").glob("*.md")
+    }
+    assert {page: sorted(names) for page, names in listed.items()} == {page: sorted(names) for page, names in found.items()}
 
 
 @pytest.fixture
