@@ -30,6 +30,9 @@ use std::hint::black_box;
 /// Seconds that a sample takes at least: far more than reading the clock.
 const SAMPLE: f64 = 2e-4;
 
+/// Elements of a row.
+const COLUMNS: usize = 4096;
+
 /// One kernel with its operands.
 struct Case {
     name: String,
@@ -171,7 +174,8 @@ fn format_cases(format: &'static dyn Rows, level: Level, elements: usize, group:
     let spec = format.spec();
     let context = Context { level, group, scale_dtype: spec.scale_dtypes[0], global: 1.0, stream: false };
     let group_size = Some(GroupSize::Elements(group));
-    let layout = Layout::new(spec, &[elements], FormatOptions { group_size, ..Default::default() }).expect("whole groups");
+    let shape = [elements / COLUMNS, COLUMNS];
+    let layout = Layout::new(spec, &shape, FormatOptions { group_size, ..Default::default() }).expect("whole groups");
     // Everything that any of them reads, made by the format itself.
     let made = || {
         let mut parts: Vec<Vec<u8>> = (0..spec.parts.len()).map(|part| vec![0; layout.part_bytes(part)]).collect();

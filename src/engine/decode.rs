@@ -169,13 +169,13 @@ impl Woven<'_> {
             (place.tile, woven::next(&mut blocks), runs.collect::<Vec<_>>())
         });
         pool::for_each(tasks, run.threads, run.interrupted, |(tile, blocks, sinks)| {
-            let mut scratch = tiles.scratch(tile, true);
+            let mut scratch = woven::Scratch::new(&tiles.rows, tile, true);
             let group = tiles.rows.group_elements();
             let context =
                 Context { level: run.level, group, scale_dtype: self.layout.scale_dtype, global: self.global, stream: self.stream };
-            self.weave.unweave(context, tile, &blocks, &mut woven::slices(&mut scratch));
+            self.weave.unweave(context, tile, &blocks, &mut scratch.slices());
             let mut rest = Parts::default();
-            for (rest, rows) in rest.iter_mut().zip(&scratch) {
+            for (rest, rows) in rest.iter_mut().zip(scratch.views()) {
                 *rest = rows;
             }
             match &self.order {

@@ -212,8 +212,8 @@ impl Job<'_> {
         let tasks = tiles.places().map(|place| (place, woven::next_mut(&mut blocks)));
         let pool_failed = pool::for_each(tasks, self.run.threads, self.run.interrupted, |(place, mut blocks)| {
             let mut scratch = Scratch::default();
-            let mut rows = tiles.scratch(place.tile, true);
-            let mut rest = woven::slices(&mut rows);
+            let mut rows = woven::Scratch::new(&tiles.rows, place.tile, true);
+            let mut rest = rows.slices();
             let mut faults = Faults::default();
             for (start, len) in tiles.runs(place) {
                 for at in tiles.spans(len, cut::SPAN) {
@@ -228,8 +228,7 @@ impl Job<'_> {
             if faults.any() {
                 *all.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) |= faults;
             }
-            let rows: Vec<&[u8]> = rows.iter().map(Vec::as_slice).collect();
-            weave.weave(self.context(), place.tile, &rows, &mut blocks);
+            weave.weave(self.context(), place.tile, &rows.views(), &mut blocks);
         })?;
         Ok((all.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()), pool_failed))
     }

@@ -9,8 +9,9 @@ use crate::formats::{Context, Format, Groups, Tile, Weave};
 use crate::kernels::blocks::{Block, BlockMut, Blocks, BlocksMut, Walk};
 use crate::kernels::nibbles::{Pack, Unpack};
 use crate::pool;
-use crate::spec::{Extent, GroupSize, Layout, PartDtype, Spec};
+use crate::spec::{Extent, GroupSize, Layout};
 use crate::tensor::Quantized;
+use std::cell::RefCell;
 use std::ops::Range;
 
 /// Elements of a tile, about: 256 KiB of codes.
@@ -114,16 +115,7 @@ impl<'a> Tiles<'a> {
 
     /// Bytes that so many elements of a row take of part `index` of the rows.
     pub(super) fn row_bytes(&self, index: usize, columns: usize) -> usize {
-        match self.rows.spec.parts[index].extent {
-            Extent::Codes => columns.div_ceil(2),
-            _ => columns.div_ceil(self.rows.group_elements()) * self.rows.part_item_size(index),
-        }
-    }
-
-    /// Memory for the rows of a tile; without the codes where only the scales are wanted.
-    pub(super) fn scratch(&self, tile: Tile, codes: bool) -> Vec<Vec<u8>> {
-        let bytes = |index: usize| if index == 0 && !codes { 0 } else { tile.rows * self.row_bytes(index, tile.columns) };
-        (0..self.rows.spec.parts.len()).map(|index| vec![0; bytes(index)]).collect()
+        row_bytes(&self.rows, index, columns)
     }
 
     /// The blocks of every part, one for each tile in the order of [`Tiles::places`].
@@ -204,6 +196,52 @@ pub(super) fn next<'p>(blocks: &mut [Option<Blocks<'p>>]) -> Vec<Block<'p>> {
     blocks.iter_mut().map(next).collect()
 }
 
+/// Bytes that so many elements of a row take of part `index` of rows.
+fn row_bytes(rows: &Layout, index: usize, columns: usize) -> usize {
+    match rows.spec.parts[index].extent {
+        Extent::Codes => columns.div_ceil(2),
+        _ => columns.div_ceil(rows.group_elements()) * rows.part_item_size(index),
+    }
+}
+
+thread_local! {
+    /// Memory for tiles as rows that this thread used before. A tile fills its share, so that nothing is cleared between two.
+    static USED: RefCell<Vec<Vec<Vec<u8>>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Bytes of a tile as rows up to which a thread keeps them for the next one.
+const KEPT: usize = 4 << 20;
+
+/// Memory for a tile as rows, to be filled; no codes where only the scales are wanted.
+pub(super) struct Scratch(Vec<Vec<u8>>);
+
+impl Scratch {
+    pub(super) fn new(rows: &Layout, tile: Tile, codes: bool) -> Self {
+        let mut buffers = USED.with_borrow_mut(Vec::pop).unwrap_or_default();
+        buffers.resize(rows.spec.parts.len(), Vec::new());
+        for (index, buffer) in buffers.iter_mut().enumerate() {
+            buffer.resize(if index == 0 && !codes { 0 } else { tile.rows * row_bytes(rows, index, tile.columns) }, 0);
+        }
+        Scratch(buffers)
+    }
+
+    pub(super) fn slices(&mut self) -> Vec<&mut [u8]> {
+        slices(&mut self.0)
+    }
+
+    pub(super) fn views(&self) -> Vec<&[u8]> {
+        self.0.iter().map(Vec::as_slice).collect()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if self.0.iter().map(Vec::capacity).sum::<usize>() <= KEPT {
+            USED.with_borrow_mut(|used| used.push(std::mem::take(&mut self.0)));
+        }
+    }
+}
+
 /// Mutable slices of buffers.
 pub(super) fn slices(buffers: &mut [Vec<u8>]) -> Vec<&mut [u8]> {
     buffers.iter_mut().map(Vec::as_mut_slice).collect()
@@ -222,14 +260,9 @@ pub(super) fn unweave(layout: &Layout, weave: &dyn Weave, parts: &[&[u8]], codes
         let mut to = tiles.row_blocks_mut(&mut whole.parts);
         let tasks = tiles.places().map(|place| (place.tile, next(&mut from), next_mut(&mut to)));
         pool::for_each(tasks, run.threads, run.interrupted, |(tile, parts, mut to)| {
-            let mut rows = tiles.scratch(tile, codes);
-            weave.unweave(context, tile, &parts, &mut slices(&mut rows));
-            for (to, from) in to.iter_mut().zip(&rows) {
-                let width = from.len() / tile.rows.max(1);
-                for row in 0..to.rows() {
-                    to.row(row)[..width].copy_from_slice(&from[row * width..][..width]);
-                }
-            }
+            let mut rows = Scratch::new(&tiles.rows, tile, codes);
+            weave.unweave(context, tile, &parts, &mut rows.slices());
+            to.iter_mut().zip(rows.views()).for_each(|(to, from)| write_rows(from, to));
         })?;
     }
     Ok(whole)
@@ -243,14 +276,9 @@ pub(super) fn weave_all(layout: &Layout, weave: &dyn Weave, whole: &[&[u8]], par
     let mut from = tiles.cut(&tiles.rows, whole);
     let tasks = tiles.places().map(|place| (place.tile, next(&mut from), next_mut(&mut to)));
     pool::for_each(tasks, run.threads, run.interrupted, |(tile, from, mut to)| {
-        let mut rows = tiles.scratch(tile, true);
-        for (to, from) in rows.iter_mut().zip(&from) {
-            for (row, to) in (0..from.rows()).zip(to.chunks_exact_mut(from.width().max(1))) {
-                to.copy_from_slice(from.row(row));
-            }
-        }
-        let rows: Vec<&[u8]> = rows.iter().map(Vec::as_slice).collect();
-        weave.weave(context, tile, &rows, &mut to);
+        let mut rows = Scratch::new(&tiles.rows, tile, true);
+        rows.slices().into_iter().zip(&from).for_each(|(to, from)| read_rows(from, to));
+        weave.weave(context, tile, &rows.views(), &mut to);
     })?;
     Ok(())
 }
@@ -263,6 +291,11 @@ pub(super) struct Side<'a> {
 }
 
 impl Side<'_> {
+    /// The tensor as rows.
+    fn rows(self) -> Layout {
+        if let Format::Woven(weave) = self.format { rows_of(self.layout, weave) } else { self.layout.clone() }
+    }
+
     /// Whether its codes, as rows, are a part of their own, two a byte.
     pub(super) fn has_plain_codes(self) -> bool {
         let halves = self.layout.spec.parts.iter().any(|part| part.extent == Extent::HalfRows);
@@ -290,51 +323,32 @@ pub(super) fn reweave(
     let context = tiles.context(run);
     let (nibbles, groups_per_row) = (nibbles_between(from, to, shift, context), tiles.rows.groups_per_row());
     let mut sources = tiles.cut(from.layout, parts);
-    let count = to.format.rows().spec().parts.len();
     let mut targets = Vec::with_capacity(out.len());
     for (index, part) in out.iter_mut().enumerate() {
         let cuts = tiles.cuts(to.layout, index);
         targets.push(cuts.map(|(stride, rows, columns, walk)| BlocksMut::new(part, stride, &rows, &columns, walk)));
     }
+    let (from_rows, to_rows) = (from.rows(), to.rows());
+    let (from_context, to_context) =
+        (Context { scale_dtype: from_rows.scale_dtype, ..context }, Context { scale_dtype: to_rows.scale_dtype, ..context });
     let tasks = tiles.places().map(|place| (place, next(&mut sources), next_mut(&mut targets)));
     pool::for_each(tasks, run.threads, run.interrupted, |(place, source, mut target)| {
         let tile = place.tile;
-        let bytes = |spec: &Spec, index: usize, columns: usize| match (spec.parts[index].extent, spec.parts[index].dtype) {
-            (Extent::Codes, _) => columns.div_ceil(2),
-            (_, PartDtype::Scale) => columns.div_ceil(context.group) * to.layout.scale_dtype.size(),
-            _ => columns.div_ceil(context.group),
-        };
-        let scratch = |spec: &Spec, scale_size: usize| -> Vec<Vec<u8>> {
-            let of = |index: usize| match spec.parts[index].dtype {
-                PartDtype::Scale => tile.rows * tile.columns.div_ceil(context.group) * scale_size,
-                _ => tile.rows * bytes(spec, index, tile.columns),
-            };
-            (0..spec.parts.len()).map(of).collect::<Vec<_>>().into_iter().map(|bytes| vec![0; bytes]).collect()
-        };
-        let width = tile.columns.div_ceil(2);
-        let mut rows = scratch(to.format.rows().spec(), to.layout.scale_dtype.size());
+        let mut unwoven = Scratch::new(&from_rows, tile, true);
         match from.format {
-            Format::Woven(weave) => {
-                let mut unwoven = scratch(weave.rows().spec(), from.layout.scale_dtype.size());
-                let context = Context { scale_dtype: from.layout.scale_dtype, ..context };
-                weave.unweave(context, tile, &source, &mut slices(&mut unwoven));
-                std::mem::swap(&mut rows[0], &mut unwoven[0]);
-            }
-            _ => {
-                for (row, to) in (0..tile.rows).zip(rows[0].chunks_exact_mut(width.max(1))) {
-                    to.copy_from_slice(&source[0].row(row)[..width]);
-                }
-            }
+            Format::Woven(weave) => weave.unweave(from_context, tile, &source, &mut unwoven.slices()),
+            _ => read_rows(&source[0], &mut unwoven.0[0]),
         }
-        nibbles.apply(context, &mut rows[0]);
+        let mut rows = Scratch::new(&to_rows, tile, true);
+        std::mem::swap(&mut rows.0[0], &mut unwoven.0[0]);
+        nibbles.apply(context, &mut rows.0[0]);
         if tile.columns % 2 == 1 {
             // The nibble that fills a row up is 0 whatever the codes are.
-            rows[0].chunks_exact_mut(width).for_each(|row| row[width - 1] &= 15);
+            let width = tile.columns.div_ceil(2);
+            rows.0[0].chunks_exact_mut(width).for_each(|row| row[width - 1] &= 15);
         }
-        let first_group = place.first_column / context.group;
-        let groups = tile.columns.div_ceil(context.group);
-        let one = Context { group: 1, scale_dtype: to.layout.scale_dtype, ..context };
-        let (_, beside) = rows.split_at_mut(1);
+        let (first_group, groups) = (place.first_column / context.group, tile.columns.div_ceil(context.group));
+        let (_, beside) = rows.0.split_at_mut(1);
         for row in 0..tile.rows {
             let start = (place.first_row + row) * groups_per_row + first_group;
             let of = |values: &[f32]| values.get(start..start + groups).unwrap_or_default().to_vec();
@@ -344,24 +358,30 @@ pub(super) fn reweave(
                 let bytes = part.len() / tile.rows;
                 parts.push(&mut part[row * bytes..(row + 1) * bytes]);
             }
-            to.format.rows().pack(one, &of_row, &mut parts[..count]);
+            to.format.rows().pack(Context { group: 1, ..to_context }, &of_row, &mut parts);
         }
         match to.format {
-            Format::Woven(weave) => {
-                let rows: Vec<&[u8]> = rows.iter().map(Vec::as_slice).collect();
-                weave.weave(Context { scale_dtype: to.layout.scale_dtype, ..context }, tile, &rows, &mut target);
-            }
-            _ => {
-                for (rows, to) in rows.iter().zip(&mut target) {
-                    let width = rows.len() / tile.rows.max(1);
-                    for row in 0..to.rows() {
-                        to.row(row)[..width].copy_from_slice(&rows[row * width..][..width]);
-                    }
-                }
-            }
+            Format::Woven(weave) => weave.weave(to_context, tile, &rows.views(), &mut target),
+            _ => target.iter_mut().zip(rows.views()).for_each(|(to, from)| write_rows(from, to)),
         }
     })?;
     Ok(())
+}
+
+/// Rows of a block one after the other; what lies beyond them in the block is padding.
+fn read_rows(from: &Block<'_>, to: &mut [u8]) {
+    let width = to.len() / from.rows().max(1);
+    for (row, to) in (0..from.rows()).zip(to.chunks_exact_mut(width.max(1))) {
+        to.copy_from_slice(&from.row(row)[..width]);
+    }
+}
+
+/// The reverse.
+fn write_rows(from: &[u8], to: &mut BlockMut<'_>) {
+    let width = from.len() / to.rows().max(1);
+    for (row, from) in (0..to.rows()).zip(from.chunks_exact(width.max(1))) {
+        to.row(row)[..width].copy_from_slice(from);
+    }
 }
 
 /// What becomes of stored nibbles.
