@@ -28,11 +28,13 @@ pub(super) struct TowardZero;
 impl Rounding for TowardZero {
     #[inline(always)]
     fn codes<S: Simd>(simd: S, x: S::F32) -> S::I32 {
-        let magnitude = magnitude(simd, x);
-        let one = simd.splat_i32(1);
-        let above = |threshold: f32| simd.and(simd.less(simd.splat(threshold), magnitude), one);
-        let small = simd.add_i32(above(0.25), above(0.75));
-        let code = by_size(simd, magnitude, small, step(simd, simd.add_i32(simd.bits(magnitude), simd.splat_i32(0x1f_ffff))));
+        let bits = magnitude(simd, x);
+        let above = |threshold: f32| simd.and(simd.less(simd.splat(threshold), simd.as_f32(bits)), simd.splat_i32(1));
+        // From 1 on a code is one step of exponent and first mantissa bit, and 1.0 is code 2. Below, these steps are finer than
+        // those of 0.5 and give no more than the thresholds do.
+        let below = simd.add_i32(above(0.25), above(0.75));
+        let from_one = simd.add_i32(simd.shift_right(simd.add_i32(bits, simd.splat_i32(0x1f_ffff)), 22), simd.splat_i32(2 - (ONE >> 22)));
+        let code = simd.max_i32(below, from_one);
         let not_zero = simd.less(simd.splat(0.0), simd.to_f32(code));
         simd.or(code, simd.and(simd.and(negative(simd, x), not_zero), simd.splat_i32(8)))
     }
@@ -45,12 +47,7 @@ pub(super) struct HalfToEven;
 impl Rounding for HalfToEven {
     #[inline(always)]
     fn codes<S: Simd>(simd: S, x: S::F32) -> S::I32 {
-        let magnitude = magnitude(simd, x);
-        let bits = simd.bits(magnitude);
-        let odd = simd.and(simd.shift_right(bits, 22), simd.splat_i32(1));
-        let small = simd.round(simd.add(magnitude, magnitude));
-        let code = by_size(simd, magnitude, small, step(simd, simd.add_i32(bits, simd.add_i32(odd, simd.splat_i32(0x1f_ffff)))));
-        simd.or(code, simd.and(negative(simd, x), simd.splat_i32(8)))
+        simd.or(even(simd, x), simd.and(negative(simd, x), simd.splat_i32(8)))
     }
 }
 
@@ -61,16 +58,17 @@ pub(super) struct WithSign;
 impl Rounding for WithSign {
     #[inline(always)]
     fn codes<S: Simd>(simd: S, x: S::F32) -> S::I32 {
-        let code = HalfToEven::codes(simd, simd.as_f32(simd.and(simd.bits(x), simd.splat_i32(i32::MAX))));
-        simd.or(code, simd.and(simd.shift_right(simd.bits(x), 28), simd.splat_i32(8)))
+        simd.or(even(simd, x), simd.and(simd.shift_right(simd.bits(x), 28), simd.splat_i32(8)))
     }
 }
 
-/// |x|, at most 6.
+/// The bits of 1.0.
+const ONE: i32 = 127 << 23;
+
+/// The bits of |x|, at most 6.
 #[inline(always)]
-fn magnitude<S: Simd>(simd: S, x: S::F32) -> S::F32 {
-    let (magnitude, six) = (simd.as_f32(simd.and(simd.bits(x), simd.splat_i32(i32::MAX))), simd.splat(6.0));
-    simd.select(simd.less(six, magnitude), six, magnitude)
+fn magnitude<S: Simd>(simd: S, x: S::F32) -> S::I32 {
+    simd.min_i32(simd.and(simd.bits(x), simd.splat_i32(i32::MAX)), simd.splat_i32(6.0f32.to_bits().cast_signed()))
 }
 
 #[inline(always)]
@@ -78,14 +76,17 @@ fn negative<S: Simd>(simd: S, x: S::F32) -> S::I32 {
     simd.less(x, simd.splat(0.0))
 }
 
-/// From 1 on a code is one step of exponent and first mantissa bit; `bits` has half a step added already. 1.0 is code 2.
+/// The code of |x|, a tie to the even one.
+///
+/// Numbers are 2^(e - 1) apart between 2^e and 2^(e + 1), and below 1 as from there on (e = 0). Added to 2^(22 + e), whose
+/// neighbours are as far apart, |x| is rounded to a number n of these steps, which are the lowest bits of the sum: code n + 2 e.
 #[inline(always)]
-fn step<S: Simd>(simd: S, bits: S::I32) -> S::I32 {
-    simd.add_i32(simd.shift_right(bits, 22), simd.splat_i32(2 - (0x3f80_0000 >> 22)))
-}
-
-/// Below 1 the steps are of 0.5.
-#[inline(always)]
-fn by_size<S: Simd>(simd: S, magnitude: S::F32, small: S::I32, large: S::I32) -> S::I32 {
-    simd.bits(simd.select(simd.less(magnitude, simd.splat(1.0)), simd.as_f32(small), simd.as_f32(large)))
+fn even<S: Simd>(simd: S, x: S::F32) -> S::I32 {
+    let bits = magnitude(simd, x);
+    let power = simd.and(simd.max_i32(bits, simd.splat_i32(ONE)), simd.splat_i32(0xff << 23));
+    let steps = simd.add_i32(power, simd.splat_i32(22 << 23));
+    let sum = simd.bits(simd.add(simd.as_f32(bits), simd.as_f32(steps)));
+    // Of equal exponents; what is left of the difference is below 8.
+    let n = simd.xor(sum, steps);
+    simd.add_i32(simd.add_i32(n, simd.shift_right(power, 22)), simd.splat_i32(-(ONE >> 22)))
 }

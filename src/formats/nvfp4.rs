@@ -15,7 +15,7 @@
 
 use super::e2m1::NUMBERS_WITHOUT_NEGATIVE_ZERO;
 use super::{Context, Faults, Groups, Need, Range, Rows};
-use crate::kernels::decode::{Meaning, Shelf, Tables, Values};
+use crate::kernels::decode::{Floats, Meaning, Shelf, Tables, Values};
 use crate::kernels::lanes::magnitude;
 use crate::kernels::nibbles::UNSIGNED;
 use crate::kernels::range::INFINITE;
@@ -248,9 +248,9 @@ impl Kernel for Encode<'_> {
 #[inline(always)]
 fn encode_tile<S: Simd>(simd: S, x: &[f32; TILE], blocks: &mut [[u8; BYTES]]) -> S::I32 {
     let groups = x.as_chunks::<GROUP>().0;
-    let mut magnitudes = [simd.splat_i32(0); LANES];
+    let mut magnitudes = [simd.fold_max(simd.splat_i32(0)); LANES];
     for (bits, x) in magnitudes.iter_mut().zip(groups) {
-        *bits = simd.bits(magnitude(simd, simd.load(x)));
+        *bits = simd.fold_max(simd.bits(magnitude(simd, simd.load(x))));
     }
     let worst = simd.max_of_each(&magnitudes);
     let mut largest = [0.0; LANES];
@@ -262,10 +262,12 @@ fn encode_tile<S: Simd>(simd: S, x: &[f32; TILE], blocks: &mut [[u8; BYTES]]) ->
     let scales = e4m3_magnitudes(simd, scale_bytes);
     // Under a scale of 0 every number is as near as the first one.
     let scales = simd.select(simd.less(simd.splat(0.0), scales), scales, simd.splat(f32::INFINITY));
-    let inverses = simd.div(simd.splat(1.0), scales);
+    let (mut all, mut inverses) = ([0.0; LANES], [0.0; LANES]);
+    simd.store(scales, &mut all);
+    simd.store(simd.div(simd.splat(1.0), scales), &mut inverses);
     let mut codes = [simd.splat_i32(0); LANES];
-    for (lane, (codes, x)) in codes.iter_mut().zip(groups).enumerate() {
-        *codes = codes_of(simd, simd.load(x), simd.lane(scales, lane), simd.lane(inverses, lane));
+    for ((codes, x), (&scale, &inverse)) in codes.iter_mut().zip(groups).zip(all.iter().zip(&inverses)) {
+        *codes = codes_of(simd, simd.load(x), simd.splat(scale), simd.splat(inverse));
     }
     if largest.iter().any(|&largest| largest > LARGEST) {
         for ((codes, x), (&largest, &byte)) in codes.iter_mut().zip(groups).zip(largest.iter().zip(&bytes)) {
@@ -339,11 +341,11 @@ impl Shelf for Blocks<'_> {
     }
 
     #[inline(always)]
-    fn decode<S: Simd>(self, simd: S, table: S::F32, group: usize, x: &mut [f32]) {
+    fn decode<S: Simd>(self, simd: S, floats: impl Floats<S>, group: usize, x: &mut [f32]) {
         for (packed, x) in self.packed(group).as_chunks().0.iter().zip(x.as_chunks_mut().0) {
             let codes = u128::from(u64::from_le_bytes(*packed));
             let [codes, _] = simd.unpack_halves(&(codes | codes >> 4 << 64).to_le_bytes());
-            simd.store(simd.look_up(table, codes), x);
+            simd.store(floats.of(simd, codes), x);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! From codes to floats: `x = values(code, scale, offset)`, the plain IEEE operations of the scheme.
 //!
 //! [`Tables`] computes the 16 floats that a group can hold once, then looks each nibble up, so that every uniform format and
-//! every codebook is the same loop. [`Values`] does the same from unpacked codes, for groups of any length.
+//! every codebook is the same loop. Where looking up is dear and the numbers are one apart, each float is computed: the same bits. [`Values`] does the same from unpacked codes, for groups of any length.
 
 use super::encode::Rule;
 use super::stream::Lines;
@@ -42,10 +42,103 @@ pub trait Shelf: Copy {
     /// The packed codes of a group.
     fn packed(&self, group: usize) -> &[u8];
 
-    /// The floats of a group of at most [`PIECE`] elements, looked up in its table.
+    /// The floats of a group of at most [`PIECE`] elements.
     #[inline(always)]
-    fn decode<S: Simd>(self, simd: S, table: S::F32, group: usize, x: &mut [f32]) {
-        decode_piece::<S, Self>(simd, table, self.packed(group), x);
+    fn decode<S: Simd>(self, simd: S, floats: impl Floats<S>, group: usize, x: &mut [f32]) {
+        decode_piece::<S, Self>(simd, floats, self.packed(group), x);
+    }
+}
+
+/// What the nibbles of a group stand for.
+pub trait Floats<S: Simd>: Copy {
+    /// The floats of 16 nibbles. Only the low four bits of a lane count.
+    fn of(self, simd: S, nibbles: S::I32) -> S::F32;
+
+    /// Those of packed nibbles, the low one of a byte first: 8 bytes at a time.
+    #[inline(always)]
+    fn of_pairs(self, simd: S, packed: &[u8], x: &mut [f32]) {
+        for (packed, x) in packed.as_chunks::<8>().0.iter().zip(x.as_chunks_mut::<LANES>().0) {
+            simd.store(self.of(simd, simd.unpack_pairs(packed)), x);
+        }
+    }
+
+    /// Those of blocks of 16 bytes: the low nibbles of a block, then its high ones.
+    #[inline(always)]
+    fn of_halves(self, simd: S, packed: &[u8], x: &mut [f32]) {
+        for (packed, x) in packed.as_chunks::<16>().0.iter().zip(x.as_chunks_mut::<{ 2 * LANES }>().0) {
+            for (nibbles, x) in simd.unpack_halves(packed).into_iter().zip(x.as_chunks_mut::<LANES>().0) {
+                simd.store(self.of(simd, nibbles), x);
+            }
+        }
+    }
+}
+
+/// All 16 of them, computed once.
+#[derive(Clone, Copy)]
+struct LookedUp<S: Simd>(S::F32);
+
+impl<S: Simd> Floats<S> for LookedUp<S> {
+    #[inline(always)]
+    fn of(self, simd: S, nibbles: S::I32) -> S::F32 {
+        simd.look_up(self.0, nibbles)
+    }
+
+    #[inline(always)]
+    fn of_pairs(self, simd: S, packed: &[u8], x: &mut [f32]) {
+        simd.look_up_pairs(self.0, packed, x);
+    }
+
+    #[inline(always)]
+    fn of_halves(self, simd: S, packed: &[u8], x: &mut [f32]) {
+        simd.look_up_halves(self.0, packed, x);
+    }
+}
+
+/// Each computed where it is met: the number of a nibble is `(nibble ^ flip) + first`.
+#[derive(Clone, Copy)]
+struct Computed<S: Simd, R> {
+    rule: R,
+    scale: S::F32,
+    offset: S::F32,
+    uniform: Uniform,
+}
+
+impl<S: Simd, R: Meaning> Floats<S> for Computed<S, R> {
+    #[inline(always)]
+    fn of(self, simd: S, nibbles: S::I32) -> S::F32 {
+        // The bits of 2^23 + n are those of 2^23 with n in the lowest places.
+        let exponent = simd.splat_i32(Uniform::ONES.to_bits().cast_signed() | self.uniform.flip);
+        let number = simd.as_f32(simd.xor(simd.and(nibbles, simd.splat_i32(15)), exponent));
+        let number = simd.sub(number, simd.splat(Uniform::ONES - self.uniform.first));
+        self.rule.values(simd, number, self.scale, self.offset)
+    }
+}
+
+/// Numbers one apart.
+#[derive(Clone, Copy)]
+struct Uniform {
+    /// What a nibble is changed by to count them upward: 8 where codes are in two's complement.
+    flip: i32,
+    /// The smallest number.
+    first: f32,
+}
+
+impl Uniform {
+    /// From here on floats are one apart.
+    const ONES: f32 = 8_388_608.0;
+
+    /// Of these numbers, unless they are a codebook.
+    const fn of(numbers: [f32; 16]) -> Option<Uniform> {
+        let flip = if numbers[8] < numbers[0] { 8 } else { 0 };
+        let first = numbers[flip];
+        let mut nibble = 0;
+        while nibble < 16 {
+            if numbers[nibble ^ flip] != first + nibble as f32 {
+                return None;
+            }
+            nibble += 1;
+        }
+        Some(Uniform { flip: flip as i32, first })
     }
 }
 
@@ -83,7 +176,7 @@ impl<R: Meaning, P: Shelf> Kernel for Tables<'_, R, P> {
 }
 
 /// Where decoded floats go, from front to back.
-trait Floats {
+trait Sink {
     /// The next `len` floats, to be written in full.
     fn next<S: Simd>(&mut self, simd: S, len: usize) -> &mut [f32];
 }
@@ -91,7 +184,7 @@ trait Floats {
 /// Straight to memory.
 struct Direct<'a>(&'a mut [f32]);
 
-impl Floats for Direct<'_> {
+impl Sink for Direct<'_> {
     #[inline(always)]
     fn next<S: Simd>(&mut self, _: S, len: usize) -> &mut [f32] {
         let (first, rest) = std::mem::take(&mut self.0).split_at_mut(len);
@@ -100,7 +193,7 @@ impl Floats for Direct<'_> {
     }
 }
 
-impl Floats for Lines<'_> {
+impl Sink for Lines<'_> {
     #[inline(always)]
     fn next<S: Simd>(&mut self, simd: S, len: usize) -> &mut [f32] {
         Lines::next(self, simd, len)
@@ -108,38 +201,46 @@ impl Floats for Lines<'_> {
 }
 
 #[inline(always)]
-fn decode_groups<S: Simd, R: Meaning, P: Shelf>(simd: S, rule: R, shelf: P, group: usize, groups: usize, out: &mut impl Floats) {
+fn decode_groups<S: Simd, R: Meaning, P: Shelf>(simd: S, rule: R, shelf: P, group: usize, groups: usize, out: &mut impl Sink) {
     let numbers = simd.load(&R::NUMBERS);
+    let (mut scales, mut offsets) = ([0.0; LANES], [0.0; LANES]);
     for first in (0..groups).step_by(LANES) {
         let count = (groups - first).min(LANES);
-        let (scales, offsets) = (shelf.scales(simd, first, count), shelf.offsets(simd, first, count));
+        simd.store(shelf.scales(simd, first, count), &mut scales);
+        simd.store(shelf.offsets(simd, first, count), &mut offsets);
         for lane in 0..count {
-            let table = rule.values(simd, numbers, simd.lane(scales, lane), simd.lane(offsets, lane));
-            if group <= PIECE {
-                shelf.decode(simd, table, first + lane, out.next(simd, group));
-            } else {
-                for packed in shelf.packed(first + lane).chunks(PIECE / 2) {
-                    decode_piece::<S, P>(simd, table, packed, out.next(simd, 2 * packed.len()));
+            let (scale, offset) = (simd.splat(scales[lane]), simd.splat(offsets[lane]));
+            match const { Uniform::of(R::NUMBERS) } {
+                Some(uniform) if !S::HAS_TABLES => {
+                    decode_group(simd, Computed { rule, scale, offset, uniform }, shelf, group, first + lane, out);
                 }
+                _ => decode_group(simd, LookedUp(rule.values(simd, numbers, scale, offset)), shelf, group, first + lane, out),
             }
         }
     }
 }
 
 #[inline(always)]
-fn decode_piece<S: Simd, P: Shelf>(simd: S, table: S::F32, packed: &[u8], x: &mut [f32]) {
+fn decode_group<S: Simd, P: Shelf>(simd: S, floats: impl Floats<S>, shelf: P, group: usize, index: usize, out: &mut impl Sink) {
+    if group <= PIECE {
+        return shelf.decode(simd, floats, index, out.next(simd, group));
+    }
+    for packed in shelf.packed(index).chunks(PIECE / 2) {
+        decode_piece::<S, P>(simd, floats, packed, out.next(simd, 2 * packed.len()));
+    }
+}
+
+#[inline(always)]
+fn decode_piece<S: Simd, P: Shelf>(simd: S, floats: impl Floats<S>, packed: &[u8], x: &mut [f32]) {
     if P::HALVES {
-        for (packed, x) in packed.as_chunks::<16>().0.iter().zip(x.as_chunks_mut::<32>().0) {
-            let halves = simd.unpack_halves(packed);
-            for (codes, x) in halves.into_iter().zip(x.as_chunks_mut::<LANES>().0) {
-                simd.store(simd.look_up(table, codes), x);
-            }
-        }
+        floats.of_halves(simd, packed, x);
+    } else if P::HIGH_FIRST {
+        let mut swapped = [0; PIECE / 2];
+        let swapped = &mut swapped[..packed.len()];
+        swapped.iter_mut().zip(packed).for_each(|(to, byte)| *to = byte.rotate_left(4));
+        floats.of_pairs(simd, swapped, x);
     } else {
-        for (packed, x) in packed.as_chunks::<8>().0.iter().zip(x.as_chunks_mut::<LANES>().0) {
-            let packed = if P::HIGH_FIRST { &packed.map(|byte| byte.rotate_left(4)) } else { packed };
-            simd.store(simd.look_up(table, simd.unpack_pairs(packed)), x);
-        }
+        floats.of_pairs(simd, packed, x);
     }
 }
 

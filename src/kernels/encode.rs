@@ -7,7 +7,7 @@
 //! The rule is the format's (see [`Rule`]); the loops are here, twice: [`Tiles`] for groups of 16, 32, ... 512 elements, fused
 //! from the load to the packed bytes, and [`Pieces`] for groups of any length. Both give the same codes and scales.
 
-use super::range::{INFINITE, Keys, Need, Range, Ranges};
+use super::range::{INFINITE, Keys, Need, Range, Ranges, Running};
 use super::scales::round_to;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::spec::ScaleDtype;
@@ -177,17 +177,18 @@ impl<R: Rule, P: Place, const VECTORS: usize> Kernel for Tiles<'_, R, P, VECTORS
     fn run<S: Simd>(mut self, simd: S) -> Faults {
         let mut worst = Worst::new(simd);
         let quarters = std::hint::black_box(4);
-        let (mut high, mut low) = ([simd.splat_i32(0); 16], [simd.splat_i32(0); 16]);
+        let nothing = simd.fold_max(simd.splat_i32(0));
+        let (mut high, mut low) = ([nothing; 16], [nothing; 16]);
         for (index, tile) in self.x.chunks_exact(VECTORS * LANES * LANES).enumerate() {
             let vectors = tile.as_chunks::<LANES>().0;
             let ends = high.as_chunks_mut::<4>().0.iter_mut().zip(low.as_chunks_mut::<4>().0);
             for (vectors, (high, low)) in vectors.chunks_exact(4 * VECTORS).zip(ends).take(quarters) {
                 for ((vectors, high), low) in vectors.as_chunks::<VECTORS>().0.iter().zip(high).zip(low) {
-                    let mut keys = Keys::new(simd, R::NEED);
+                    let mut running = Running::new(simd, R::NEED);
                     for vector in vectors {
-                        keys.take(simd, R::NEED, simd.load(vector));
+                        running.take(simd, R::NEED, simd.load(vector));
                     }
-                    (*high, *low) = (keys.high(), keys.low());
+                    (*high, *low) = running.keys(simd, R::NEED).folded(simd);
                 }
             }
             let keys = Keys::<S>::transpose(simd, &high, &low).fold(simd, self.run);
@@ -198,12 +199,15 @@ impl<R: Rule, P: Place, const VECTORS: usize> Kernel for Tiles<'_, R, P, VECTORS
                 worst.take(simd, round_to(simd, fit.offset, self.dtype));
             }
             self.place.fit(simd, index, &fit, self.run);
+            let (mut factors, mut offsets) = ([0.0; LANES], [0.0; LANES]);
+            simd.store(fit.factor, &mut factors);
+            simd.store(fit.offset, &mut offsets);
             // A range does not check its counter for overflow, as `enumerate` does: then these loops are unrolled.
             for (line, vectors) in (0..2 * VECTORS).zip(vectors.as_chunks::<8>().0) {
                 let mut codes = [simd.splat_i32(0); 8];
                 for (k, (codes, x)) in (0..8).zip(codes.iter_mut().zip(vectors)) {
                     let lane = (8 * line + k) / VECTORS;
-                    let (factor, offset) = (simd.lane(fit.factor, lane), simd.lane(fit.offset, lane));
+                    let (factor, offset) = (simd.splat(factors[lane]), simd.splat(offsets[lane]));
                     *codes = self.rule.codes(simd, simd.load(x), factor, offset);
                 }
                 self.place.codes(simd, 2 * VECTORS * index + line, &codes);
@@ -237,15 +241,15 @@ impl Kernel for RangeOf<'_> {
 /// The range of `x`, and its worst key in every lane.
 #[inline(always)]
 fn range_of<S: Simd>(simd: S, need: Need, x: &[f32]) -> (Range, S::I32) {
-    let mut keys = Keys::new(simd, need);
+    let mut running = Running::new(simd, need);
     let (vectors, rest) = x.as_chunks::<LANES>();
     for vector in vectors {
-        keys.take(simd, need, simd.load(vector));
+        running.take(simd, need, simd.load(vector));
     }
     if !rest.is_empty() {
-        keys.take(simd, need, simd.load(&padded(rest)));
+        running.take(simd, need, simd.load(&padded(rest)));
     }
-    let keys = keys.fold(simd, LANES);
+    let keys = running.keys(simd, need).fold(simd, LANES);
     let ranges = keys.ranges(simd, need);
     let range = Range { high: first(simd, ranges.high), low: first(simd, ranges.low) };
     (range.settle(need, x), keys.worst(simd))

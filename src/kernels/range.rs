@@ -3,6 +3,9 @@
 //! Floats are compared as integers: `key(x) = bits ^ ((bits >> 31) & 0x7fff_ffff)` orders them, with NaN beyond the infinities
 //! of its sign, so that NaN is carried to the end and one test a group finds it (`f32::max` would drop it).
 //! The smallest element is found as the largest of `!key(x)`, so that one reduction serves both.
+//!
+//! Where zero belongs to the range two instructions a vector suffice: of floats as signed integers the largest is the largest
+//! element, of floats as unsigned integers it is the smallest, unless none is negative.
 
 use crate::simd::Simd;
 
@@ -42,7 +45,41 @@ pub enum Need {
     Itself,
 }
 
-/// Running maxima of `key(x)` and `!key(x)`.
+/// Running maxima: of `key(x)` and `!key(x)`, or of the bits as signed and as unsigned integers where zero belongs to the range.
+#[derive(Clone, Copy)]
+pub(crate) struct Running<S: Simd> {
+    high: S::I32,
+    low: S::I32,
+}
+
+impl<S: Simd> Running<S> {
+    #[inline(always)]
+    pub(crate) fn new(simd: S, need: Need) -> Self {
+        let start = simd.splat_i32(if need == Need::Itself { i32::MIN } else { 0 });
+        Running { high: start, low: start }
+    }
+
+    #[inline(always)]
+    pub(crate) fn take(&mut self, simd: S, need: Need, x: S::F32) {
+        let bits = simd.bits(x);
+        if need == Need::Itself {
+            let key = order(simd, bits);
+            self.high = simd.max_i32(self.high, key);
+            self.low = simd.max_i32(self.low, simd.xor(key, simd.splat_i32(-1)));
+        } else {
+            self.high = simd.max_i32(self.high, bits);
+            self.low = simd.max_u32(self.low, bits);
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn keys(self, simd: S, need: Need) -> Keys<S> {
+        let low = if need == Need::Itself { self.low } else { simd.xor(self.low, simd.splat_i32(i32::MIN)) };
+        Keys { high: self.high, low }
+    }
+}
+
+/// Maxima of `key(x)` and `!key(x)`; with zero in the range a negative one stands for 0.
 #[derive(Clone, Copy)]
 pub(crate) struct Keys<S: Simd> {
     high: S::I32,
@@ -50,29 +87,9 @@ pub(crate) struct Keys<S: Simd> {
 }
 
 impl<S: Simd> Keys<S> {
-    /// The neutral element; with zero in the range, 0 (a negative number is a negative integer and loses to it).
+    /// Lane i is the range of the i-th of 16 folded keys.
     #[inline(always)]
-    pub(crate) fn new(simd: S, need: Need) -> Self {
-        let start = simd.splat_i32(if need == Need::Itself { i32::MIN } else { 0 });
-        Keys { high: start, low: start }
-    }
-
-    #[inline(always)]
-    pub(crate) fn take(&mut self, simd: S, need: Need, x: S::F32) {
-        let bits = simd.bits(x);
-        let (high, low) = if need == Need::Itself {
-            let key = order(simd, bits);
-            (key, simd.xor(key, simd.splat_i32(-1)))
-        } else {
-            (bits, simd.xor(bits, simd.splat_i32(i32::MIN)))
-        };
-        self.high = simd.max_i32(self.high, high);
-        self.low = simd.max_i32(self.low, low);
-    }
-
-    /// Lane i is the range of `keys[i]`.
-    #[inline(always)]
-    pub(crate) fn transpose(simd: S, high: &[S::I32; 16], low: &[S::I32; 16]) -> Self {
+    pub(crate) fn transpose(simd: S, high: &[S::Folded; 16], low: &[S::Folded; 16]) -> Self {
         Keys { high: simd.max_of_each(high), low: simd.max_of_each(low) }
     }
 
@@ -82,14 +99,10 @@ impl<S: Simd> Keys<S> {
         Keys { high: simd.max_of_runs(self.high, run), low: simd.max_of_runs(self.low, run) }
     }
 
+    /// Both ends folded.
     #[inline(always)]
-    pub(crate) fn high(self) -> S::I32 {
-        self.high
-    }
-
-    #[inline(always)]
-    pub(crate) fn low(self) -> S::I32 {
-        self.low
+    pub(crate) fn folded(self, simd: S) -> (S::Folded, S::Folded) {
+        (simd.fold_max(self.high), simd.fold_max(self.low))
     }
 
     /// The larger key of both ends: at least [`INFINITE`] where the group holds something that is not finite.
@@ -105,7 +118,7 @@ impl<S: Simd> Keys<S> {
             let low = simd.xor(self.low, simd.splat_i32(-1));
             Ranges { high: simd.as_f32(order(simd, self.high)), low: simd.as_f32(order(simd, low)) }
         } else {
-            let low = simd.xor(self.low, simd.splat_i32(i32::MIN));
+            let low = simd.xor(simd.max_i32(self.low, simd.splat_i32(0)), simd.splat_i32(i32::MIN));
             Ranges { high: simd.as_f32(self.high), low: simd.as_f32(low) }
         }
     }

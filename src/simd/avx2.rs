@@ -21,6 +21,7 @@ type I32 = [__m256i; 2];
 impl Simd for Avx2 {
     type F32 = F32;
     type I32 = I32;
+    type Folded = __m256i;
 
     #[inline(always)]
     #[allow(unsafe_code, reason = "calls a function with target features")]
@@ -31,6 +32,19 @@ impl Simd for Avx2 {
         }
         // SAFETY: an `Avx2` exists only after `new` found these features.
         unsafe { enabled(self, kernel) }
+    }
+
+    #[inline(always)]
+    #[allow(unsafe_code, reason = "calls a function with target features")]
+    fn look_up_pairs(self, table: F32, packed: &[u8], x: &mut [f32]) {
+        let ((whole, rest), (whole_x, rest_x)) = (packed.as_chunks(), x.as_chunks_mut());
+        if !whole.is_empty() {
+            // SAFETY: an `Avx2` exists only after `new` found these features.
+            unsafe { pairs_of(table, whole, whole_x) };
+        }
+        for (packed, x) in rest.as_chunks().0.iter().zip(rest_x.as_chunks_mut().0) {
+            self.store(self.look_up(table, self.unpack_pairs(packed)), x);
+        }
     }
 
     primitives! {
@@ -80,6 +94,8 @@ impl Simd for Avx2 {
         fn or(a: I32, b: I32) -> I32 { [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])] }
         fn xor(a: I32, b: I32) -> I32 { [_mm256_xor_si256(a[0], b[0]), _mm256_xor_si256(a[1], b[1])] }
         fn max_i32(a: I32, b: I32) -> I32 { [_mm256_max_epi32(a[0], b[0]), _mm256_max_epi32(a[1], b[1])] }
+        fn min_i32(a: I32, b: I32) -> I32 { [_mm256_min_epi32(a[0], b[0]), _mm256_min_epi32(a[1], b[1])] }
+        fn max_u32(a: I32, b: I32) -> I32 { [_mm256_max_epu32(a[0], b[0]), _mm256_max_epu32(a[1], b[1])] }
         fn shift_left(v: I32, n: u32) -> I32 { {
             let n = _mm_cvtsi32_si128(n.cast_signed());
             [_mm256_sll_epi32(v[0], n), _mm256_sll_epi32(v[1], n)]
@@ -94,8 +110,8 @@ impl Simd for Avx2 {
         fn truncate(v: F32) -> I32 { [_mm256_cvttps_epi32(v[0]), _mm256_cvttps_epi32(v[1])] }
         fn to_f32(v: I32) -> F32 { [_mm256_cvtepi32_ps(v[0]), _mm256_cvtepi32_ps(v[1])] }
 
-        fn lane(v: F32, index: usize) -> F32 { [_mm256_permutevar8x32_ps(v[index / 8], _mm256_set1_epi32(index as i32 % 8)); 2] }
-        fn max_of_each(v: &[I32; 16]) -> I32 { [eight(&v.as_chunks::<8>().0[0]), eight(&v.as_chunks::<8>().0[1])] }
+        fn fold_max(v: I32) -> __m256i { _mm256_max_epi32(v[0], v[1]) }
+        fn max_of_each(v: &[__m256i; 16]) -> I32 { [eight(&v.as_chunks::<8>().0[0]), eight(&v.as_chunks::<8>().0[1])] }
         fn max_of_runs(v: I32, run: usize) -> I32 { {
             let v = [run_of(v[0], run), run_of(v[1], run)];
             if run == 16 { [_mm256_max_epi32(v[0], v[1]); 2] } else { v }
@@ -137,6 +153,15 @@ impl Simd for Avx2 {
             let bytes = _mm_loadu_si128(packed.as_ptr().cast());
             let low = [_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes))];
             [low, [_mm256_srli_epi32::<4>(low[0]), _mm256_srli_epi32::<4>(low[1])]]
+        } }
+        fn look_up_halves(table: F32, packed: &[u8], x: &mut [f32]) { {
+            let planes = planes(table);
+            let bytes = _mm256_setr_epi8(0, 1, 2, 3, 8, 9, 10, 11, 0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15, 4, 5, 6, 7, 12, 13, 14, 15);
+            for (packed, x) in packed.as_chunks::<16>().0.iter().zip(x.as_chunks_mut::<32>().0) {
+                let copies = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(packed.as_ptr().cast())), bytes);
+                let codes = _mm256_and_si256(_mm256_srlv_epi64(copies, _mm256_setr_epi64x(0, 4, 0, 4)), _mm256_set1_epi8(15));
+                from_planes(planes, codes, x);
+            }
         } }
         fn pack_bytes(codes: &[u8; 128], bias: u8, packed: &mut [u8; 64]) -> bool { {
             let bias = _mm256_set1_epi8(bias.cast_signed());
@@ -199,10 +224,9 @@ fn halves_of(v: [__m256; 4]) -> [__m256; 4] {
 /// Lane i: the largest lane of vector i.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn eight(v: &[I32; 8]) -> __m256i {
-    let one = |i: usize| _mm256_max_epi32(v[i][0], v[i][1]);
-    let low = two(two(one(0), one(2)), two(one(1), one(3)));
-    let high = two(two(one(4), one(6)), two(one(5), one(7)));
+fn eight(v: &[__m256i; 8]) -> __m256i {
+    let low = two(two(v[0], v[2]), two(v[1], v[3]));
+    let high = two(two(v[4], v[6]), two(v[5], v[7]));
     _mm256_max_epi32(_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high))
 }
 
@@ -235,6 +259,59 @@ fn run_of(mut v: __m256i, run: usize) -> __m256i {
 fn entries(table: F32, codes: __m256i) -> __m256 {
     let (low, high) = (_mm256_permutevar8x32_ps(table[0], codes), _mm256_permutevar8x32_ps(table[1], codes));
     _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes)))
+}
+
+/// A float of the table for each nibble of 16 bytes, the low one first.
+#[inline]
+#[target_feature(enable = "avx2")]
+#[allow(unsafe_code, reason = "loads")]
+fn pairs_of(table: F32, packed: &[[u8; 16]], x: &mut [[f32; 32]]) {
+    let planes = planes(table);
+    // Two copies of each byte, in the order that `from_planes` asks for; the second one gives its high nibble.
+    let bytes =
+        _mm256_setr_epi8(0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13, 2, 2, 3, 3, 6, 6, 7, 7, 10, 10, 11, 11, 14, 14, 15, 15);
+    for (packed, x) in packed.iter().zip(x) {
+        // SAFETY: 16 bytes are read, of an array of 16.
+        let packed = unsafe { _mm_loadu_si128(packed.as_ptr().cast()) };
+        let copies = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(packed), bytes);
+        let low = _mm256_and_si256(copies, _mm256_set1_epi16(0x000f));
+        let high = _mm256_and_si256(_mm256_srli_epi16::<4>(copies), _mm256_set1_epi16(0x0f00));
+        from_planes(planes, _mm256_or_si256(low, high), x);
+    }
+}
+
+/// Byte k of each of 16 floats, the same in both halves.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn planes(table: F32) -> [__m256i; 4] {
+    let bytes =
+        _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    let [a, b] = table.map(|v| _mm256_shuffle_epi8(_mm256_castps_si256(v), bytes));
+    // Each half has bytes 0 of four floats, of four others, bytes 1 of both; then bytes 2 and bytes 3.
+    let (low, high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    let (first, second) = (_mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5), _mm256_setr_epi32(2, 6, 3, 7, 2, 6, 3, 7));
+    let plane = |v, order| _mm256_permutevar8x32_epi32(v, order);
+    [plane(low, first), plane(low, second), plane(high, first), plane(high, second)]
+}
+
+/// The floats of 32 codes: those of 0 to 3, 8 to 11, 16 to 19 and 24 to 27 are in the lower half.
+#[inline]
+#[target_feature(enable = "avx2")]
+#[allow(unsafe_code, reason = "stores")]
+fn from_planes(planes: [__m256i; 4], codes: __m256i, x: &mut [f32; 32]) {
+    let [b0, b1, b2, b3] = planes.map(|plane| _mm256_shuffle_epi8(plane, codes));
+    let (low, high) = (_mm256_unpacklo_epi8(b0, b1), _mm256_unpacklo_epi8(b2, b3));
+    let (low_end, high_end) = (_mm256_unpackhi_epi8(b0, b1), _mm256_unpackhi_epi8(b2, b3));
+    let floats = [
+        _mm256_unpacklo_epi16(low, high),
+        _mm256_unpackhi_epi16(low, high),
+        _mm256_unpacklo_epi16(low_end, high_end),
+        _mm256_unpackhi_epi16(low_end, high_end),
+    ];
+    for (floats, x) in floats.into_iter().zip(x.as_chunks_mut::<8>().0) {
+        // SAFETY: eight floats are 32 bytes.
+        unsafe { _mm256_storeu_si256(x.as_mut_ptr().cast(), floats) };
+    }
 }
 
 /// 32 codes as bytes, clamped to 0..=15; each half holds four of a[0], of a[1], of b[0], of b[1].

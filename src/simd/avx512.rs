@@ -24,6 +24,9 @@ impl Avx512 {
 impl Simd for Avx512 {
     type F32 = __m512;
     type I32 = __m512i;
+    type Folded = __m512i;
+
+    const HAS_TABLES: bool = true;
 
     #[inline(always)]
     #[allow(unsafe_code, reason = "calls a function with target features")]
@@ -34,6 +37,11 @@ impl Simd for Avx512 {
         }
         // SAFETY: an `Avx512` exists only after `new` found these features.
         unsafe { enabled(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn fold_max(self, v: __m512i) -> __m512i {
+        v
     }
 
     primitives! {
@@ -65,6 +73,8 @@ impl Simd for Avx512 {
         fn or(a: __m512i, b: __m512i) -> __m512i { _mm512_or_si512(a, b) }
         fn xor(a: __m512i, b: __m512i) -> __m512i { _mm512_xor_si512(a, b) }
         fn max_i32(a: __m512i, b: __m512i) -> __m512i { _mm512_max_epi32(a, b) }
+        fn min_i32(a: __m512i, b: __m512i) -> __m512i { _mm512_min_epi32(a, b) }
+        fn max_u32(a: __m512i, b: __m512i) -> __m512i { _mm512_max_epu32(a, b) }
         fn shift_left(v: __m512i, n: u32) -> __m512i { _mm512_sll_epi32(v, _mm_cvtsi32_si128(n.cast_signed())) }
         fn shift_right(v: __m512i, n: u32) -> __m512i { _mm512_sra_epi32(v, _mm_cvtsi32_si128(n.cast_signed())) }
         fn bits(v: __m512) -> __m512i { _mm512_castps_si512(v) }
@@ -73,7 +83,6 @@ impl Simd for Avx512 {
         fn truncate(v: __m512) -> __m512i { _mm512_cvttps_epi32(v) }
         fn to_f32(v: __m512i) -> __m512 { _mm512_cvtepi32_ps(v) }
 
-        fn lane(v: __m512, index: usize) -> __m512 { _mm512_permutexvar_ps(_mm512_set1_epi32(index as i32), v) }
         fn max_of_each(v: &[__m512i; 16]) -> __m512i { {
             // 4 vectors to one: each 128-bit quarter holds a maximum of each of the four.
             let quarters = [four(v[0], v[1], v[2], v[3]), four(v[4], v[5], v[6], v[7]), four(v[8], v[9], v[10], v[11]), four(v[12], v[13], v[14], v[15])];

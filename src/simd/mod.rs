@@ -47,6 +47,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type F32: Copy;
     /// 16 lanes of i32.
     type I32: Copy;
+    /// What is left of a vector where only its largest lane counts: as much as one register holds.
+    type Folded: Copy;
+
+    /// Whether 16 floats are one register, so that looking one of them up costs less than computing it.
+    const HAS_TABLES: bool = false;
 
     /// Run a kernel with the instructions of this level.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
@@ -110,6 +115,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn xor(self, a: Self::I32, b: Self::I32) -> Self::I32;
     /// The larger of two signed integers.
     fn max_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    /// The smaller of two signed integers.
+    fn min_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    /// The larger of two unsigned integers.
+    fn max_u32(self, a: Self::I32, b: Self::I32) -> Self::I32;
     /// v << n
     fn shift_left(self, v: Self::I32, n: u32) -> Self::I32;
     /// v >> n, the sign shifted in
@@ -126,10 +135,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// The nearest float to an integer.
     fn to_f32(self, v: Self::I32) -> Self::F32;
 
-    /// All lanes the one at `index`.
-    fn lane(self, v: Self::F32, index: usize) -> Self::F32;
+    /// The vector folded on itself: the largest signed integer stays.
+    fn fold_max(self, v: Self::I32) -> Self::Folded;
     /// Lane i is the largest lane of vector i.
-    fn max_of_each(self, v: &[Self::I32; 16]) -> Self::I32;
+    fn max_of_each(self, v: &[Self::Folded; 16]) -> Self::I32;
     /// Every run of `run` lanes (1, 2, 4, 8 or 16) gets the largest of the run.
     fn max_of_runs(self, v: Self::I32, run: usize) -> Self::I32;
     /// Lane j of vector i is lane i of vector j: the bits, whatever they mean.
@@ -145,6 +154,23 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn unpack_pairs(self, packed: &[u8; 8]) -> Self::I32;
     /// 32 codes from 16 bytes: the low nibbles, then the high ones. Only the low four bits of a lane count.
     fn unpack_halves(self, packed: &[u8; 16]) -> [Self::I32; 2];
+    /// `table[nibble]` for every nibble, the low one of a byte first: 8 bytes and 16 floats at a time.
+    #[inline(always)]
+    fn look_up_pairs(self, table: Self::F32, packed: &[u8], x: &mut [f32]) {
+        for (packed, x) in packed.as_chunks::<8>().0.iter().zip(x.as_chunks_mut::<LANES>().0) {
+            self.store(self.look_up(table, self.unpack_pairs(packed)), x);
+        }
+    }
+    /// `table[nibble]` for every nibble of blocks of 16 bytes: the low ones of a block, then its high ones.
+    #[inline(always)]
+    fn look_up_halves(self, table: Self::F32, packed: &[u8], x: &mut [f32]) {
+        for (packed, x) in packed.as_chunks::<16>().0.iter().zip(x.as_chunks_mut::<{ 2 * LANES }>().0) {
+            for (codes, x) in self.unpack_halves(packed).into_iter().zip(x.as_chunks_mut::<LANES>().0) {
+                self.store(self.look_up(table, codes), x);
+            }
+        }
+    }
+
     /// 128 bytes to 64: the low nibbles of pairs, the even one low. Returns whether `code + bias` was in 0..=15 for each of them.
     fn pack_bytes(self, codes: &[u8; 128], bias: u8, packed: &mut [u8; 64]) -> bool;
     /// 64 bytes to 128 codes, low nibble first, each looked up in `table`.

@@ -27,6 +27,7 @@ macro_rules! four {
 impl Simd for Neon {
     type F32 = F32;
     type I32 = I32;
+    type Folded = int32x4_t;
 
     #[inline(always)]
     #[allow(unsafe_code, reason = "calls a function with target features")]
@@ -82,6 +83,12 @@ impl Simd for Neon {
         fn or(a: I32, b: I32) -> I32 { four!(vorrq_s32(a, b)) }
         fn xor(a: I32, b: I32) -> I32 { four!(veorq_s32(a, b)) }
         fn max_i32(a: I32, b: I32) -> I32 { four!(vmaxq_s32(a, b)) }
+        fn min_i32(a: I32, b: I32) -> I32 { four!(vminq_s32(a, b)) }
+        fn max_u32(a: I32, b: I32) -> I32 { {
+            let (a, b) = (four!(vreinterpretq_u32_s32(a)), four!(vreinterpretq_u32_s32(b)));
+            let larger = four!(vmaxq_u32(a, b));
+            four!(vreinterpretq_s32_u32(larger))
+        } }
         fn shift_left(v: I32, n: u32) -> I32 { { let n = [vdupq_n_s32(n.cast_signed()); 4]; four!(vshlq_s32(v, n)) } }
         fn shift_right(v: I32, n: u32) -> I32 { { let n = [vdupq_n_s32(-n.cast_signed()); 4]; four!(vshlq_s32(v, n)) } }
         fn bits(v: F32) -> I32 { four!(vreinterpretq_s32_f32(v)) }
@@ -90,7 +97,8 @@ impl Simd for Neon {
         fn truncate(v: F32) -> I32 { four!(vcvtq_s32_f32(v)) }
         fn to_f32(v: I32) -> F32 { four!(vcvtq_f32_s32(v)) }
 
-        fn max_of_each(v: &[I32; 16]) -> I32 { [of_four(&v[..4]), of_four(&v[4..8]), of_four(&v[8..12]), of_four(&v[12..])] }
+        fn fold_max(v: I32) -> int32x4_t { vmaxq_s32(vmaxq_s32(v[0], v[1]), vmaxq_s32(v[2], v[3])) }
+        fn max_of_each(v: &[int32x4_t; 16]) -> I32 { [of_four(&v[..4]), of_four(&v[4..8]), of_four(&v[8..12]), of_four(&v[12..])] }
         fn transpose(v: &[F32; 16]) -> [F32; 16] { {
             let square = |vectors: usize, quarter: usize| four_by_four(std::array::from_fn(|i| v[4 * vectors + i][quarter]));
             let squares: [[[float32x4_t; 4]; 4]; 4] = std::array::from_fn(|quarter| std::array::from_fn(|vectors| square(vectors, quarter)));
@@ -154,13 +162,6 @@ impl Simd for Neon {
     fn fence(self) {}
 
     #[inline(always)]
-    fn lane(self, v: F32, index: usize) -> F32 {
-        let mut all = [0.0; 16];
-        self.store(v, &mut all);
-        self.splat(all[index])
-    }
-
-    #[inline(always)]
     fn max_of_runs(self, v: I32, run: usize) -> I32 {
         let mut all = [0; 16];
         self.store_i32(v, &mut all);
@@ -185,9 +186,8 @@ fn four_by_four(v: [float32x4_t; 4]) -> [float32x4_t; 4] {
 /// Lane i: the largest lane of vector i of four.
 #[inline]
 #[target_feature(enable = "neon")]
-fn of_four(v: &[I32]) -> int32x4_t {
-    let one = |i: usize| vmaxq_s32(vmaxq_s32(v[i][0], v[i][1]), vmaxq_s32(v[i][2], v[i][3]));
-    vpmaxq_s32(vpmaxq_s32(one(0), one(1)), vpmaxq_s32(one(2), one(3)))
+fn of_four(v: &[int32x4_t]) -> int32x4_t {
+    vpmaxq_s32(vpmaxq_s32(v[0], v[1]), vpmaxq_s32(v[2], v[3]))
 }
 
 /// Four entries of a table of 64 bytes: entry n is bytes 4 n to 4 n + 3.

@@ -10,6 +10,7 @@ pub struct Scalar;
 impl Simd for Scalar {
     type F32 = [f32; 16];
     type I32 = [i32; 16];
+    type Folded = i32;
 
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
         kernel.run(self)
@@ -118,6 +119,14 @@ impl Simd for Scalar {
         each(a, b, i32::max)
     }
 
+    fn min_i32(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        each(a, b, i32::min)
+    }
+
+    fn max_u32(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        each(a, b, |a, b| a.cast_unsigned().max(b.cast_unsigned()).cast_signed())
+    }
+
     fn shift_left(self, v: [i32; 16], n: u32) -> [i32; 16] {
         v.map(|lane| lane << n)
     }
@@ -146,12 +155,12 @@ impl Simd for Scalar {
         v.map(|lane| lane as f32)
     }
 
-    fn lane(self, v: [f32; 16], index: usize) -> [f32; 16] {
-        [v[index]; LANES]
+    fn fold_max(self, v: [i32; 16]) -> i32 {
+        v.into_iter().fold(i32::MIN, i32::max)
     }
 
-    fn max_of_each(self, v: &[[i32; 16]; 16]) -> [i32; 16] {
-        v.map(|lanes| lanes.into_iter().fold(i32::MIN, i32::max))
+    fn max_of_each(self, v: &[i32; 16]) -> [i32; 16] {
+        *v
     }
 
     fn max_of_runs(self, v: [i32; 16], run: usize) -> [i32; 16] {
