@@ -16,8 +16,9 @@ use limit::{Line, Memory, Store, Traffic};
 use quantize::element::{Sink, Source};
 use quantize::engine::{self, NonFinite, Run};
 use quantize::formats::FORMATS;
+use quantize::layout::{self, Layout};
 use quantize::level::Level;
-use quantize::spec::{self, GroupSize, GroupSizes, Layout};
+use quantize::spec::{GroupSize, GroupSizes};
 use serde_json::{Value, json};
 
 const ENCODING: Traffic = Traffic { read: 8, write: 1 };
@@ -88,7 +89,7 @@ fn layouts(rows: usize) -> Vec<Layout> {
         };
         let taken = groups.into_iter().filter(|&group| spec.group_sizes.takes(GroupSize::Elements(group)));
         taken.collect::<Vec<_>>().into_iter().map(move |group| {
-            let options = spec::Options { group_size: Some(GroupSize::Elements(group)), ..Default::default() };
+            let options = layout::Options { group_size: Some(GroupSize::Elements(group)), ..Default::default() };
             Layout::new(spec, &[rows, COLUMNS], options).expect("a shape that every format takes")
         })
     };

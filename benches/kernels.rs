@@ -22,8 +22,9 @@ use quantize::kernels::nibbles::{Pack, SIGNED, Unpack};
 use quantize::kernels::scales;
 use quantize::kernels::sums::Sums;
 use quantize::kernels::transpose::{Deinterleave, Interleave, Items, Nibbles, Order};
+use quantize::layout::{Layout, Options as FormatOptions};
 use quantize::level::Level;
-use quantize::spec::{GroupSize, GroupSizes, Layout, Options as FormatOptions, ScaleDtype};
+use quantize::spec::{GroupSize, GroupSizes, ScaleDtype};
 use serde_json::{Value, json};
 use std::hint::black_box;
 

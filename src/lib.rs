@@ -13,10 +13,11 @@
 //! | [`simd`] | sixteen lanes of f32 on every instruction set |
 //! | [`element`] | float16, bfloat16, float32, float64 in any memory order |
 //! | [`tensor`] | a quantized tensor that owns its parts |
+//! | [`layout`] | a format settled for one tensor: the shapes and sizes of its parts |
 //! | [`spec`], [`error`], [`level`] | what a format is, what goes wrong, which instruction set |
 //!
 //! ```
-//! use quantize::{engine, formats, spec::{Layout, Options}, element::Source};
+//! use quantize::{element::Source, engine, formats, layout::{Layout, Options}};
 //!
 //! let weights: Vec<f32> = (0..128).map(|i| i as f32 - 64.0).collect();
 //! let layout = Layout::new(formats::find("int4")?.spec(), &[2, 64], Options::default())?;
@@ -33,6 +34,7 @@ pub mod error;
 pub mod files;
 pub mod formats;
 pub mod kernels;
+pub mod layout;
 pub mod level;
 pub mod pool;
 pub mod simd;

@@ -1,9 +1,7 @@
-//! What a format is, as data ([`Spec`]), and a format settled for one tensor ([`Layout`]). Never numerics.
-//!
-//! Everything that follows from a shape stands here: how many groups there are, what shape each part has, how many bytes.
+//! What a format is, as data: [`Spec`] and the words that it is written in. Never numerics; what follows from the shape of a tensor is
+//! in [`crate::layout`].
 
 use crate::element::Dtype;
-use crate::error::{Error, Index, Result};
 
 /// The static facts of a format: one per file in `formats/`, listed in `formats::FORMATS`.
 #[derive(Debug)]
@@ -38,6 +36,110 @@ pub struct Spec {
     pub half: bool,
     /// Whether encoding gives that project's bytes. Where it decodes only, or its encoder cannot be repeated, the rule is ours.
     pub exact: bool,
+}
+
+impl Spec {
+    /// What most formats have in common; the rest must be filled in.
+    pub(crate) const BASE: Spec = Spec {
+        name: "",
+        aliases: &[],
+        summary: "",
+        scheme: Scheme::Symmetric,
+        group_sizes: GroupSizes::Fixed(32),
+        shapes: Shapes::Any,
+        scale_dtypes: &[],
+        scales_follow_array: false,
+        zero_points: ZeroPoints::Integers(0, 15),
+        global: None,
+        parts: &[],
+        choice: None,
+        home: "",
+        half: false,
+        exact: true,
+    };
+
+    /// The names of the options that the format takes.
+    pub fn options(&self) -> Vec<&'static str> {
+        let mut names = Vec::new();
+        if !matches!(self.group_sizes, GroupSizes::Fixed(_) | GroupSizes::InBlocks { .. }) {
+            names.push("group_size");
+        }
+        if self.scale_dtypes.len() > 1 {
+            names.push("scale_dtype");
+        }
+        names.extend(self.choice.map(Choice::option));
+        if self.global == Some(Global::Largest) {
+            names.push("global_scale");
+        }
+        names
+    }
+
+    /// Whether groups run over the elements whatever the axes.
+    pub fn is_flat(&self) -> bool {
+        self.shapes == Shapes::Flat
+    }
+
+    /// Whether the parts of rows, one after the other, are the parts of the tensor, so that it can be cut between rows.
+    pub fn is_by_rows(&self) -> bool {
+        let by_rows = |part: &Part| {
+            matches!(part.extent, Extent::Codes | Extent::GroupCodes | Extent::Groups | Extent::GroupPairs | Extent::Blocks(_))
+        };
+        !self.is_flat() && self.parts.iter().all(by_rows)
+    }
+
+    /// The index of the part that keeps the second level of the scales.
+    pub(crate) fn global_part(&self) -> Option<usize> {
+        self.global.and_then(|_| self.parts.iter().position(|part| matches!(part.extent, Extent::Scalar | Extent::One)))
+    }
+
+    /// The scale dtype that follows from an array's, where this format's do.
+    pub fn scale_dtype_of(&self, array: Dtype) -> Option<ScaleDtype> {
+        let follows = match array {
+            Dtype::F16 => ScaleDtype::F16,
+            Dtype::Bf16 => ScaleDtype::Bf16,
+            Dtype::F32 | Dtype::F64 => ScaleDtype::F32,
+        };
+        (self.scales_follow_array && self.scale_dtypes.contains(&follows)).then_some(follows)
+    }
+
+    /// Whether groups have a zero point or a minimum beside their scale.
+    pub fn has_offsets(&self) -> bool {
+        matches!(self.scheme, Scheme::Affine | Scheme::Minimum)
+    }
+
+    /// Elements that are coded together where groups have `group`: a block of several, or one group.
+    pub fn block(&self, group: usize) -> usize {
+        if let GroupSizes::InBlocks { block, .. } = self.group_sizes { block } else { group }
+    }
+
+    /// Bytes in which `elements` keep their scales and offsets as multiples of shared ones; 0 in most formats.
+    pub fn header_bytes(&self, elements: usize) -> usize {
+        if let GroupSizes::InBlocks { block, header, .. } = self.group_sizes { elements / block * header } else { 0 }
+    }
+
+    /// Bits per weight, scales included, for rows of whole groups of `group` elements; what a tensor has once is not counted.
+    pub fn bits_per_weight(&self, group: usize, scale_dtype: ScaleDtype) -> f64 {
+        let bits = |part: &Part| match part.extent {
+            Extent::Codes
+            | Extent::GroupCodes
+            | Extent::WordsAlongColumns
+            | Extent::WordsAcrossRows
+            | Extent::Transposed
+            | Extent::HalfRows => 4.0,
+            Extent::Groups | Extent::GroupsTransposed => match part.dtype {
+                PartDtype::Scale => 8.0 * scale_dtype.size() as f64 / group as f64,
+                PartDtype::F32 => 32.0 / group as f64,
+                _ => 8.0 / group as f64,
+            },
+            Extent::GroupPairs | Extent::GroupWordsTransposed | Extent::GroupPairsTransposed | Extent::GroupWordsAcrossRows => {
+                4.0 / group as f64
+            }
+            Extent::Blocks(bytes) => 8.0 * bytes as f64 / group as f64,
+            Extent::Nested => 32.0 / (group * NESTED) as f64,
+            Extent::Scalar | Extent::One | Extent::GroupOfColumn | Extent::Lengths => 0.0,
+        };
+        self.parts.iter().map(bits).sum()
+    }
 }
 
 /// The shapes that a format takes.
@@ -103,34 +205,6 @@ pub enum Choice {
     ScaleRule(ScaleRule),
 }
 
-/// How the exponent of a group follows from its largest magnitude.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ScaleRule {
-    /// The exponent of the magnitude, - 2.
-    Floor,
-    /// The smallest power of two that is not below magnitude / 6.
-    Rceil,
-    /// The smallest power of two that is not below the magnitude, - 2.
-    Ceil,
-    /// The exponent of the magnitude, raised where its mantissa is 1.75 or more, - 2.
-    Even,
-}
-
-impl ScaleRule {
-    /// All of them.
-    pub const ALL: [ScaleRule; 4] = [ScaleRule::Floor, ScaleRule::Rceil, ScaleRule::Ceil, ScaleRule::Even];
-
-    /// The name that users give it.
-    pub fn name(self) -> &'static str {
-        match self {
-            ScaleRule::Floor => "floor",
-            ScaleRule::Rceil => "rceil",
-            ScaleRule::Ceil => "ceil",
-            ScaleRule::Even => "even",
-        }
-    }
-}
-
 impl Choice {
     /// The choice of an option that is on or off.
     pub fn switch(option: &str, on: bool) -> Option<Choice> {
@@ -157,6 +231,34 @@ impl Choice {
             Choice::DoubleQuant(_) => "double_quant",
             Choice::TwoLevel(_) => "two_level",
             Choice::ScaleRule(_) => "scale_rule",
+        }
+    }
+}
+
+/// How the exponent of a group follows from its largest magnitude.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScaleRule {
+    /// The exponent of the magnitude, - 2.
+    Floor,
+    /// The smallest power of two that is not below magnitude / 6.
+    Rceil,
+    /// The smallest power of two that is not below the magnitude, - 2.
+    Ceil,
+    /// The exponent of the magnitude, raised where its mantissa is 1.75 or more, - 2.
+    Even,
+}
+
+impl ScaleRule {
+    /// All of them.
+    pub const ALL: [ScaleRule; 4] = [ScaleRule::Floor, ScaleRule::Rceil, ScaleRule::Ceil, ScaleRule::Even];
+
+    /// The name that users give it.
+    pub fn name(self) -> &'static str {
+        match self {
+            ScaleRule::Floor => "floor",
+            ScaleRule::Rceil => "rceil",
+            ScaleRule::Ceil => "ceil",
+            ScaleRule::Even => "even",
         }
     }
 }
@@ -259,7 +361,7 @@ impl GroupSizes {
     }
 
     /// The sizes, for messages: `32, 64 or "row"`.
-    fn names(self) -> String {
+    pub(crate) fn names(self) -> String {
         let mut names: Vec<String> = match self {
             GroupSizes::Fixed(size) | GroupSizes::InBlocks { size, .. } => vec![size.to_string()],
             GroupSizes::OneOf { sizes, .. } => sizes.iter().map(usize::to_string).collect(),
@@ -280,6 +382,16 @@ pub enum GroupSize {
     Row,
     /// The whole tensor.
     Tensor,
+}
+
+impl std::fmt::Display for GroupSize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            GroupSize::Elements(n) => write!(f, "{n}"),
+            GroupSize::Row => write!(f, "\"row\""),
+            GroupSize::Tensor => write!(f, "\"tensor\""),
+        }
+    }
 }
 
 /// A dtype that scales are stored in.
@@ -418,342 +530,3 @@ impl Extent {
 
 /// Groups that share a second-level scale in [`Extent::Nested`].
 pub const NESTED: usize = 256;
-
-/// The options of a format, as the caller gave them; `None` takes the format's own.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Options {
-    /// Elements that share a scale.
-    pub group_size: Option<GroupSize>,
-    /// The dtype of the scales.
-    pub scale_dtype: Option<ScaleDtype>,
-    /// The variant; `formats::choose` finds its spec.
-    pub choice: Option<Choice>,
-    /// The largest magnitude of the tensor, where [`Global::Largest`] asks for it.
-    pub global_scale: Option<f32>,
-}
-
-/// A format settled for one tensor.
-#[derive(Clone, Debug)]
-pub struct Layout {
-    /// The format.
-    pub spec: &'static Spec,
-    /// The shape of the tensor with the group axis last.
-    pub shape: Vec<usize>,
-    /// Elements that share a scale.
-    pub group_size: GroupSize,
-    /// The dtype of the scales.
-    pub scale_dtype: ScaleDtype,
-    /// The largest magnitude of the tensor, where the scales are multiples of it and no part keeps it.
-    pub global_scale: Option<f32>,
-}
-
-impl Spec {
-    /// What most formats have in common; the rest must be filled in.
-    pub(crate) const BASE: Spec = Spec {
-        name: "",
-        aliases: &[],
-        summary: "",
-        scheme: Scheme::Symmetric,
-        group_sizes: GroupSizes::Fixed(32),
-        shapes: Shapes::Any,
-        scale_dtypes: &[],
-        scales_follow_array: false,
-        zero_points: ZeroPoints::Integers(0, 15),
-        global: None,
-        parts: &[],
-        choice: None,
-        home: "",
-        half: false,
-        exact: true,
-    };
-
-    /// The names of the options that the format takes.
-    pub fn options(&self) -> Vec<&'static str> {
-        let mut names = Vec::new();
-        if !matches!(self.group_sizes, GroupSizes::Fixed(_) | GroupSizes::InBlocks { .. }) {
-            names.push("group_size");
-        }
-        if self.scale_dtypes.len() > 1 {
-            names.push("scale_dtype");
-        }
-        names.extend(self.choice.map(Choice::option));
-        if self.global == Some(Global::Largest) {
-            names.push("global_scale");
-        }
-        names
-    }
-
-    /// Whether groups run over the elements whatever the axes.
-    pub fn is_flat(&self) -> bool {
-        self.shapes == Shapes::Flat
-    }
-
-    /// Whether the parts of rows, one after the other, are the parts of the tensor, so that it can be cut between rows.
-    pub fn is_by_rows(&self) -> bool {
-        let by_rows = |part: &Part| {
-            matches!(part.extent, Extent::Codes | Extent::GroupCodes | Extent::Groups | Extent::GroupPairs | Extent::Blocks(_))
-        };
-        !self.is_flat() && self.parts.iter().all(by_rows)
-    }
-
-    /// The index of the part that keeps the second level of the scales.
-    pub(crate) fn global_part(&self) -> Option<usize> {
-        self.global.and_then(|_| self.parts.iter().position(|part| matches!(part.extent, Extent::Scalar | Extent::One)))
-    }
-
-    /// The scale dtype that follows from an array's, where this format's do.
-    pub fn scale_dtype_of(&self, array: Dtype) -> Option<ScaleDtype> {
-        let follows = match array {
-            Dtype::F16 => ScaleDtype::F16,
-            Dtype::Bf16 => ScaleDtype::Bf16,
-            Dtype::F32 | Dtype::F64 => ScaleDtype::F32,
-        };
-        (self.scales_follow_array && self.scale_dtypes.contains(&follows)).then_some(follows)
-    }
-
-    /// Whether groups have a zero point or a minimum beside their scale.
-    pub fn has_offsets(&self) -> bool {
-        matches!(self.scheme, Scheme::Affine | Scheme::Minimum)
-    }
-
-    /// Elements that are coded together where groups have `group`: a block of several, or one group.
-    pub fn block(&self, group: usize) -> usize {
-        if let GroupSizes::InBlocks { block, .. } = self.group_sizes { block } else { group }
-    }
-
-    /// Bytes in which `elements` keep their scales and offsets as multiples of shared ones; 0 in most formats.
-    pub fn header_bytes(&self, elements: usize) -> usize {
-        if let GroupSizes::InBlocks { block, header, .. } = self.group_sizes { elements / block * header } else { 0 }
-    }
-
-    /// Bits per weight, scales included, for rows of whole groups of `group` elements; what a tensor has once is not counted.
-    pub fn bits_per_weight(&self, group: usize, scale_dtype: ScaleDtype) -> f64 {
-        let bits = |part: &Part| match part.extent {
-            Extent::Codes
-            | Extent::GroupCodes
-            | Extent::WordsAlongColumns
-            | Extent::WordsAcrossRows
-            | Extent::Transposed
-            | Extent::HalfRows => 4.0,
-            Extent::Groups | Extent::GroupsTransposed => match part.dtype {
-                PartDtype::Scale => 8.0 * scale_dtype.size() as f64 / group as f64,
-                PartDtype::F32 => 32.0 / group as f64,
-                _ => 8.0 / group as f64,
-            },
-            Extent::GroupPairs | Extent::GroupWordsTransposed | Extent::GroupPairsTransposed | Extent::GroupWordsAcrossRows => {
-                4.0 / group as f64
-            }
-            Extent::Blocks(bytes) => 8.0 * bytes as f64 / group as f64,
-            Extent::Nested => 32.0 / (group * NESTED) as f64,
-            Extent::Scalar | Extent::One | Extent::GroupOfColumn | Extent::Lengths => 0.0,
-        };
-        self.parts.iter().map(bits).sum()
-    }
-}
-
-impl Layout {
-    /// Settle `spec` for a tensor of `shape` (group axis last).
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Value`] for a group size that the format does not have, [`Error::Option`] for an option that it lacks,
-    /// [`Error::Shape`] for a 0-d tensor, a last axis that its blocks do not divide, or more elements than memory can address.
-    pub fn new(spec: &'static Spec, shape: &[usize], options: Options) -> Result<Layout> {
-        let Some(&columns) = shape.last() else {
-            return Err(Error::shape("array", "is 0-d", "give it at least one axis, for example with array[None]"));
-        };
-        let addressable = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n.max(1)));
-        if addressable.is_none_or(|n| n > isize::MAX as usize / 8) {
-            return Err(Error::shape("shape", format!("is {}", Index(shape)), "that is more than memory can address"));
-        }
-        if let Shapes::Matrix { rows, columns: multiple } = spec.shapes {
-            let [n, k] = shape else {
-                let found = format!("has {} axes", shape.len());
-                return Err(Error::shape("array", found, format!("{} takes a matrix (N, K), groups along K", spec.name)));
-            };
-            if n % rows != 0 {
-                return Err(Error::shape(
-                    "the other axis",
-                    format!("has {n} elements"),
-                    format!("{} needs a multiple of {rows}", spec.name),
-                ));
-            }
-            if k % multiple != 0 {
-                let found = format!("has {k} elements");
-                return Err(Error::shape("last axis", found, format!("{} needs a multiple of {multiple}", spec.name)));
-            }
-        }
-        let given = options.group_size.unwrap_or(GroupSize::Elements(spec.group_sizes.default()));
-        if !spec.group_sizes.takes(given) {
-            return Err(Error::value("group_size", given.to_string(), format!("{} takes {}", spec.name, spec.group_sizes.names())));
-        }
-        if let GroupSize::Elements(n) = given
-            && !spec.group_sizes.may_be_short()
-            && columns % spec.block(n) != 0
-        {
-            let found = format!("has {columns} elements");
-            return Err(Error::shape("last axis", found, format!("{} needs a multiple of {}", spec.name, spec.block(n))));
-        }
-        if spec.parts.iter().any(|part| part.extent == Extent::HalfRows) {
-            let halves = match given {
-                GroupSize::Elements(n) => columns % 2 == 0 && (shape.iter().product::<usize>() / n) % 2 == 0,
-                _ => columns % 2 == 0 && shape.iter().rev().skip(1).product::<usize>() % 2 == 0,
-            };
-            if !halves {
-                let found = format!("has shape {}", Index(shape));
-                let expected = format!("{} pairs groups: it needs an even number of them, and an even last axis", spec.name);
-                return Err(Error::shape("array", found, expected));
-            }
-        }
-        let lacks = |option: &str| Error::Option { option: option.into(), format: spec.name.into(), options: spec.options() };
-        let scale_dtype = match options.scale_dtype {
-            None => spec.scale_dtypes[0],
-            Some(given) if spec.scale_dtypes.len() > 1 && spec.scale_dtypes.contains(&given) => given,
-            Some(given) if spec.scale_dtypes.len() > 1 => {
-                let names: Vec<&str> = spec.scale_dtypes.iter().map(|dtype| dtype.name()).collect();
-                return Err(Error::value("scale_dtype", given.name(), format!("{} takes {}", spec.name, names.join(", "))));
-            }
-            Some(_) => return Err(lacks("scale_dtype")),
-        };
-        match options.choice {
-            Some(given) if spec.choice != Some(given) => return Err(lacks(given.option())),
-            _ => {}
-        }
-        match options.global_scale {
-            Some(_) if spec.global != Some(Global::Largest) => return Err(lacks("global_scale")),
-            Some(given) if !(given.is_finite() && given > 0.0) => {
-                return Err(Error::value(
-                    "global_scale",
-                    given.to_string(),
-                    "expected the largest magnitude of the tensor, a finite number above 0",
-                ));
-            }
-            _ => {}
-        }
-        Ok(Layout { spec, shape: shape.to_vec(), group_size: given, scale_dtype, global_scale: options.global_scale })
-    }
-
-    /// Length of the axis that groups run along; of all of them in a flat format.
-    pub fn columns(&self) -> usize {
-        if self.spec.is_flat() { self.shape.iter().product() } else { self.shape[self.shape.len() - 1] }
-    }
-
-    /// Product of the other axes; 1 in a flat format.
-    pub fn rows(&self) -> usize {
-        if self.spec.is_flat() { 1 } else { self.shape[..self.shape.len() - 1].iter().product() }
-    }
-
-    /// Number of elements.
-    pub fn elements(&self) -> usize {
-        self.rows() * self.columns()
-    }
-
-    /// Elements of one group along the axis: the whole axis for `Row` and `Tensor`, never 0.
-    pub fn group_elements(&self) -> usize {
-        match self.group_size {
-            GroupSize::Elements(n) => n,
-            GroupSize::Row | GroupSize::Tensor => self.columns().max(1),
-        }
-    }
-
-    /// Groups of one row (one for the whole tensor counts as one of every row).
-    pub fn groups_per_row(&self) -> usize {
-        self.columns().div_ceil(self.group_elements())
-    }
-
-    /// The shape of anything that has one element a group: `(..., G)`, or `(1, ..., 1)` for the whole tensor.
-    pub fn groups_shape(&self) -> Vec<usize> {
-        self.shape_with(self.groups_per_row())
-    }
-
-    /// The shape of part `index` of the spec.
-    pub fn part_shape(&self, index: usize) -> Vec<usize> {
-        let (groups, rows, columns) = (self.groups_per_row(), self.rows(), self.columns());
-        match self.spec.parts[index].extent {
-            Extent::Groups => self.shape_with(groups),
-            Extent::GroupPairs => self.shape_with(groups.div_ceil(2)),
-            Extent::Codes => self.row_shape(columns.div_ceil(2).div_ceil(self.part_item_size(index))),
-            Extent::GroupCodes => {
-                let mut shape = self.row_shape(groups);
-                shape.push(self.group_elements().div_ceil(2));
-                shape
-            }
-            Extent::Blocks(bytes) => self.row_shape(groups * bytes),
-            Extent::WordsAlongColumns => vec![columns / 8, rows],
-            Extent::WordsAcrossRows => vec![columns, rows / 8],
-            Extent::Transposed => vec![(rows * columns).div_ceil(2)],
-            Extent::HalfRows => vec![rows * groups / 2, self.group_elements()],
-            Extent::GroupsTransposed => vec![groups, rows],
-            Extent::GroupWordsTransposed => vec![groups, rows / 8],
-            Extent::GroupPairsTransposed => vec![(groups * rows).div_ceil(2)],
-            Extent::GroupWordsAcrossRows => vec![rows.div_ceil(8), groups],
-            Extent::Nested => vec![groups.div_ceil(NESTED)],
-            Extent::Scalar => Vec::new(),
-            Extent::One => vec![1],
-            Extent::GroupOfColumn => vec![columns],
-            Extent::Lengths => vec![self.shape.len()],
-        }
-    }
-
-    /// Bytes of one element of part `index`.
-    pub fn part_item_size(&self, index: usize) -> usize {
-        match self.spec.parts[index].dtype {
-            PartDtype::U8 => 1,
-            PartDtype::U32 | PartDtype::I32 | PartDtype::F32 => 4,
-            PartDtype::I64 => 8,
-            PartDtype::Scale => self.scale_dtype.size(),
-        }
-    }
-
-    /// The layout of the same tensor in another format with the same groups and scales.
-    pub(crate) fn in_format(&self, spec: &'static Spec) -> Layout {
-        Layout { spec, ..self.clone() }
-    }
-
-    /// Bytes of part `index`.
-    pub fn part_bytes(&self, index: usize) -> usize {
-        self.part_shape(index).iter().product::<usize>() * self.part_item_size(index)
-    }
-
-    /// Bytes of all parts.
-    pub fn bytes(&self) -> usize {
-        (0..self.spec.parts.len()).map(|index| self.part_bytes(index)).sum()
-    }
-
-    /// Bytes that part `index` takes for the codes of `elements` of a row; 0 where it holds none, or there is no such part.
-    pub(crate) fn code_bytes(&self, index: usize, elements: usize) -> usize {
-        match self.spec.parts.get(index).map(|part| part.extent) {
-            Some(Extent::Codes) => elements.div_ceil(2),
-            Some(Extent::GroupCodes) => elements.div_ceil(self.group_elements()) * self.group_elements().div_ceil(2),
-            Some(Extent::Blocks(bytes)) => elements.div_ceil(self.group_elements()) * bytes,
-            _ => 0,
-        }
-    }
-
-    fn row_shape(&self, last: usize) -> Vec<usize> {
-        if self.spec.is_flat() {
-            return vec![last];
-        }
-        let mut shape = self.shape.clone();
-        *shape.last_mut().expect("a layout has an axis") = last;
-        shape
-    }
-
-    /// As [`Self::row_shape`], except that one group for the whole tensor has no axes to run along.
-    fn shape_with(&self, last: usize) -> Vec<usize> {
-        match self.group_size {
-            GroupSize::Tensor => vec![usize::from(self.elements() > 0); self.shape.len()],
-            _ => self.row_shape(last),
-        }
-    }
-}
-
-impl std::fmt::Display for GroupSize {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            GroupSize::Elements(n) => write!(f, "{n}"),
-            GroupSize::Row => write!(f, "\"row\""),
-            GroupSize::Tensor => write!(f, "\"tensor\""),
-        }
-    }
-}

@@ -1,7 +1,7 @@
 //! A quantized tensor that owns its parts. Never computes: [`crate::engine`] does.
 
 use crate::error::{Error, Result};
-use crate::spec::Layout;
+use crate::layout::Layout;
 
 /// A layout and the bytes of its parts, in the order of the spec.
 #[derive(Clone, Debug)]

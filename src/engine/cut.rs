@@ -3,7 +3,8 @@
 //! A cut falls between whole groups and between whole bytes of every part. Where rows follow each other without padding in
 //! every part, the tensor is one long row.
 
-use crate::spec::{Extent, GroupSize, Layout};
+use crate::layout::Layout;
+use crate::spec::{Extent, GroupSize};
 
 /// As many parts as any format has.
 pub(super) const MAX_PARTS: usize = 4;

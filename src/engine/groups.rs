@@ -4,10 +4,11 @@ use super::cut::{self, Grid, Parts, PartsMut, Task};
 use super::{Outcome, Run, SERIAL, once, woven};
 use crate::error::Result;
 use crate::formats::{self, Context, Format, Groups, Rows};
+use crate::layout::Layout;
 use crate::level::Level;
 use crate::pool;
 use crate::simd::ieee::Ieee;
-use crate::spec::{Extent, Layout};
+use crate::spec::Extent;
 use crate::tensor::Quantized;
 use bytemuck::cast_slice_mut;
 

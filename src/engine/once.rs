@@ -1,8 +1,9 @@
 //! Parts that a tensor has once: the second level of its scales, the group of each column, the lengths of its axes.
 
 use crate::error::{Error, Index, Result};
+use crate::layout::Layout;
 use crate::simd::ieee::Ieee;
-use crate::spec::{Extent, Global, Layout};
+use crate::spec::{Extent, Global};
 
 /// The group of each column, where the columns of a tensor are in another order than its groups; `None` where they are in order.
 ///

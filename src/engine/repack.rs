@@ -14,8 +14,9 @@ use super::{Outcome, Run, SERIAL, cut, once};
 use crate::error::{Error, Result};
 use crate::formats::{self, Format, Groups};
 use crate::kernels::scales::{e4m3, e4m3_bits};
+use crate::layout::Layout;
 use crate::simd::ieee::Ieee;
-use crate::spec::{Extent, Global, GroupSize, Layout, ScaleDtype, Scheme, Spec, ZeroPoints};
+use crate::spec::{Extent, Global, GroupSize, ScaleDtype, Scheme, Spec, ZeroPoints};
 use half::{bf16, f16};
 
 /// Convert parts of `from` to parts of `to`, two layouts of one tensor.

@@ -17,7 +17,8 @@ use serde_json::{Value, json};
 use super::{Container, StoredDtype, Tensor, buffer, shown};
 use crate::error::{Error, Index, Result};
 use crate::formats;
-use crate::spec::{Choice, GroupSize, Layout, Options, PartDtype, ScaleDtype};
+use crate::layout::{Layout, Options};
+use crate::spec::{Choice, GroupSize, PartDtype, ScaleDtype};
 
 /// The key of the scheme in the metadata of a file.
 pub const KEY: &str = "quantize";

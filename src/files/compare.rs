@@ -6,7 +6,7 @@ use super::checkpoint::{Checkpoint, Content, Entry};
 use crate::element::{Dtype, Sink, Source};
 use crate::engine::{self, Run, Sums};
 use crate::error::Result;
-use crate::spec::Layout;
+use crate::layout::Layout;
 
 /// What two files have under one name.
 #[derive(Debug)]

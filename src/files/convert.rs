@@ -15,7 +15,8 @@ use super::{StoredDtype, Tensor, glob, shown};
 use crate::element::{Sink, Source};
 use crate::engine::{self, NonFinite, Run, Sums};
 use crate::error::{Error, Result};
-use crate::spec::{GroupSize, GroupSizes, Layout, Options, Spec};
+use crate::layout::{Layout, Options};
+use crate::spec::{GroupSize, GroupSizes, Spec};
 use crate::tensor::Quantized;
 
 /// What is wanted of the tensors that are selected.

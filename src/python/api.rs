@@ -16,8 +16,9 @@ use crate::element::Dtype;
 use crate::engine::{self, NonFinite, Outcome, Run, SERIAL, Sums};
 use crate::error::{Error, Result};
 use crate::formats::{self, Format};
+use crate::layout::{Layout, Options};
 use crate::level::Level;
-use crate::spec::{Choice, Extent, Global, GroupSize, GroupSizes, Layout, Options, Part, PartDtype, ScaleDtype, Scheme, Spec};
+use crate::spec::{Choice, Extent, Global, GroupSize, GroupSizes, Part, PartDtype, ScaleDtype, Scheme, Spec};
 use crate::{pool, threads};
 
 type Parts<'py> = Bound<'py, PyDict>;

@@ -18,8 +18,9 @@ use crate::error::{Error, Result};
 use crate::files::checkpoint::{Checkpoint, Entry};
 use crate::files::compare::{self, Compared, Verdict};
 use crate::files::convert::{Action, Effect, Failure, Plan, Selection, Step, Target};
+use crate::layout::{Layout, Options};
 use crate::level::Level;
-use crate::spec::{GroupSize, Layout, Options};
+use crate::spec::GroupSize;
 use crate::{files, formats, threads};
 
 create_exception!(

@@ -7,7 +7,8 @@ use pyo3::types::{PyDict, PyInt, PyTuple};
 
 use crate::error::{Error, Result};
 use crate::formats::{self, Format};
-use crate::spec::{Choice, GroupSize, Layout, Options, ScaleDtype, ScaleRule, Spec};
+use crate::layout::{Layout, Options};
+use crate::spec::{Choice, GroupSize, ScaleDtype, ScaleRule, Spec};
 
 /// A layout, and where the caller has its last axis.
 #[derive(Debug)]

@@ -17,8 +17,9 @@ use quantize::files::output::Output;
 use quantize::files::safetensors::{Safetensors, Writer};
 use quantize::files::{Container, StoredDtype, Tensor};
 use quantize::formats;
+use quantize::layout::{Layout, Options};
 use quantize::level::Level;
-use quantize::spec::{GroupSize, Layout, Options, ScaleDtype};
+use quantize::spec::{GroupSize, ScaleDtype};
 use quantize::tensor::Quantized;
 
 /// A safetensors file of this header and this many bytes of data.

@@ -5,8 +5,9 @@ use quantize::element::{Dtype, Sink, Source};
 use quantize::engine::{self, NonFinite, Run};
 use quantize::error::Error;
 use quantize::formats::{self, Context, FORMATS, Format, Groups};
+use quantize::layout::{Layout, Options};
 use quantize::level::Level;
-use quantize::spec::{Extent, Global, GroupSize, GroupSizes, Layout, Options, ScaleDtype};
+use quantize::spec::{Extent, Global, GroupSize, GroupSizes, ScaleDtype};
 use quantize::tensor::Quantized;
 
 /// Group sizes that take every path: fused, by pieces, a row, the tensor.

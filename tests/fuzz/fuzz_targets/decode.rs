@@ -9,8 +9,9 @@ use libfuzzer_sys::fuzz_target;
 use quantize::element::Sink;
 use quantize::engine::{self, Run};
 use quantize::formats::FORMATS;
+use quantize::layout::{Layout, Options};
 use quantize::level::Level;
-use quantize::spec::{GroupSize, Layout, Options};
+use quantize::spec::GroupSize;
 use quantize::tensor::Quantized;
 
 fuzz_target!(|bytes: &[u8]| {
