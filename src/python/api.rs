@@ -11,6 +11,7 @@ use pyo3::types::{PyDict, PyTuple};
 
 use super::arrays::{self, Array, Item, Outputs, Wanted};
 use super::errors::{QuantizeWarning, guarded};
+use super::parts::{Parts, borrow_parts, dict, named_parts, wanted_parts};
 use super::tensor::{Tensor, chosen, named_scale_dtype, normal_axis};
 use crate::element::Dtype;
 use crate::engine::{self, NonFinite, Outcome, Run, SERIAL, Sums};
@@ -18,10 +19,8 @@ use crate::error::{Error, Result};
 use crate::formats::{self, Format};
 use crate::layout::{Layout, Options};
 use crate::level::Level;
-use crate::spec::{Choice, Extent, Global, GroupSize, GroupSizes, Part, PartDtype, ScaleDtype, Scheme, Spec};
+use crate::spec::{Choice, Global, GroupSize, ScaleDtype, Spec};
 use crate::{pool, threads};
-
-type Parts<'py> = Bound<'py, PyDict>;
 
 /// `quantize(array, bits, format, axis, group_size, scale_dtype, options, nonfinite, out, threads)` gives `(tensor, parts)`.
 ///
@@ -61,7 +60,7 @@ pub(super) fn quantize<'py>(
         let outcome = call(py, layout.elements(), threads, out.is_some(), work)?;
         report(py, &outcome)?;
         tensor.layout = tensor.layout.in_format(formats::stored(spec).spec());
-        Ok((tensor, dict(py, spec, outputs)?))
+        Ok((tensor, dict(py, spec, outputs.into_arrays())?))
     })
 }
 
@@ -172,7 +171,7 @@ pub(super) fn repack<'py>(
                 Ok(outcome) => {
                     report(py, &outcome)?;
                     let layout = to.layout.in_format(formats::stored(spec).spec());
-                    return Ok((Tensor { layout, ..to }, dict(py, spec, outputs)?));
+                    return Ok((Tensor { layout, ..to }, dict(py, spec, outputs.into_arrays())?));
                 }
                 Err(lossy) => refusal = Some(lossy),
             }
@@ -193,8 +192,14 @@ pub(super) fn repack<'py>(
         let work = |run: &Run| engine::quantize(&source, &to.layout, NonFinite::Raise, &mut slices, run);
         report(py, &call(py, from.elements(), threads, false, work)?)?;
         let layout = to.layout.in_format(formats::stored(spec).spec());
-        Ok((Tensor { layout, ..to }, dict(py, spec, outputs)?))
+        Ok((Tensor { layout, ..to }, dict(py, spec, outputs.into_arrays())?))
     })
+}
+
+/// The scale dtype for a conversion: the same, or float32 where the target does not have it; None where there is no choice.
+fn kept_scale_dtype(spec: &Spec, from: ScaleDtype) -> Option<ScaleDtype> {
+    let choice = spec.scale_dtypes.len() > 1;
+    [from, ScaleDtype::F32].into_iter().find(|dtype| choice && spec.scale_dtypes.contains(dtype))
 }
 
 /// The group size for a conversion: the same, where the target has it; else the target's own.
@@ -215,112 +220,6 @@ fn kept_global_scale(spec: &Spec, from: &Layout, parts: &[&[u8]]) -> Option<f32>
         Global::Divides => Global::LARGEST / stored,
     };
     (largest.is_finite() && largest > 0.0).then_some(largest)
-}
-
-/// `from_parts(format, parts, shape, axis, group_size, scale_dtype, options)` gives `(tensor, parts)`, all checked; without a
-/// shape the largest that the parts allow. The parts that are there select the variant of the format.
-#[pyfunction]
-#[expect(clippy::too_many_arguments, reason = "the options of the public function, one each")]
-pub(super) fn from_parts<'py>(
-    py: Python<'py>,
-    format: &str,
-    parts: &Parts<'py>,
-    shape: Option<Vec<isize>>,
-    axis: isize,
-    group_size: Option<GroupSize>,
-    scale_dtype: Option<&str>,
-    options: Option<&Bound<'py, PyDict>>,
-) -> PyResult<(Tensor, Parts<'py>)> {
-    guarded(|| {
-        let (format, options) = chosen(format, options)?;
-        let spec = with_parts(format.spec(), parts, options.choice)?;
-        let parts = parts.copy()?;
-        let order =
-            spec.parts.iter().find(|part| part.extent == Extent::GroupOfColumn).filter(|part| !parts.contains(part.name).unwrap_or(true));
-        let stored = |part: &&Part| order.is_none_or(|order| part.name != order.name);
-        let arrays: Vec<(&'static Part, Array<'py>)> = spec
-            .parts
-            .iter()
-            .filter(stored)
-            .map(|part| Ok((part, parts.get_item(part.name)?.expect("it was found").cast_into().map_err(PyErr::from)?)))
-            .collect::<PyResult<_>>()?;
-        for (part, array) in &arrays {
-            let argument = format!("parts['{}']", part.name);
-            match part.dtype {
-                PartDtype::U8 => arrays::check_dtype(array, &argument, Item::U8)?,
-                PartDtype::U32 => arrays::check_dtype(array, &argument, Item::U32)?,
-                PartDtype::I32 => arrays::check_dtype(array, &argument, Item::I32)?,
-                PartDtype::I64 => arrays::check_dtype(array, &argument, Item::I64)?,
-                PartDtype::F32 => arrays::check_dtype(array, &argument, Item::Float(Dtype::F32))?,
-                PartDtype::Scale => {}
-            }
-        }
-        let given = scale_dtype.map(named_scale_dtype).transpose()?;
-        let (mut group_size, scale_dtype) = (group_size, stored_scale_dtype(spec, &arrays, given)?);
-        let shape = match shape {
-            Some(shape) => lengths(&shape)?,
-            None => {
-                let mut shape = widest(spec, group_size, &arrays)?;
-                let columns = shape.pop().expect("it has an axis");
-                shape.insert(normal_axis(axis, shape.len() + 1)?, columns);
-                shape
-            }
-        };
-        if group_size.is_none() && !shape.is_empty() {
-            let columns = if spec.is_flat() { shape.iter().product() } else { shape[normal_axis(axis, shape.len())?] };
-            group_size = shown_group_size(spec, columns, &arrays);
-        }
-        let tensor = Tensor::new(spec, &shape, axis, Options { group_size, scale_dtype, choice: None, ..options })?;
-        for (index, (part, array)) in arrays.iter().enumerate() {
-            // Files have a scalar with an axis or without.
-            if matches!(part.extent, Extent::Scalar | Extent::One) && array.len() == 1 {
-                parts.set_item(part.name, array.call_method1("reshape", (PyTuple::new(py, tensor.layout.part_shape(index))?,))?)?;
-            }
-        }
-        if let Some(order) = order {
-            let index = spec.parts.iter().position(|part| part.name == order.name).expect("it is one of them");
-            let wanted = [Wanted { argument: order.name.into(), item: Item::I32, shape: tensor.layout.part_shape(index) }];
-            let mut outputs = Outputs::new(py, &wanted)?;
-            engine::write_order(&tensor.layout, outputs.slices().remove(0));
-            parts.set_item(order.name, outputs.into_arrays().remove(0))?;
-        }
-        let arrays = borrow_parts(&tensor.layout, &parts)?;
-        engine::check_once(&tensor.layout, &arrays.iter().map(arrays::bytes).collect::<Vec<_>>())?;
-        Ok((tensor, dict_of(py, spec, arrays)?))
-    })
-}
-
-/// The variant of a format that has these parts; the number of each column's group may be missing.
-fn with_parts(spec: &'static Spec, parts: &Parts<'_>, choice: Option<Choice>) -> PyResult<&'static Spec> {
-    let fits = |spec: &Spec| -> PyResult<bool> {
-        let mut found = 0;
-        for part in spec.parts {
-            let is_there = parts.contains(part.name)?;
-            if !is_there && part.extent != Extent::GroupOfColumn {
-                return Ok(false);
-            }
-            found += usize::from(is_there);
-        }
-        Ok(found == parts.len())
-    };
-    let mut fitting = None;
-    for variant in formats::variants(spec) {
-        if fits(variant.spec())? {
-            fitting = Some(variant.spec());
-            break;
-        }
-    }
-    let Some(fitting) = fitting else {
-        return named_parts(spec, parts, "parts").map(|_| spec);
-    };
-    match choice {
-        Some(given) if !std::ptr::eq(formats::stored(spec).spec(), fitting) => {
-            let found = given.is_on().map_or("otherwise", |on| if on { "True" } else { "False" });
-            let expected = format!("the parts are those of {}={}", given.option(), if found == "True" { "False" } else { "True" });
-            Err(Error::value(given.option(), found, expected).into())
-        }
-        _ => Ok(fitting),
-    }
 }
 
 /// `part_shapes(tensor)` gives the shape of every part.
@@ -423,78 +322,6 @@ pub(super) fn compare<'py>(
         }
         Ok(outputs.into_arrays().remove(0))
     })
-}
-
-/// `formats()` gives one tuple a format, in the order of the fields of `FormatInfo`.
-#[pyfunction]
-#[pyo3(name = "formats")]
-pub(super) fn list_formats<'py>(py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
-    guarded(|| {
-        let is_default = |format: &&Format| formats::find(format.spec().name).is_ok_and(|first| std::ptr::eq(first.spec(), format.spec()));
-        formats::FORMATS.iter().filter(is_default).map(|format| describe(py, format.spec())).collect()
-    })
-}
-
-fn describe<'py>(py: Python<'py>, spec: &'static Spec) -> PyResult<Bound<'py, PyTuple>> {
-    let (scheme, codes) = match spec.scheme {
-        Scheme::Symmetric => ("symmetric", (-8, 7)),
-        Scheme::Affine => ("affine", (0, 15)),
-        Scheme::Minimum => ("minimum", (0, 15)),
-        Scheme::Codebook(_) => ("codebook", (0, 15)),
-    };
-    let (group_size, sizes) = match spec.group_sizes {
-        GroupSizes::Fixed(size) | GroupSizes::InBlocks { size, .. } => (size, vec![size]),
-        GroupSizes::OneOf { sizes, default, .. } => (default, sizes.to_vec()),
-        GroupSizes::Divides { default } | GroupSizes::Any { default, .. } => (default, Vec::new()),
-    };
-    let (any, sizes) = (sizes.is_empty(), PyTuple::new(py, sizes)?);
-    let scale_dtypes = PyTuple::new(py, spec.scale_dtypes.iter().map(|dtype| dtype.name()))?;
-    // Variants may have parts that the default lacks.
-    let mut seen: Vec<(&str, String, &str)> = Vec::new();
-    for variant in formats::variants(spec) {
-        for part in variant.spec().parts {
-            let dtype = match part.dtype {
-                PartDtype::U8 => "uint8",
-                PartDtype::U32 => "uint32",
-                PartDtype::I32 => "int32",
-                PartDtype::I64 => "int64",
-                PartDtype::F32 => "float32",
-                PartDtype::Scale if spec.scale_dtypes[0].size() == 1 => "uint8",
-                PartDtype::Scale => spec.scale_dtypes[0].name(),
-            };
-            if !seen.iter().any(|(name, _, _)| *name == part.name) {
-                let condition = match variant.spec().choice.filter(|_| !std::ptr::eq(variant.spec(), spec)).and_then(Choice::is_on) {
-                    Some(on) => format!(" if {}={}", variant.spec().choice.map_or("", Choice::option), if on { "True" } else { "False" }),
-                    None => String::new(),
-                };
-                seen.push((part.name, format!("{}{condition}", part.extent.shape()), dtype));
-            }
-        }
-    }
-    let shapes = PyTuple::new(py, seen.iter().map(|(name, shape, _)| (*name, shape.clone())).collect::<Vec<_>>())?;
-    let parts = PyTuple::new(py, seen.iter().map(|(name, _, dtype)| (*name, *dtype)).collect::<Vec<_>>())?;
-    let bits = spec.bits_per_weight(group_size, spec.scale_dtypes[0]);
-    let (aliases, options) = (PyTuple::new(py, spec.aliases)?, PyTuple::new(py, spec.options())?);
-    let fields = [
-        spec.name.into_pyobject(py)?.into_any(),
-        aliases.into_any(),
-        spec.summary.into_pyobject(py)?.into_any(),
-        scheme.into_pyobject(py)?.into_any(),
-        codes.into_pyobject(py)?.into_any(),
-        group_size.into_pyobject(py)?.into_any(),
-        sizes.into_any(),
-        any.into_pyobject(py)?.to_owned().into_any(),
-        scale_dtypes.into_any(),
-        spec.scales_follow_array.into_pyobject(py)?.to_owned().into_any(),
-        options.into_any(),
-        parts.into_any(),
-        bits.into_pyobject(py)?.into_any(),
-        spec.home.into_pyobject(py)?.into_any(),
-        shapes.into_any(),
-        spec.exact.into_pyobject(py)?.to_owned().into_any(),
-        spec.is_flat().into_pyobject(py)?.to_owned().into_any(),
-    ];
-    PyTuple::new(py, fields)
 }
 
 /// `cpu_features()` gives the level that calls use, and the levels of this CPU, the slowest first.
@@ -608,196 +435,6 @@ pub(super) fn named_policy(name: &str) -> Result<NonFinite> {
         "clip" => Ok(NonFinite::Clip),
         other => Err(Error::value("nonfinite", format!("'{other}'"), "expected \"raise\", \"zero\" or \"clip\"")),
     }
-}
-
-fn part_item(layout: &Layout, index: usize) -> Item {
-    match (layout.spec.parts[index].dtype, layout.scale_dtype) {
-        (PartDtype::U8, _) | (PartDtype::Scale, ScaleDtype::E8m0 | ScaleDtype::E4m3 | ScaleDtype::Ue4m3) => Item::U8,
-        (PartDtype::U32, _) => Item::U32,
-        (PartDtype::I32, _) => Item::I32,
-        (PartDtype::I64, _) => Item::I64,
-        (PartDtype::F32, _) => Item::Float(Dtype::F32),
-        (PartDtype::Scale, ScaleDtype::F16) => Item::Float(Dtype::F16),
-        (PartDtype::Scale, ScaleDtype::Bf16) => Item::Float(Dtype::Bf16),
-        (PartDtype::Scale, ScaleDtype::F32) => Item::Float(Dtype::F32),
-    }
-}
-
-fn wanted_parts(layout: &Layout, argument: &str) -> Vec<Wanted> {
-    let wanted = |(index, part): (usize, &crate::spec::Part)| Wanted {
-        argument: format!("{argument}['{}']", part.name),
-        item: part_item(layout, index),
-        shape: layout.part_shape(index),
-    };
-    layout.spec.parts.iter().enumerate().map(wanted).collect()
-}
-
-/// The parts in the order of the format, as arrays that fit the layout.
-fn borrow_parts<'py>(layout: &Layout, parts: &Parts<'py>) -> PyResult<Vec<Array<'py>>> {
-    let given = named_parts(layout.spec, parts, "parts")?;
-    let wanted = wanted_parts(layout, "parts");
-    given.iter().zip(&wanted).map(|(part, wanted)| arrays::part(part, &wanted.argument, wanted.item, &wanted.shape)).collect()
-}
-
-/// The values of a dict that has exactly the names of the parts, in the order of the format.
-fn named_parts<'py>(spec: &Spec, parts: &Parts<'py>, argument: &str) -> PyResult<Vec<Bound<'py, PyAny>>> {
-    let names = || spec.parts.iter().map(|part| part.name).collect::<Vec<_>>().join(", ");
-    let given: Vec<_> = spec.parts.iter().map_while(|part| parts.get_item(part.name).transpose()).collect::<PyResult<_>>()?;
-    if given.len() != spec.parts.len() || parts.len() != given.len() {
-        let found: Vec<String> = parts.keys().iter().map(|name| Ok(name.str()?.to_string())).collect::<PyResult<_>>()?;
-        let found = format!("a mapping of {}", if found.is_empty() { "nothing".into() } else { found.join(", ") });
-        return Err(Error::value(argument, found, format!("{} has {}", spec.name, names())).into());
-    }
-    Ok(given)
-}
-
-fn dict<'py>(py: Python<'py>, spec: &Spec, outputs: Outputs<'py>) -> PyResult<Parts<'py>> {
-    dict_of(py, spec, outputs.into_arrays())
-}
-
-fn dict_of<'py>(py: Python<'py>, spec: &Spec, arrays: Vec<Array<'py>>) -> PyResult<Parts<'py>> {
-    let dict = PyDict::new(py);
-    for (part, array) in spec.parts.iter().zip(arrays) {
-        dict.set_item(part.name, array)?;
-    }
-    Ok(dict)
-}
-
-/// The scale dtype for a conversion: the same, or float32 where the target does not have it; None where there is no choice.
-fn kept_scale_dtype(spec: &Spec, from: ScaleDtype) -> Option<ScaleDtype> {
-    let choice = spec.scale_dtypes.len() > 1;
-    [from, ScaleDtype::F32].into_iter().find(|dtype| choice && spec.scale_dtypes.contains(dtype))
-}
-
-/// The scale dtype that the parts are stored in; None where the format leaves no choice.
-fn stored_scale_dtype(spec: &Spec, parts: &[(&Part, Array<'_>)], given: Option<ScaleDtype>) -> PyResult<Option<ScaleDtype>> {
-    if spec.scale_dtypes.len() < 2 {
-        return Ok(given); // the layout refuses an option that the format lacks
-    }
-    let Some((part, array)) = parts.iter().find(|(part, _)| part.dtype == PartDtype::Scale) else {
-        return Ok(given);
-    };
-    let found = arrays::dtype_name(array)?;
-    let name = if found == "uint16" { "bfloat16" } else { &found };
-    let Some(&stored) = spec.scale_dtypes.iter().find(|dtype| dtype.name() == name) else {
-        let names: Vec<_> = spec.scale_dtypes.iter().map(|dtype| dtype.name()).collect();
-        return Err(Error::dtype(format!("parts['{}']", part.name), found, names.join(", ")).into());
-    };
-    match given {
-        Some(given) if given != stored => {
-            let expected = format!("parts['{}'] has dtype {found}", part.name);
-            Err(Error::value("scale_dtype", given.name(), expected).into())
-        }
-        _ => Ok(Some(stored)),
-    }
-}
-
-fn lengths(shape: &[isize]) -> Result<Vec<usize>> {
-    let length = |&n: &isize| usize::try_from(n).map_err(|_| Error::value("shape", format!("{shape:?}"), "expected lengths of 0 or more"));
-    shape.iter().map(length).collect()
-}
-
-/// The shape, group axis last, of the longest rows that all parts allow.
-fn widest(spec: &Spec, group_size: Option<GroupSize>, parts: &[(&Part, Array<'_>)]) -> Result<Vec<usize>> {
-    let group = match group_size {
-        Some(GroupSize::Elements(size)) => Some(size),
-        Some(GroupSize::Row | GroupSize::Tensor) => None,
-        None => Some(spec.group_sizes.default()),
-    };
-    // Where the group size follows from the parts, only the codes tell the length.
-    let is_shown = group_size.is_none() && matches!(spec.group_sizes, GroupSizes::OneOf { .. } | GroupSizes::Divides { .. });
-    let mut shape = Vec::new();
-    let mut columns = usize::MAX;
-    for (part, array) in parts {
-        let lengths = array.shape();
-        let axes = |count: usize| match lengths.len().checked_sub(count) {
-            Some(_) => Ok(()),
-            None => {
-                let found = format!("has {} axes", lengths.len());
-                Err(Error::shape(format!("parts['{}']", part.name), found, format!("expected {count} or more")))
-            }
-        };
-        let (length, rows) = match lengths.split_last() {
-            Some((&length, rows)) => (length, rows),
-            None if matches!(part.extent, Extent::Scalar | Extent::One) => continue,
-            None => return Err(Error::shape(format!("parts['{}']", part.name), "is 0-d", "expected at least one axis")),
-        };
-        let (of_part, fits) = match part.extent {
-            Extent::Codes if spec.is_flat() => return Err(needs_shape(spec)),
-            Extent::Codes => (Some(rows.to_vec()), Some(length.saturating_mul(if part.dtype == PartDtype::U8 { 2 } else { 8 }))),
-            Extent::GroupCodes => {
-                axes(2)?;
-                let (groups, rows) = rows.split_last().expect("two axes");
-                let group = if is_shown { 2 * length } else { group.unwrap_or(1) };
-                (Some(rows.to_vec()), Some(groups.saturating_mul(group)))
-            }
-            Extent::Groups if !is_shown => (None, group.map(|group| length.saturating_mul(group))),
-            Extent::GroupPairs if !is_shown => (None, group.map(|group| length.saturating_mul(2).saturating_mul(group))),
-            Extent::Blocks(bytes) => (Some(rows.to_vec()), Some((length / bytes).saturating_mul(group.unwrap_or(1)))),
-            Extent::WordsAlongColumns => {
-                axes(2)?;
-                (Some(vec![length]), Some(rows[0].saturating_mul(8)))
-            }
-            Extent::WordsAcrossRows => {
-                axes(2)?;
-                (Some(vec![length.saturating_mul(8)]), Some(rows[0]))
-            }
-            Extent::HalfRows => (None, None),
-            Extent::Transposed => return Err(needs_shape(spec)),
-            Extent::Lengths => {
-                let bytes = arrays::bytes(array);
-                let stored: Option<Vec<usize>> =
-                    bytes.as_chunks::<8>().0.iter().map(|bytes| usize::try_from(i64::from_le_bytes(*bytes)).ok()).collect();
-                let found = || Error::value(format!("parts['{}']", part.name), "negative", "expected lengths of 0 or more");
-                return stored.ok_or_else(found);
-            }
-            _ => (None, None),
-        };
-        shape = of_part.unwrap_or(shape);
-        columns = fits.map_or(columns, |fits| columns.min(fits));
-    }
-    if let Some((_, packed)) = parts.iter().find(|(part, _)| part.extent == Extent::HalfRows) {
-        let scales = parts.iter().find(|(part, _)| part.extent == Extent::Groups).map_or(&[][..], |(_, scales)| scales.shape());
-        let (groups, rows) = scales.split_last().ok_or_else(|| needs_shape(spec))?;
-        shape = rows.to_vec();
-        columns = groups.saturating_mul(last(packed, "parts['packed']")?);
-    }
-    shape.push(columns);
-    Ok(shape)
-}
-
-fn needs_shape(spec: &Spec) -> Error {
-    Error::value("shape", "missing", format!("the parts of {} do not tell it: give the shape of the array", spec.name))
-}
-
-/// The group size that parts show, where the format takes few or only those that divide a row.
-fn shown_group_size(spec: &Spec, columns: usize, parts: &[(&Part, Array<'_>)]) -> Option<GroupSize> {
-    if !matches!(spec.group_sizes, GroupSizes::OneOf { .. } | GroupSizes::Divides { .. }) {
-        return None;
-    }
-    let elements = |elements: usize| Some(GroupSize::Elements(elements)).filter(|&size| spec.group_sizes.takes(size));
-    let shown = parts.iter().find_map(|(part, array)| match (part.extent, array.shape()) {
-        (Extent::GroupCodes, [.., bytes]) => elements(2 * bytes),
-        (Extent::HalfRows, [.., size]) => elements(*size),
-        _ => None,
-    });
-    let mut counts = parts.iter().filter_map(|(part, array)| match (part.extent, array.shape()) {
-        (Extent::Groups, [.., groups]) | (Extent::GroupsTransposed, [groups, ..]) => Some(*groups),
-        _ => None,
-    });
-    // Parts that disagree show nothing.
-    let groups = counts.next().filter(|first| counts.all(|other| other == *first));
-    shown.or_else(|| {
-        let groups = groups?;
-        let whole = || {
-            if spec.group_sizes.may_be_short() {
-                columns.div_ceil(groups.max(1)).checked_next_power_of_two()
-            } else {
-                columns.checked_div(groups)
-            }
-        };
-        elements(whole()?).or_else(|| (groups == 1 && spec.group_sizes.takes(GroupSize::Row)).then_some(GroupSize::Row))
-    })
 }
 
 /// The length of the last axis.

@@ -376,6 +376,21 @@ def test_parts_that_contradict_an_option_are_an_error():
         qz.from_parts("bnb:nf4", qz.quantize(sample((16, 128)), "nf4").parts)
 
 
+def test_lengths_in_any_memory_are_read_and_others_refused():
+    q = qz.quantize(sample((16, 128)), "compressed-tensors")
+    for shape in (np.array([16, 0, 128, 0])[::2], np.array([16, 128], ">i8")):
+        assert qz.from_parts("compressed-tensors", {**q.parts, "weight_shape": shape}).identical(q)
+    for shape in ([], [16], [16, 128, 1], 16, [16, -128], [2**62, 2**62]):
+        with pytest.raises(ValueError, match="shape"):
+            qz.from_parts("compressed-tensors", {**q.parts, "weight_shape": np.array(shape, np.int64)})
+
+
+def test_a_flat_shape_that_no_memory_holds_is_refused():
+    q = qz.quantize(sample((16, 128)), "nf4")
+    with pytest.raises(ValueError, match="more than memory can address"):
+        qz.from_parts("nf4", q.parts, shape=(2**40, 2**40))
+
+
 def test_elements_beyond_float16_are_infinite_where_the_rule_computes_in_it():
     x = sample((8, 128))
     x[3, 5] = 70000
