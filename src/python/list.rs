@@ -67,14 +67,17 @@ struct Listed {
     dtype: &'static str,
 }
 
-/// The parts of all variants: those that the default lacks come last.
+/// The parts of all variants: one that the default lacks comes after the part that it follows in its variant.
 fn listed_parts(spec: &'static Spec) -> Vec<Listed> {
     let mut listed: Vec<Listed> = Vec::new();
     for variant in formats::variants(spec).map(Format::spec) {
+        let mut next = 0;
         for part in variant.parts {
-            if !listed.iter().any(|listed| listed.name == part.name) {
-                listed.push(Listed { name: part.name, shape: shape_of(part, variant, spec), dtype: dtype_of(part, spec) });
+            let known = listed.iter().position(|listed| listed.name == part.name);
+            if known.is_none() {
+                listed.insert(next, Listed { name: part.name, shape: shape_of(part, variant, spec), dtype: dtype_of(part, spec) });
             }
+            next = known.unwrap_or(next) + 1;
         }
     }
     listed

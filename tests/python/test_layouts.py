@@ -391,6 +391,13 @@ def test_a_flat_shape_that_no_memory_holds_is_refused():
         qz.from_parts("nf4", q.parts, shape=(2**40, 2**40))
 
 
+def test_the_table_has_the_parts_of_variants_in_their_order():
+    for name, (_, _, options) in DOMAINS.items():
+        for option in options:
+            parts = qz.quantize(sample((16, 128)), name, **option).parts
+            assert [part for part, _ in INFO[name].parts if part in parts] == list(parts), (name, option)
+
+
 def test_elements_beyond_float16_are_infinite_where_the_rule_computes_in_it():
     x = sample((8, 128))
     x[3, 5] = 70000
