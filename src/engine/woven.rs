@@ -30,7 +30,8 @@ pub(super) fn rows_of(layout: &Layout, weave: &dyn Weave) -> Layout {
     Layout {
         spec: weave.rows().spec(),
         shape: if halves { vec![2, layout.elements() / 2] } else { layout.shape.clone() },
-        group_size: GroupSize::Elements(layout.group_elements()),
+        // No larger than a row, so that multiples of it can be counted.
+        group_size: GroupSize::Elements(layout.group_elements().min(layout.columns().max(1))),
         ..layout.clone()
     }
 }

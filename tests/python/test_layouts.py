@@ -376,6 +376,14 @@ def test_parts_that_contradict_an_option_are_an_error():
         qz.from_parts("bnb:nf4", qz.quantize(sample((16, 128)), "nf4").parts)
 
 
+@pytest.mark.parametrize("size", [9, 2**62 + 1, 2**63 - 1])
+def test_a_group_longer_than_a_row_is_the_row(size):
+    x = sample((4, 8))
+    row = qz.quantize(x, "onnx:qdq", group_size="row")
+    same_parts(qz.quantize(x, "onnx:qdq", group_size=size).parts, row.parts)
+    same(qz.from_parts("onnx:qdq", row.parts, shape=x.shape, group_size=size).dequantize(), row.dequantize())
+
+
 def test_lengths_in_any_memory_are_read_and_others_refused():
     q = qz.quantize(sample((16, 128)), "compressed-tensors")
     for shape in (np.array([16, 0, 128, 0])[::2], np.array([16, 128], ">i8")):
