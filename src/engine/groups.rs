@@ -298,16 +298,19 @@ impl<'a> Codes<'a> {
         while !rest.is_empty() {
             let (row, column) = (start / columns, start % columns);
             let len = (columns - column).min(rest.len());
-            let context =
-                Context { level: self.level, group: self.group.min(len), scale_dtype: self.layout.scale_dtype, global: 1.0, stream: false };
-            tile.resize(self.layout.spec, context, len);
+            // The halves of HQQ begin where its rows do not: in the middle of a byte there is a code before.
+            let before = column % 2;
+            let count = before + len;
+            let group = self.group.min(count);
+            let context = Context { level: self.level, group, scale_dtype: self.layout.scale_dtype, global: 1.0, stream: false };
+            tile.resize(self.layout.spec, context, count);
             let parts: Parts<'a> = std::array::from_fn(|index| {
                 let bytes = |elements: usize| self.layout.code_bytes(index, elements);
-                let first = row * bytes(columns) + bytes(column);
-                &self.parts[index][first..first + bytes(len)]
+                let first = row * bytes(columns) + bytes(column - before);
+                &self.parts[index][first..first + bytes(count)]
             });
             self.format.unpack(context, &parts[..self.layout.spec.parts.len()], &mut tile);
-            take(&mut rest, len).copy_from_slice(&tile.codes);
+            take(&mut rest, len).copy_from_slice(&tile.codes[before..]);
             start += len;
         }
     }

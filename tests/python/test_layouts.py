@@ -296,6 +296,15 @@ def test_nvfp4_of_two_projects_keeps_codes_and_scales():
     assert apart(there.dequantize() + 0, q.dequantize() + 0) <= 2  # -0.0 + 0 is 0.0, which code 8 is in one of them
 
 
+@pytest.mark.parametrize("columns", [6, 6006, 24018])
+def test_odd_groups_travel_through_halves_that_begin_inside_a_byte(columns):
+    """Half of the codes is odd: in hqq the second half begins where in other formats a byte has another code before."""
+    q = qz.quantize(sample((1, columns)), "uint4", group_size=3)
+    there = q.to("hqq")
+    same(there.dequantize(), q.dequantize())
+    assert there.to("uint4").identical(q)
+
+
 @pytest.mark.parametrize("name", ["bnb:nf4", "bnb:fp4"])
 def test_nesting_is_undone(name):
     nested = qz.quantize(sample((16, 256)), name, double_quant=True)
