@@ -62,11 +62,12 @@ pub enum Error {
     },
     /// A scale or minimum is beyond the largest number of the dtype that stores it (`ValueError`).
     ScaleOverflow {
-        /// Which of the two: `scale` or `minimum`.
+        /// What is beyond it: `scale` or `minimum`, or the name of a part that the tensor has once.
         part: &'static str,
         /// The dtype that cannot hold it.
         dtype: &'static str,
-        /// Index of the first such group, in the caller's own axes with the group axis counted in groups.
+        /// Index of the first such group, in the caller's own axes with the group axis counted in groups; empty of what the tensor
+        /// has once.
         group: Vec<usize>,
     },
     /// The target format cannot hold the same values (`LossyConversionError`, a `ValueError`).
@@ -145,11 +146,13 @@ impl fmt::Display for Error {
                 }
                 write!(f, "clean the array or choose a policy with nonfinite=\"zero\" or \"clip\"")
             }
-            Error::ScaleOverflow { part, dtype, group } => write!(
-                f,
-                "the {part} of group {} is beyond the largest {dtype}; use scale_dtype=float32 where the format has it, or scale the array down",
-                Index(group)
-            ),
+            Error::ScaleOverflow { part, dtype, group } => {
+                let of = if group.is_empty() { String::new() } else { format!(" of group {}", Index(group)) };
+                write!(
+                    f,
+                    "the {part}{of} is beyond the largest {dtype}; use scale_dtype=float32 where the format has it, or scale the array down"
+                )
+            }
             Error::Lossy { from, to, reason } => {
                 write!(f, "{from} to {to} would change values: {reason}; requantize=True goes through floats")
             }

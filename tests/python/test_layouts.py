@@ -408,6 +408,11 @@ def test_a_flat_shape_that_no_memory_holds_is_refused():
         qz.from_parts("nf4", q.parts, shape=(2**40, 2**40))
 
 
+def test_an_offset_beyond_float32_is_no_group():
+    with pytest.raises(ValueError, match="the offset is beyond the largest float32"):
+        qz.quantize(np.full((2, 64), 3e38, np.float32), "nf4", double_quant=True)
+
+
 def test_the_table_has_the_parts_of_variants_in_their_order():
     for name, (_, _, options) in DOMAINS.items():
         for option in options:
