@@ -401,7 +401,7 @@ def cut_words(q: QuantizedArray, key: list[int | slice], extents: dict[str, str]
         if extent == "(K,)":
             cut[name] = part
         elif extent == "(2,)":
-            cut[name] = np.array([stop - start, q.shape[-1]], part.dtype)
+            cut[name] = np.array([stop - start, q.shape[q.axis]], part.dtype)
         elif extent.startswith("(..."):
             cut[name] = part[start:stop]
         elif extent in units:

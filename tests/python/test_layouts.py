@@ -445,6 +445,14 @@ def test_rows_between_words(name):
             q[index]
 
 
+@pytest.mark.parametrize("name", ["gptq", "gptq:v2", "awq", "compressed-tensors"])
+def test_columns_between_words_where_groups_run_down(name):
+    q = qz.quantize(sample((128, 32)), name, axis=0)
+    cut = q[:, 8:24]
+    same(cut.dequantize(), np.ascontiguousarray(q.dequantize()[:, 8:24]))
+    assert qz.from_parts(name, cut.parts, axis=0).identical(cut)
+
+
 @pytest.mark.parametrize("name", ["bnb:nf4", "bnb:fp4"])
 def test_rows_between_groups_of_a_flat_format(name):
     q = qz.quantize(sample((32, 96)), name)
