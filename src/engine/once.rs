@@ -93,10 +93,9 @@ pub fn write_order(layout: &Layout, part: &mut [u8]) {
 /// [`Error::Value`] for a group that there is not, or lengths that are not those of the tensor.
 pub fn check(layout: &Layout, parts: &[&[u8]]) -> Result<()> {
     group_of_columns(layout, parts)?;
-    for (part, bytes) in layout.spec.parts.iter().zip(parts) {
+    for (part, bytes) in layout.spec.parts.iter().zip(parts).filter(|(part, _)| part.extent == Extent::Lengths) {
         let stored: Vec<i64> = bytes.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect();
-        let agree = stored.iter().map(|&length| usize::try_from(length).ok()).eq(layout.shape.iter().map(|&length| Some(length)));
-        if part.extent == Extent::Lengths && !agree {
+        if !stored.iter().map(|&length| usize::try_from(length).ok()).eq(layout.shape.iter().map(|&length| Some(length))) {
             let expected = format!("the array has shape {}", Index(&layout.shape));
             return Err(Error::value(format!("parts['{}']", part.name), format!("{stored:?}"), expected));
         }
