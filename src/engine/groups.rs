@@ -13,8 +13,8 @@ use crate::tensor::Quantized;
 use bytemuck::cast_slice_mut;
 
 /// Unpack parts: one code an element in C order of the layout's shape, one scale and offset a group in C order of its
-/// `groups_shape`, as they are stored: where scales have a second level, [`super::global_of`] gives it. `offsets` is empty in a symmetric scheme; `codes` may be empty where only the scales are wanted, `headers`
-/// (see [`Groups::headers`]) where they are not.
+/// `groups_shape`, as they are stored: where scales have a second level, [`super::global_of`] gives it. `offsets` is empty in a
+/// symmetric scheme; `codes` may be empty where only the scales are wanted, `headers` (see [`Groups::headers`]) where they are not.
 ///
 /// # Errors
 ///
@@ -290,7 +290,7 @@ impl<'a> Codes<'a> {
         Codes { layout, format, level, parts: cut::borrow(parts), group }
     }
 
-    /// Read as many codes as `codes` holds from element `start` on, which begins a whole byte of every part.
+    /// Read as many codes as `codes` holds from element `start` on.
     pub(super) fn read(&self, start: usize, codes: &mut [i8]) {
         let columns = self.layout.columns();
         let mut tile = Groups::default();

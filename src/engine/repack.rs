@@ -104,16 +104,13 @@ fn carry_global(from: &Layout, stored: f32, to: &Layout, scales: &mut [f32]) -> 
         }
         return Ok(1.0);
     };
-    let largest = (target == Global::Largest).then(|| once::unstored_global(to));
     let global = match (source, target) {
-        (_, Global::Largest) if largest.is_some() => largest.unwrap_or(stored),
-        (Some(source), target) if source == target => stored,
+        (_, Global::Largest) => once::unstored_global(to),
         (None, _) => 1.0,
-        (Some(Global::Multiplies), Global::Divides) | (Some(Global::Divides), Global::Multiplies) => 1.0 / stored,
         (Some(Global::Largest), Global::Multiplies) => stored / Global::LARGEST,
-        (Some(Global::Largest), _) => 1.0 / (stored / Global::LARGEST),
-        (Some(Global::Multiplies), _) => stored * Global::LARGEST,
-        (Some(Global::Divides), _) => Global::LARGEST / stored,
+        (Some(Global::Largest), Global::Divides) => 1.0 / (stored / Global::LARGEST),
+        (Some(source), _) if source == target => stored,
+        (Some(_), _) => 1.0 / stored,
     };
     let reciprocal = matches!((source, target), (Some(Global::Multiplies), Global::Divides) | (Some(Global::Divides), Global::Multiplies));
     let agree = |scale: f32| {

@@ -1,5 +1,5 @@
-//! A settled format as Python holds it: the tuple `(format, shape, axis, group_size, scale_dtype,
-//! options)`, where `options` holds what else is needed to read the parts.
+//! A settled format as Python holds it: the tuple `(format, shape, axis, group_size, scale_dtype, options)`, where `options` holds what
+//! else is needed to read the parts.
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
