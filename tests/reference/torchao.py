@@ -78,7 +78,7 @@ class TorchAoNvFp4(Format):
     With one: byte = E4M3(clamp(largest |x| of the group / 6, 2^-6, 448)), v = x * (1 / scale).
 
     Where p is 0, in a tensor of zeros, the project's scales are not a number. Here they are 2^-6 (byte 0x08), and 1 / p is 0.
-    An infinite 1 / p, for a tensor below 9e-36, makes the codes of zeros 0 with their sign.
+    An infinite (1 / p) / scale, in a tensor below 5.1e-34, makes the codes of zeros 0 with their sign.
 
     Decode: number * (p * scale), or number * scale.
     """
