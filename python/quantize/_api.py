@@ -53,7 +53,8 @@ def quantize(
     format : str
         Name or alias; see :func:`formats`.
     axis : int
-        The axis that groups run along. The parts are those of ``numpy.moveaxis(array, axis, -1)``.
+        The axis that groups run along: the last one in ``bnb:nf4`` and ``bnb:fp4``, whose groups run over all elements. The parts are
+        those of ``numpy.moveaxis(array, axis, -1)``.
     group_size : int, "row" or "tensor", optional
         Elements per scale. Default: the format's own. ``-1`` and ``"channel"`` mean ``"row"``.
     scale_dtype : "float16", "bfloat16", "float32" or a dtype, optional
@@ -245,9 +246,11 @@ def from_parts(
     format : str
         Name or alias; see :func:`formats`.
     parts : mapping from part name to array
-        All parts of the format. bfloat16 scales may be of ``ml_dtypes`` or bits in uint16.
+        All parts of the format; ``g_idx`` may be left out where the columns are in order. bfloat16 scales may be of ``ml_dtypes`` or
+        bits in uint16, 8-bit floats of ``ml_dtypes`` or bytes in uint8.
     shape : sequence of int, optional
-        Shape of the array that the parts stand for. Default: the longest rows that the parts allow.
+        Shape of the array that the parts stand for. Default: what ``weight_shape`` says, else the longest rows that the parts allow;
+        those of ``bnb:nf4``, ``bnb:fp4`` and ``onnx:qdq`` do not tell it.
     axis : int
         The axis of that array that groups run along.
     group_size : int, "row" or "tensor", optional

@@ -300,7 +300,7 @@ class QuantizedArray:
         IndexError
             An index out of range, too many of them, or one that is no integer and no slice.
         ValueError
-            The index cuts the group axis.
+            The index cuts the group axis, or, where words or groups hold elements of several rows, the inside of one.
         """
         format, shape, axis, group_size, scale_dtype, options = self._tensor
         key = _full_index(index, shape)
@@ -313,8 +313,9 @@ class QuantizedArray:
         new_axis = sum(at < axis for at in kept)
         new_shape = (*lengths[:new_axis], shape[axis], *lengths[new_axis:])
         tensor = (format, new_shape, new_axis, group_size, scale_dtype, options)
-        extents = dict(format_info(format).part_shapes)
-        if all(extents[name].startswith(("(...", "()", "(1,)")) for name in self._parts) and not extents_are_flat(format):
+        info = format_info(format)
+        extents = dict(info.part_shapes)
+        if all(extents[name].startswith(("(...", "()", "(1,)")) for name in self._parts) and not info.flat:
             # What the tensor has once stays whole, its one scale for all groups too.
             by_rows = {name for name in self._parts if extents[name].startswith("(...")}
             if group_size == "tensor":
@@ -368,11 +369,6 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 STATE_VERSION = 1
 
 
-def extents_are_flat(format: str) -> bool:
-    """Whether groups of the format run over all elements, whatever the axes."""
-    return format_info(format).flat
-
-
 def cut_words(q: QuantizedArray, key: list[int | slice], extents: dict[str, str]) -> dict[str, NDArray[Any]]:
     """Cut the rows of a format whose words hold codes of several rows, between words; of a flat one, between groups."""
     refuse = f"the index cuts inside a word of {q.format}, or leaves an axis out; dequantize first"
@@ -386,7 +382,7 @@ def cut_words(q: QuantizedArray, key: list[int | slice], extents: dict[str, str]
         return dict(q.parts)
     if step != 1:
         raise ValueError(refuse)
-    if extents_are_flat(q.format):
+    if format_info(q.format).flat:
         row, group = q.size // max(length, 1), q.group_size
         assert isinstance(group, int)  # a flat format has no other
         begin, end = start * row, stop * row
