@@ -128,7 +128,8 @@ pub(super) enum Values<'a> {
     Quantized(&'a Layout, Vec<&'a [u8]>),
 }
 
-/// The errors of `other` against `reference`, both of `shape`; a block of rows at a time, so that memory stays small.
+/// The errors of `other` against `reference`, both of `shape`; a block of rows at a time where both can be cut between
+/// rows, so that memory stays small.
 pub(super) fn errors(shape: &[usize], reference: &Values, other: &Values, run: &Run) -> Result<Sums> {
     let columns = shape.last().copied().unwrap_or(1);
     let mut sums = Sums::default();

@@ -1,4 +1,4 @@
-//! MXFP4 in the layouts of four projects: groups of 32 E2M1 codes under one power of two.
+//! MXFP4 in the layouts of five projects: groups of 32 E2M1 codes under one power of two.
 //!
 //! ```text
 //! x ~ number(code) * 2^(byte - 127)
@@ -14,7 +14,7 @@
 //!
 //! Sources: ggml-org/ggml `src/ggml-quants.c`; openai/gpt-oss checkpoints as huggingface/transformers `integrations/mxfp4.py`
 //! reads them (the encoder is ours: the even rule); ml-explore/mlx `mlx/backend/cpu/quantized.cpp`; vllm-project/compressed-tensors
-//! `compressors/mx_utils.py`.
+//! `compressors/mx_utils.py`; pytorch/ao `torchao/prototype/mx_formats/mx_tensor.py`.
 
 use super::blocks::{BLOCK, Blocks, Header};
 use super::e2m1::{HalfToEven, NUMBERS, NUMBERS_WITHOUT_NEGATIVE_ZERO, Rounding, TowardZero, WithSign};
