@@ -19,8 +19,7 @@
 //! zero_point * scale is a number of float16. Source: casper-hansen/AutoAWQ `awq/quantize/quantizer.py`,
 //! `awq/modules/linear/gemm.py`; its search for better scales comes before all this.
 
-use super::gptq;
-use super::planar::Planar;
+use super::planar::{Planar, rows};
 use super::transposed::Transposed;
 use crate::kernels::encode::{Fit, Rule};
 use crate::kernels::lanes::clamp;
@@ -49,7 +48,7 @@ static SPEC: Spec = Spec {
     ..Spec::BASE
 };
 
-static ROWS_SPEC: Spec = Spec { half: true, ..gptq::rows() };
+static ROWS_SPEC: Spec = rows(&SPEC);
 static ROWS: Planar<Awq> = Planar::new(&ROWS_SPEC);
 
 /// 1e-5 as float16.

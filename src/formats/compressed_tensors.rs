@@ -18,7 +18,7 @@
 //! vllm-project/compressed-tensors `src/compressed_tensors/compressors/pack_quantized/`, `quantization/utils/helpers.py` and
 //! `quantization/lifecycle/forward_helpers.py`.
 
-use super::planar::Planar;
+use super::planar::{Planar, rows};
 use super::{Context, Faults, Groups, Need, Range, Rows, Tile, Weave};
 use crate::kernels::blocks::{Block, BlockMut};
 use crate::kernels::encode::{Fit, Rule};
@@ -33,56 +33,30 @@ use std::marker::PhantomData;
 pub(super) static SYMMETRIC: PackQuantized<true> = PackQuantized { spec: &SYMMETRIC_SPEC, rows: &SYMMETRIC_ROWS };
 pub(super) static ASYMMETRIC: PackQuantized<false> = PackQuantized { spec: &ASYMMETRIC_SPEC, rows: &ASYMMETRIC_ROWS };
 
-const BASE: Spec = Spec {
-    name: "compressed-tensors",
-    summary: "compressed-tensors pack-quantized: words of 8 codes along K, scales in the dtype of the weight",
-    group_sizes: GroupSizes::OneOf { sizes: &[32, 64, 128], default: 128, row: true, short: false },
-    shapes: Shapes::Matrix { rows: 1, columns: 1 },
-    scale_dtypes: &[ScaleDtype::F32, ScaleDtype::F16, ScaleDtype::Bf16],
-    scales_follow_array: true,
-    home: "compressed-tensors 0.20.0",
-    ..Spec::BASE
-};
+static SYMMETRIC_SPEC: Spec = spec(true);
+static ASYMMETRIC_SPEC: Spec = spec(false);
+static SYMMETRIC_ROWS_SPEC: Spec = rows(&SYMMETRIC_SPEC);
+static ASYMMETRIC_ROWS_SPEC: Spec = rows(&ASYMMETRIC_SPEC);
 
-static SYMMETRIC_SPEC: Spec = Spec {
-    parts: &[
-        Part { name: "weight_packed", dtype: PartDtype::I32, extent: Extent::Codes },
-        Part { name: "weight_scale", dtype: PartDtype::Scale, extent: Extent::Groups },
-        Part { name: "weight_shape", dtype: PartDtype::I64, extent: Extent::Lengths },
-    ],
-    choice: Some(Choice::Symmetric(true)),
-    ..BASE
-};
-
-static ASYMMETRIC_SPEC: Spec = Spec {
-    scheme: Scheme::Affine,
-    parts: &[
-        Part { name: "weight_packed", dtype: PartDtype::I32, extent: Extent::Codes },
-        Part { name: "weight_scale", dtype: PartDtype::Scale, extent: Extent::Groups },
-        Part { name: "weight_zero_point", dtype: PartDtype::I32, extent: Extent::GroupWordsAcrossRows },
-        Part { name: "weight_shape", dtype: PartDtype::I64, extent: Extent::Lengths },
-    ],
-    choice: Some(Choice::Symmetric(false)),
-    ..BASE
-};
-
-static SYMMETRIC_ROWS_SPEC: Spec = Spec {
-    parts: &[
-        Part { name: "packed", dtype: PartDtype::U8, extent: Extent::Codes },
-        Part { name: "scales", dtype: PartDtype::Scale, extent: Extent::Groups },
-    ],
-    ..BASE
-};
-
-static ASYMMETRIC_ROWS_SPEC: Spec = Spec {
-    scheme: Scheme::Affine,
-    parts: &[
-        Part { name: "packed", dtype: PartDtype::U8, extent: Extent::Codes },
-        Part { name: "scales", dtype: PartDtype::Scale, extent: Extent::Groups },
-        Part { name: "zero_points", dtype: PartDtype::U8, extent: Extent::Groups },
-    ],
-    ..BASE
-};
+const fn spec(symmetric: bool) -> Spec {
+    const CODES: Part = Part { name: "weight_packed", dtype: PartDtype::I32, extent: Extent::Codes };
+    const SCALES: Part = Part { name: "weight_scale", dtype: PartDtype::Scale, extent: Extent::Groups };
+    const ZERO_POINTS: Part = Part { name: "weight_zero_point", dtype: PartDtype::I32, extent: Extent::GroupWordsAcrossRows };
+    const SHAPE: Part = Part { name: "weight_shape", dtype: PartDtype::I64, extent: Extent::Lengths };
+    Spec {
+        name: "compressed-tensors",
+        summary: "compressed-tensors pack-quantized: words of 8 codes along K, scales in the dtype of the weight",
+        scheme: if symmetric { Scheme::Symmetric } else { Scheme::Affine },
+        group_sizes: GroupSizes::OneOf { sizes: &[32, 64, 128], default: 128, row: true, short: false },
+        shapes: Shapes::Matrix { rows: 1, columns: 1 },
+        scale_dtypes: &[ScaleDtype::F32, ScaleDtype::F16, ScaleDtype::Bf16],
+        scales_follow_array: true,
+        parts: if symmetric { &[CODES, SCALES, SHAPE] } else { &[CODES, SCALES, ZERO_POINTS, SHAPE] },
+        choice: Some(Choice::Symmetric(symmetric)),
+        home: "compressed-tensors 0.20.0",
+        ..Spec::BASE
+    }
+}
 
 static SYMMETRIC_ROWS: AnyDtype<true> = AnyDtype::new(&SYMMETRIC_ROWS_SPEC);
 static ASYMMETRIC_ROWS: AnyDtype<false> = AnyDtype::new(&ASYMMETRIC_ROWS_SPEC);

@@ -22,7 +22,7 @@
 //! Its reader takes a stored 15 for the zero point 16. Sources: AutoGPTQ/AutoGPTQ `auto_gptq/quantization/quantizer.py` and
 //! `auto_gptq/nn_modules/qlinear/qlinear_cuda.py`; ModelCloud/GPTQModel `gptqmodel/nn_modules/qlinear/__init__.py`.
 
-use super::planar::Planar;
+use super::planar::{Planar, rows};
 use super::transposed::Transposed;
 use crate::kernels::encode::{Fit, Rule};
 use crate::kernels::lanes::clamp;
@@ -80,22 +80,8 @@ const fn v2(symmetric: bool) -> Spec {
     }
 }
 
-static ROWS_SPEC: Spec = Spec { zero_points: ZeroPoints::Integers(1, 15), half: true, ..rows() };
-static V2_ROWS_SPEC: Spec = rows();
-
-/// The layout that these are woven of; AWQ is too.
-pub(super) const fn rows() -> Spec {
-    Spec {
-        scheme: Scheme::Affine,
-        scale_dtypes: &[ScaleDtype::F16],
-        parts: &[
-            Part { name: "packed", dtype: PartDtype::U8, extent: Extent::Codes },
-            Part { name: "scales", dtype: PartDtype::Scale, extent: Extent::Groups },
-            Part { name: "zero_points", dtype: PartDtype::U8, extent: Extent::Groups },
-        ],
-        ..Spec::BASE
-    }
-}
+static ROWS_SPEC: Spec = rows(&SYMMETRIC_SPEC);
+static V2_ROWS_SPEC: Spec = rows(&V2_SYMMETRIC_SPEC);
 
 #[derive(Clone, Copy, Default)]
 pub(super) struct Gptq<const V1: bool, const SYMMETRIC: bool>;

@@ -14,7 +14,7 @@
 //! The rule is ours: HQQ starts from the extremes too, and then searches. Source of the layout: mobiusml/hqq `hqq/core/bitpack.py`,
 //! `hqq/core/quantize.py`.
 
-use super::planar::Planar;
+use super::planar::{Planar, rows};
 use super::{Context, Need, Rows, Tile, Weave};
 use crate::kernels::blocks::{Block, BlockMut};
 use crate::kernels::encode::{Fit, Rule};
@@ -28,36 +28,24 @@ use crate::spec::{Extent, GroupSizes, Part, PartDtype, ScaleDtype, Scheme, Spec,
 
 pub(super) static FORMAT: Hqq = Hqq;
 
-const BASE: Spec = Spec {
+static SPEC: Spec = Spec {
     name: "hqq",
     summary: "HQQ: a scale and a zero point that is a float a group, the first half of the groups beside the second",
     scheme: Scheme::Affine,
     group_sizes: GroupSizes::Divides { default: 64 },
     scale_dtypes: &[ScaleDtype::F16, ScaleDtype::Bf16, ScaleDtype::F32],
     zero_points: ZeroPoints::Numbers,
-    home: "hqq 0.2.8.post1",
-    exact: false,
-    ..Spec::BASE
-};
-
-static SPEC: Spec = Spec {
     parts: &[
         Part { name: "packed", dtype: PartDtype::U8, extent: Extent::HalfRows },
         Part { name: "scales", dtype: PartDtype::Scale, extent: Extent::Groups },
         Part { name: "zero_points", dtype: PartDtype::Scale, extent: Extent::Groups },
     ],
-    ..BASE
+    home: "hqq 0.2.8.post1",
+    exact: false,
+    ..Spec::BASE
 };
 
-static ROWS_SPEC: Spec = Spec {
-    parts: &[
-        Part { name: "packed", dtype: PartDtype::U8, extent: Extent::Codes },
-        Part { name: "scales", dtype: PartDtype::Scale, extent: Extent::Groups },
-        Part { name: "zero_points", dtype: PartDtype::Scale, extent: Extent::Groups },
-    ],
-    ..BASE
-};
-
+static ROWS_SPEC: Spec = rows(&SPEC);
 static ROWS: Planar<MinMax> = Planar::new(&ROWS_SPEC);
 
 #[derive(Clone, Copy, Default)]

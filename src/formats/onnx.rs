@@ -23,7 +23,7 @@
 //! `onnx:qdq` every product that is not finite its lowest code. Sources: microsoft/onnxruntime `onnxruntime/core/mlas/lib/q4_dq.cpp`
 //! and `onnxruntime/python/tools/quantization/matmul_nbits_quantizer.py`.
 
-use super::planar::Planar;
+use super::planar::{Planar, rows};
 use super::transposed::Transposed;
 use crate::kernels::encode::{Fit, Rule};
 use crate::kernels::lanes::{clamp, magnitude};
@@ -38,86 +38,54 @@ pub(super) static MATMUL_ASYMMETRIC: Planar<MatMulNBits<false>> = Planar::new(&M
 pub(super) static QDQ_SYMMETRIC: Transposed<Qdq<true>> = Transposed::new(&QDQ_SYMMETRIC_SPEC, &QDQ_SYMMETRIC_ROWS);
 pub(super) static QDQ_ASYMMETRIC: Transposed<Qdq<false>> = Transposed::new(&QDQ_ASYMMETRIC_SPEC, &QDQ_ASYMMETRIC_ROWS);
 
-/// What the formats and variants share.
-const BASE: Spec = Spec {
-    shapes: Shapes::Matrix { rows: 1, columns: 1 },
-    scale_dtypes: &[ScaleDtype::F32, ScaleDtype::F16],
-    scales_follow_array: true,
-    home: "onnxruntime 1.32.0",
-    ..Spec::BASE
-};
+static MATMUL_SYMMETRIC_SPEC: Spec = matmul(true);
+static MATMUL_ASYMMETRIC_SPEC: Spec = matmul(false);
+static QDQ_SYMMETRIC_SPEC: Spec = qdq(true);
+static QDQ_ASYMMETRIC_SPEC: Spec = qdq(false);
+static QDQ_SYMMETRIC_ROWS_SPEC: Spec = rows(&QDQ_SYMMETRIC_SPEC);
+static QDQ_ASYMMETRIC_ROWS_SPEC: Spec = rows(&QDQ_ASYMMETRIC_SPEC);
 
-const MATMUL: Spec = Spec {
-    name: "onnx:matmulnbits",
-    summary: "ONNX Runtime's MatMulNBits: a scale a group, and a zero point if asymmetric",
-    group_sizes: GroupSizes::OneOf { sizes: &[16, 32, 64, 128, 256], default: 32, row: false, short: true },
-    ..BASE
-};
-
-static MATMUL_SYMMETRIC_SPEC: Spec = Spec {
-    parts: &[
-        Part { name: "packed", dtype: PartDtype::U8, extent: Extent::GroupCodes },
-        Part { name: "scales", dtype: PartDtype::Scale, extent: Extent::Groups },
-    ],
-    choice: Some(Choice::Symmetric(true)),
-    ..MATMUL
-};
-
-static MATMUL_ASYMMETRIC_SPEC: Spec = Spec {
-    scheme: Scheme::Affine,
-    parts: &[
+const fn matmul(symmetric: bool) -> Spec {
+    const PARTS: &[Part] = &[
         Part { name: "packed", dtype: PartDtype::U8, extent: Extent::GroupCodes },
         Part { name: "scales", dtype: PartDtype::Scale, extent: Extent::Groups },
         Part { name: "zero_points", dtype: PartDtype::U8, extent: Extent::GroupPairs },
-    ],
-    choice: Some(Choice::Symmetric(false)),
-    ..MATMUL
-};
+    ];
+    Spec {
+        name: "onnx:matmulnbits",
+        summary: "ONNX Runtime's MatMulNBits: a scale a group, and a zero point if asymmetric",
+        group_sizes: GroupSizes::OneOf { sizes: &[16, 32, 64, 128, 256], default: 32, row: false, short: true },
+        ..variant(symmetric, PARTS)
+    }
+}
 
-const QDQ: Spec = Spec {
-    name: "onnx:qdq",
-    summary: "ONNX DequantizeLinear in blocks along K: codes in the order of the weight (K, N), any group size",
-    group_sizes: GroupSizes::Any { default: 32, tensor: false },
-    ..BASE
-};
-
-static QDQ_SYMMETRIC_SPEC: Spec = Spec {
-    parts: &[
-        Part { name: "packed", dtype: PartDtype::U8, extent: Extent::Transposed },
-        Part { name: "scales", dtype: PartDtype::Scale, extent: Extent::GroupsTransposed },
-    ],
-    choice: Some(Choice::Symmetric(true)),
-    ..QDQ
-};
-
-static QDQ_ASYMMETRIC_SPEC: Spec = Spec {
-    scheme: Scheme::Affine,
-    parts: &[
+const fn qdq(symmetric: bool) -> Spec {
+    const PARTS: &[Part] = &[
         Part { name: "packed", dtype: PartDtype::U8, extent: Extent::Transposed },
         Part { name: "scales", dtype: PartDtype::Scale, extent: Extent::GroupsTransposed },
         Part { name: "zero_points", dtype: PartDtype::U8, extent: Extent::GroupPairsTransposed },
-    ],
-    choice: Some(Choice::Symmetric(false)),
-    ..QDQ
-};
+    ];
+    Spec {
+        name: "onnx:qdq",
+        summary: "ONNX DequantizeLinear in blocks along K: codes in the order of the weight (K, N), any group size",
+        group_sizes: GroupSizes::Any { default: 32, tensor: false },
+        ..variant(symmetric, PARTS)
+    }
+}
 
-static QDQ_SYMMETRIC_ROWS_SPEC: Spec = Spec {
-    parts: &[
-        Part { name: "packed", dtype: PartDtype::U8, extent: Extent::Codes },
-        Part { name: "scales", dtype: PartDtype::Scale, extent: Extent::Groups },
-    ],
-    ..BASE
-};
-
-static QDQ_ASYMMETRIC_ROWS_SPEC: Spec = Spec {
-    scheme: Scheme::Affine,
-    parts: &[
-        Part { name: "packed", dtype: PartDtype::U8, extent: Extent::Codes },
-        Part { name: "scales", dtype: PartDtype::Scale, extent: Extent::Groups },
-        Part { name: "zero_points", dtype: PartDtype::U8, extent: Extent::Groups },
-    ],
-    ..BASE
-};
+/// What the formats share; the last part is that of zero points.
+const fn variant(symmetric: bool, parts: &'static [Part]) -> Spec {
+    Spec {
+        scheme: if symmetric { Scheme::Symmetric } else { Scheme::Affine },
+        shapes: Shapes::Matrix { rows: 1, columns: 1 },
+        scale_dtypes: &[ScaleDtype::F32, ScaleDtype::F16],
+        scales_follow_array: true,
+        parts: if symmetric { parts.split_at(parts.len() - 1).0 } else { parts },
+        choice: Some(Choice::Symmetric(symmetric)),
+        home: "onnxruntime 1.32.0",
+        ..Spec::BASE
+    }
+}
 
 static QDQ_SYMMETRIC_ROWS: Planar<Qdq<true>> = Planar::new(&QDQ_SYMMETRIC_ROWS_SPEC);
 static QDQ_ASYMMETRIC_ROWS: Planar<Qdq<false>> = Planar::new(&QDQ_ASYMMETRIC_ROWS_SPEC);

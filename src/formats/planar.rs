@@ -13,7 +13,7 @@ use crate::kernels::encode::{Fit, Pieces, Place, Rule, TILE, Tiles};
 use crate::kernels::nibbles::{Pack, UNSIGNED, Unpack};
 use crate::kernels::scales::{self, Load, Store};
 use crate::simd::{LANES, Simd};
-use crate::spec::{Extent, PartDtype, ScaleDtype, Spec};
+use crate::spec::{Extent, Part, PartDtype, ScaleDtype, Scheme, Spec, ZeroPoints};
 use bytemuck::{cast_slice, cast_slice_mut};
 use std::marker::PhantomData;
 
@@ -34,6 +34,20 @@ enum Offsets {
     Bytes,
     /// Two a byte.
     Nibbles,
+}
+
+/// The facts of the rows that a format is woven of: codes, scales and, where there are zero points, those, one element a group.
+pub(super) const fn rows(spec: &Spec) -> Spec {
+    const CODES: Part = Part { name: "packed", dtype: PartDtype::U8, extent: Extent::Codes };
+    const SCALES: Part = Part { name: "scales", dtype: PartDtype::Scale, extent: Extent::Groups };
+    const INTEGERS: Part = Part { name: "zero_points", dtype: PartDtype::U8, extent: Extent::Groups };
+    const NUMBERS: Part = Part { name: "zero_points", dtype: PartDtype::Scale, extent: Extent::Groups };
+    let parts: &[Part] = match (spec.scheme, spec.zero_points) {
+        (Scheme::Affine, ZeroPoints::Integers(..)) => &[CODES, SCALES, INTEGERS],
+        (Scheme::Affine, ZeroPoints::Numbers) => &[CODES, SCALES, NUMBERS],
+        _ => &[CODES, SCALES],
+    };
+    Spec { parts, ..*spec }
 }
 
 /// The last byte of an odd number of zero points has this above them.
