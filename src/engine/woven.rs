@@ -264,7 +264,7 @@ pub(super) fn unweave(layout: &Layout, weave: &dyn Weave, parts: &[&[u8]], codes
         pool::for_each(tasks, run.threads, run.interrupted, |(tile, parts, mut to)| {
             let mut rows = Scratch::new(&tiles.rows, tile, codes);
             weave.unweave(context, tile, &parts, &mut rows.slices());
-            to.iter_mut().zip(rows.views()).for_each(|(to, from)| write_rows(from, to));
+            to.iter_mut().zip(rows.views()).for_each(|(to, from)| to.copy_from(from));
         })?;
     }
     Ok(whole)
@@ -279,7 +279,7 @@ pub(super) fn weave_all(layout: &Layout, weave: &dyn Weave, whole: &[&[u8]], par
     let tasks = tiles.places().map(|place| (place.tile, next(&mut from), next_mut(&mut to)));
     pool::for_each(tasks, run.threads, run.interrupted, |(tile, from, mut to)| {
         let mut rows = Scratch::new(&tiles.rows, tile, true);
-        rows.slices().into_iter().zip(&from).for_each(|(to, from)| read_rows(from, to));
+        rows.slices().into_iter().zip(&from).for_each(|(to, from)| from.copy_to(to));
         weave.weave(context, tile, &rows.views(), &mut to);
     })?;
     Ok(())
@@ -339,7 +339,7 @@ pub(super) fn reweave(
         let mut unwoven = Scratch::new(&from_rows, tile, true);
         match from.format {
             Format::Woven(weave) => weave.unweave(from_context, tile, &source, &mut unwoven.slices()),
-            _ => read_rows(&source[0], &mut unwoven.0[0]),
+            _ => source[0].copy_to(&mut unwoven.0[0]),
         }
         let mut rows = Scratch::new(&to_rows, tile, true);
         std::mem::swap(&mut rows.0[0], &mut unwoven.0[0]);
@@ -364,26 +364,10 @@ pub(super) fn reweave(
         }
         match to.format {
             Format::Woven(weave) => weave.weave(to_context, tile, &rows.views(), &mut target),
-            _ => target.iter_mut().zip(rows.views()).for_each(|(to, from)| write_rows(from, to)),
+            _ => target.iter_mut().zip(rows.views()).for_each(|(to, from)| to.copy_from(from)),
         }
     })?;
     Ok(())
-}
-
-/// Rows of a block one after the other; what lies beyond them in the block is padding.
-fn read_rows(from: &Block<'_>, to: &mut [u8]) {
-    let width = to.len() / from.rows().max(1);
-    for (row, to) in (0..from.rows()).zip(to.chunks_exact_mut(width.max(1))) {
-        to.copy_from_slice(&from.row(row)[..width]);
-    }
-}
-
-/// The reverse.
-fn write_rows(from: &[u8], to: &mut BlockMut<'_>) {
-    let width = from.len() / to.rows().max(1);
-    for (row, from) in (0..to.rows()).zip(from.chunks_exact(width.max(1))) {
-        to.row(row)[..width].copy_from_slice(from);
-    }
 }
 
 /// What becomes of stored nibbles.

@@ -212,13 +212,7 @@ impl<const SYMMETRIC: bool> Weave for PackQuantized<SYMMETRIC> {
 
     fn weave(&self, context: Context, tile: Tile, rows: &[&[u8]], parts: &mut [BlockMut<'_>]) {
         let groups = context.groups(tile.columns);
-        for (from, to) in rows.iter().zip(parts.iter_mut()).take(2) {
-            for (row, from) in from.chunks_exact(from.len() / tile.rows).enumerate() {
-                let (to, padding) = to.row(row).split_at_mut(from.len());
-                to.copy_from_slice(from);
-                padding.fill(0);
-            }
-        }
+        rows.iter().zip(parts.iter_mut()).take(2).for_each(|(from, to)| to.copy_from(from));
         if SYMMETRIC {
             return;
         }
@@ -238,12 +232,7 @@ impl<const SYMMETRIC: bool> Weave for PackQuantized<SYMMETRIC> {
 
     fn unweave(&self, context: Context, tile: Tile, parts: &[Block<'_>], rows: &mut [&mut [u8]]) {
         let groups = context.groups(tile.columns);
-        for (from, to) in parts.iter().zip(rows.iter_mut()).take(2).filter(|(_, to)| !to.is_empty()) {
-            let width = to.len() / tile.rows;
-            for (row, to) in to.chunks_exact_mut(width).enumerate() {
-                to.copy_from_slice(&from.row(row)[..width]);
-            }
-        }
+        parts.iter().zip(rows.iter_mut()).take(2).for_each(|(from, to)| from.copy_to(to));
         if SYMMETRIC {
             return;
         }

@@ -90,15 +90,11 @@ impl Weave for Hqq {
     }
 
     /// The tile has two rows: a piece of the first half of the codes and the same piece of the second.
-    fn weave(&self, context: Context, tile: Tile, rows: &[&[u8]], parts: &mut [BlockMut<'_>]) {
+    fn weave(&self, context: Context, _: Tile, rows: &[&[u8]], parts: &mut [BlockMut<'_>]) {
         let (high, low) = rows[0].split_at(rows[0].len() / 2);
         let bytes = parts[0].bytes().expect("rows of one byte follow each other");
         context.level.run(Interleave { low, high, bytes });
-        for (from, to) in rows.iter().zip(parts).skip(1) {
-            for (row, from) in from.chunks_exact(from.len() / tile.rows).enumerate() {
-                to.row(row).copy_from_slice(from);
-            }
-        }
+        rows.iter().zip(parts).skip(1).for_each(|(from, to)| to.copy_from(from));
     }
 
     fn unweave(&self, context: Context, _: Tile, parts: &[Block<'_>], rows: &mut [&mut [u8]]) {
@@ -108,11 +104,6 @@ impl Weave for Hqq {
             let (high, low) = rows[0].split_at_mut(half);
             context.level.run(Deinterleave { bytes, low, high });
         }
-        for (from, to) in parts.iter().zip(rows).skip(1) {
-            let width = from.width();
-            for (row, to) in to.chunks_exact_mut(width).enumerate() {
-                to.copy_from_slice(from.row(row));
-            }
-        }
+        parts.iter().zip(rows).skip(1).for_each(|(from, to)| from.copy_to(to));
     }
 }

@@ -66,6 +66,18 @@ impl<'a> Block<'a> {
         (self.width == self.stride).then(|| &self.bytes[..self.rows * self.width])
     }
 
+    /// Write the rows one after the other; what they have beyond their share of `rows` is padding.
+    ///
+    /// # Panics
+    ///
+    /// Where the block has fewer bytes than `rows`.
+    pub fn copy_to(&self, rows: &mut [u8]) {
+        let width = rows.len() / self.rows.max(1);
+        for (row, to) in (0..self.rows).zip(rows.chunks_exact_mut(width.max(1))) {
+            to.copy_from_slice(&self.row(row)[..width]);
+        }
+    }
+
     /// These rows of these columns (bytes of a row).
     ///
     /// # Panics
@@ -143,6 +155,20 @@ impl<'a> BlockMut<'a> {
         // SAFETY: without gaps the rows are one run of bytes that belong to this block alone; the result borrows the block, so that
         // there is no second reference to them.
         (self.width == self.stride).then(|| unsafe { std::slice::from_raw_parts_mut(self.start, self.rows * self.width) })
+    }
+
+    /// Fill the rows from bytes that follow each other; what they have beyond their share of `rows` is padding, 0.
+    ///
+    /// # Panics
+    ///
+    /// Where the block has fewer bytes than `rows`.
+    pub fn copy_from(&mut self, rows: &[u8]) {
+        let width = rows.len() / self.rows.max(1);
+        for (row, from) in (0..self.rows).zip(rows.chunks_exact(width.max(1))) {
+            let (to, padding) = self.row(row).split_at_mut(width);
+            to.copy_from_slice(from);
+            padding.fill(0);
+        }
     }
 
     /// These rows of these columns (bytes of a row).
