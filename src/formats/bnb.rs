@@ -99,8 +99,10 @@ pub(super) trait Table: Copy + Default + Send + Sync + 'static {
     const SHIFT: f32;
     /// See [`Table::BUCKETS`]; 1 where the buckets hold all of -1..=1.
     const LIMIT: f32 = 1.0;
-    /// The middles between neighbours, by bucket: at most two each.
-    const SEARCH: Search = search(Self::NUMBERS, Self::ORDER, Self::BUCKETS, Self::SHIFT, Self::LIMIT);
+    /// The middles between neighbours.
+    const MIDDLES: [f32; 15] = middles(Self::NUMBERS, Self::ORDER);
+    /// They by bucket: at most two each.
+    const SEARCH: Search = search(Self::MIDDLES, Self::BUCKETS, Self::SHIFT, Self::LIMIT);
 }
 
 /// What is looked up by bucket.
@@ -113,11 +115,21 @@ pub(super) struct Search {
     before: [i32; 16],
 }
 
-const fn search(numbers: [f32; 16], order: [u8; 16], buckets: f32, shift: f32, limit: f32) -> Search {
+const fn middles(numbers: [f32; 16], order: [u8; 16]) -> [f32; 15] {
+    let mut middles = [0.0; 15];
+    let mut rank = 0;
+    while rank < 15 {
+        middles[rank] = (numbers[order[rank] as usize] + numbers[order[rank + 1] as usize]) / 2.0;
+        rank += 1;
+    }
+    middles
+}
+
+const fn search(middles: [f32; 15], buckets: f32, shift: f32, limit: f32) -> Search {
     let mut search = Search { first: [f32::INFINITY; 16], second: [f32::INFINITY; 16], before: [-1; 16] };
     let mut rank = 0;
     while rank < 15 {
-        let middle = (numbers[order[rank] as usize] + numbers[order[rank + 1] as usize]) / 2.0;
+        let middle = middles[rank];
         let limited = if middle > limit {
             limit
         } else if middle < -limit {
@@ -223,15 +235,8 @@ impl<T: Table, const SHORT: bool> Rule for Absmax<T, SHORT> {
 
     #[inline(always)]
     fn codes<S: Simd>(self, simd: S, x: S::F32, factor: S::F32, _: S::F32) -> S::I32 {
-        // Beyond -1 and 1 the codes are the same as there.
         let v = if SHORT { simd.div(x, factor) } else { simd.mul(x, factor) };
-        let limited = if T::LIMIT < 1.0 { clamp(simd, v, simd.splat(-T::LIMIT), simd.splat(T::LIMIT)) } else { v };
-        let bucket = simd.round(simd.add(simd.mul(limited, simd.splat(T::BUCKETS)), simd.splat(T::SHIFT)));
-        let before = simd.bits(simd.look_up(simd.as_f32(simd.load_i32(&T::SEARCH.before)), bucket));
-        let above = |middles: &[f32; 16]| simd.less(simd.look_up(simd.load(middles), bucket), v);
-        // A mask is -1 for each middle below.
-        let complement = simd.add_i32(before, simd.add_i32(above(&T::SEARCH.first), above(&T::SEARCH.second)));
-        let rank = simd.xor(complement, simd.splat_i32(-1));
+        let rank = if S::HAS_TABLES { by_bucket::<S, T>(simd, v) } else { by_count(simd, v, &T::MIDDLES) };
         let order = T::ORDER.map(i32::from);
         if order == UNSIGNED.map(i32::from) {
             return rank;
@@ -243,6 +248,30 @@ impl<T: Table, const SHORT: bool> Rule for Absmax<T, SHORT> {
     fn values<S: Simd>(self, simd: S, numbers: S::F32, scale: S::F32, _: S::F32) -> S::F32 {
         simd.mul(numbers, scale)
     }
+}
+
+/// How many middles are below, of all of them.
+#[inline(always)]
+fn by_count<S: Simd>(simd: S, v: S::F32, middles: &[f32; 15]) -> S::I32 {
+    // A mask is -1 for each.
+    let mut complement = simd.splat_i32(-1);
+    for &middle in middles {
+        complement = simd.add_i32(complement, simd.less(simd.splat(middle), v));
+    }
+    simd.xor(complement, simd.splat_i32(-1))
+}
+
+/// How many middles are below, of those in the bucket and before it.
+#[inline(always)]
+fn by_bucket<S: Simd, T: Table>(simd: S, v: S::F32) -> S::I32 {
+    // Beyond -1 and 1 the codes are the same as there.
+    let limited = if T::LIMIT < 1.0 { clamp(simd, v, simd.splat(-T::LIMIT), simd.splat(T::LIMIT)) } else { v };
+    let bucket = simd.round(simd.add(simd.mul(limited, simd.splat(T::BUCKETS)), simd.splat(T::SHIFT)));
+    let before = simd.bits(simd.look_up(simd.as_f32(simd.load_i32(&T::SEARCH.before)), bucket));
+    let above = |middles: &[f32; 16]| simd.less(simd.look_up(simd.load(middles), bucket), v);
+    // A mask is -1 for each middle below.
+    let complement = simd.add_i32(before, simd.add_i32(above(&T::SEARCH.first), above(&T::SEARCH.second)));
+    simd.xor(complement, simd.splat_i32(-1))
 }
 
 /// The layout: whole blocks, then a short one.

@@ -201,22 +201,37 @@ const TABLES: ([f32; 16], [f32; 16]) = {
     (midpoints, below)
 };
 
-/// Codes of 16 elements. The product with the reciprocal of the scale is near the quotient: it tells the cell. The product of
-/// scale and midpoint is exact: it tells the side.
+/// Codes of 16 elements: how many midpoints are below. The product of scale and midpoint is exact.
 #[inline(always)]
 fn codes_of<S: Simd>(simd: S, x: S::F32, scale: S::F32, inverse: S::F32) -> S::I32 {
-    let (midpoints, below) = (simd.load(&TABLES.0), simd.load(&TABLES.1));
     let size = magnitude(simd, x);
-    let cell = simd.add_i32(simd.bits(simd.mul(size, inverse)), simd.splat_i32(1 << 20));
-    let cell = simd.max_i32(simd.shift_right(cell, 21), simd.splat_i32(*CELLS.start()));
-    let index = simd.max_i32(simd.xor(cell, simd.splat_i32(-1)), simd.splat_i32(!*CELLS.end()));
-    let is_above = simd.less(simd.mul(scale, simd.look_up(midpoints, index)), size);
-    // A mask is -1: the complement of one more is one less.
-    let complement = simd.add_i32(simd.xor(simd.bits(simd.look_up(below, index)), simd.splat_i32(-1)), is_above);
+    let complement = if S::HAS_TABLES { by_cell(simd, size, scale, inverse) } else { by_count(simd, size, scale) };
     // What rounds to zero has no sign.
     let is_not_zero = simd.shift_right(simd.add_i32(complement, simd.splat_i32(1)), 31);
     let sign = simd.and(is_not_zero, simd.and(simd.shift_right(simd.bits(x), 28), simd.splat_i32(8)));
     simd.or(simd.xor(complement, simd.splat_i32(-1)), sign)
+}
+
+/// The complement of the number of midpoints below, of all of them.
+#[inline(always)]
+fn by_count<S: Simd>(simd: S, size: S::F32, scale: S::F32) -> S::I32 {
+    let mut complement = simd.splat_i32(-1);
+    for midpoint in MIDPOINTS {
+        // A mask is -1: the complement of one more is one less.
+        complement = simd.add_i32(complement, simd.less(simd.mul(scale, simd.splat(midpoint)), size));
+    }
+    complement
+}
+
+/// The same from the cell and its midpoint. The product with the reciprocal of the scale is near the quotient: it tells the cell.
+#[inline(always)]
+fn by_cell<S: Simd>(simd: S, size: S::F32, scale: S::F32, inverse: S::F32) -> S::I32 {
+    let (midpoints, below) = (simd.load(&TABLES.0), simd.load(&TABLES.1));
+    let cell = simd.add_i32(simd.bits(simd.mul(size, inverse)), simd.splat_i32(1 << 20));
+    let cell = simd.max_i32(simd.shift_right(cell, 21), simd.splat_i32(*CELLS.start()));
+    let index = simd.max_i32(simd.xor(cell, simd.splat_i32(-1)), simd.splat_i32(!*CELLS.end()));
+    let is_above = simd.less(simd.mul(scale, simd.look_up(midpoints, index)), size);
+    simd.add_i32(simd.xor(simd.bits(simd.look_up(below, index)), simd.splat_i32(-1)), is_above)
 }
 
 struct Encode<'a> {

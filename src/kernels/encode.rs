@@ -184,8 +184,8 @@ impl<R: Rule, P: Place, const VECTORS: usize> Kernel for Tiles<'_, R, P, VECTORS
             let ends = high.as_chunks_mut::<4>().0.iter_mut().zip(low.as_chunks_mut::<4>().0);
             for (vectors, (high, low)) in vectors.chunks_exact(4 * VECTORS).zip(ends).take(quarters) {
                 for ((vectors, high), low) in vectors.as_chunks::<VECTORS>().0.iter().zip(high).zip(low) {
-                    let mut running = Running::new(simd, R::NEED);
-                    for vector in vectors {
+                    let mut running = Running::of(simd, R::NEED, simd.load(&vectors[0]));
+                    for vector in &vectors[1..] {
                         running.take(simd, R::NEED, simd.load(vector));
                     }
                     (*high, *low) = running.keys(simd, R::NEED).folded(simd);
@@ -241,8 +241,8 @@ impl Kernel for RangeOf<'_> {
 /// The range of `x`, and its worst key in every lane.
 #[inline(always)]
 fn range_of<S: Simd>(simd: S, need: Need, x: &[f32]) -> (Range, S::I32) {
-    let mut running = Running::new(simd, need);
     let (vectors, rest) = x.as_chunks::<LANES>();
+    let mut running = Running::of(simd, need, simd.splat(x[0]));
     for vector in vectors {
         running.take(simd, need, simd.load(vector));
     }

@@ -53,23 +53,22 @@ pub(crate) struct Running<S: Simd> {
 }
 
 impl<S: Simd> Running<S> {
+    /// Those of one vector.
     #[inline(always)]
-    pub(crate) fn new(simd: S, need: Need) -> Self {
-        let start = simd.splat_i32(if need == Need::Itself { i32::MIN } else { 0 });
-        Running { high: start, low: start }
+    pub(crate) fn of(simd: S, need: Need, x: S::F32) -> Self {
+        let bits = simd.bits(x);
+        if need == Need::Itself {
+            let key = order(simd, bits);
+            return Running { high: key, low: simd.xor(key, simd.splat_i32(-1)) };
+        }
+        Running { high: bits, low: bits }
     }
 
     #[inline(always)]
     pub(crate) fn take(&mut self, simd: S, need: Need, x: S::F32) {
-        let bits = simd.bits(x);
-        if need == Need::Itself {
-            let key = order(simd, bits);
-            self.high = simd.max_i32(self.high, key);
-            self.low = simd.max_i32(self.low, simd.xor(key, simd.splat_i32(-1)));
-        } else {
-            self.high = simd.max_i32(self.high, bits);
-            self.low = simd.max_u32(self.low, bits);
-        }
+        let Running { high, low } = Running::<S>::of(simd, need, x);
+        self.high = simd.max_i32(self.high, high);
+        self.low = if need == Need::Itself { simd.max_i32(self.low, low) } else { simd.max_u32(self.low, low) };
     }
 
     #[inline(always)]
@@ -118,8 +117,9 @@ impl<S: Simd> Keys<S> {
             let low = simd.xor(self.low, simd.splat_i32(-1));
             Ranges { high: simd.as_f32(order(simd, self.high)), low: simd.as_f32(order(simd, low)) }
         } else {
-            let low = simd.xor(simd.max_i32(self.low, simd.splat_i32(0)), simd.splat_i32(i32::MIN));
-            Ranges { high: simd.as_f32(self.high), low: simd.as_f32(low) }
+            let zero = simd.splat_i32(0);
+            let low = simd.xor(simd.max_i32(self.low, zero), simd.splat_i32(i32::MIN));
+            Ranges { high: simd.as_f32(simd.max_i32(self.high, zero)), low: simd.as_f32(low) }
         }
     }
 }
