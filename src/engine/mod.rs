@@ -8,6 +8,7 @@
 //! | `once` | the parts that a tensor has once |
 //! | `groups` | the codes, scales and offsets of whole tensors |
 //! | `repack` | from the parts of one format to those of another, values untouched |
+//! | `reweave` | the same tile by tile, where tiles can be converted one by one |
 //! | `nibbles` | codes of one byte each to two a byte and back |
 //! | `compare` | the sums that errors are made of |
 //! | `stage` | output past the caches |
@@ -20,6 +21,7 @@ mod groups;
 mod nibbles;
 mod once;
 mod repack;
+mod reweave;
 mod stage;
 mod woven;
 

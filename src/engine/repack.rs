@@ -9,14 +9,15 @@
 //! ```
 
 use super::groups::{AsRows, Codes, pack_codes, unpack};
-use super::woven::{self, Side};
-use super::{Outcome, Run, SERIAL, cut, once};
+use super::reweave::{Side, reweave};
+use super::{Outcome, Run, cut, once};
 use crate::error::{Error, Result};
 use crate::formats::{self, Format, Groups};
-use crate::kernels::scales::{e4m3, e4m3_bits};
+use crate::kernels::scales::{Exact, e4m3, e4m3_bits};
 use crate::layout::Layout;
+use crate::level::Level;
 use crate::simd::ieee::Ieee;
-use crate::spec::{Extent, Global, GroupSize, ScaleDtype, Scheme, Spec, ZeroPoints};
+use crate::spec::{Global, ScaleDtype, Scheme, Spec, ZeroPoints};
 use half::{bf16, f16};
 
 /// Convert parts of `from` to parts of `to`, two layouts of one tensor.
@@ -53,20 +54,25 @@ pub fn repack(from: &Layout, parts: &[&[u8]], to: &Layout, out: &mut [&mut [u8]]
         let block = to.spec.block(to.group_elements());
         return Err(lossy(format!("the scales of {} are multiples of one for each {block} elements", to.spec.name)));
     }
+    // Whatever the groups hold.
+    shift_between(from.spec, to, &mut Groups::default(), run.level).map_err(lossy)?;
+    if let (Some(source), Some(target)) = (Side::new(from), Side::new(to)) {
+        let convert = |groups: &mut Groups| shift_between(from.spec, to, groups, run.level).is_ok();
+        if reweave((&source, parts), (&target, &mut *out), shift_of(from.spec.scheme, to.spec.scheme), convert, run)? {
+            once::write(to, 1.0, out);
+            return Ok(Outcome::default());
+        }
+        // Some group is not one of the target's: which is the first one is found below.
+    }
     let groups = of.iter().product();
     let mut all = Groups { codes: Vec::new(), scales: vec![0.0; groups], offsets: Vec::new(), headers: vec![0; headers] };
     all.offsets.resize(if from.spec.has_offsets() { groups } else { 0 }, 0.0);
     unpack(from, parts, &mut [], &mut all.scales, &mut all.offsets, &mut all.headers, run)?;
     let global = carry_global(from, once::global_of(from, parts), to, &mut all.scales).map_err(lossy)?;
-    let shift = if headers > 0 { 0 } else { shift_between(from.spec, to, &mut all).map_err(lossy)? };
-    let (source, target) = (Side { layout: from, format: formats::of(from.spec) }, Side { layout: to, format: formats::of(to.spec) });
-    let is_woven = |side: Side<'_>| matches!(side.format, Format::Woven(_));
-    let plain = |side: Side<'_>| side.has_plain_codes() && (is_woven(side) || side.layout.spec.is_by_rows() && all_plain(side.layout));
-    if (is_woven(source) || is_woven(target)) && plain(source) && plain(target) {
-        let threads = if from.elements() < SERIAL { 1 } else { run.threads };
-        woven::reweave(source, parts, target, &all, shift, out, &Run { threads, ..*run })?;
-        once::write(to, global, out);
-        return Ok(Outcome::default());
+    let mut shift = 0;
+    if headers == 0 {
+        shift_between(from.spec, to, &mut all, run.level).map_err(lossy)?;
+        shift = shift_of(from.spec.scheme, to.spec.scheme);
     }
     let rows = AsRows::new(from, parts, true, run)?;
     let row_parts = rows.parts(parts);
@@ -85,11 +91,6 @@ pub fn repack(from: &Layout, parts: &[&[u8]], to: &Layout, out: &mut [&mut [u8]]
         }
     }
     Ok(outcome)
-}
-
-/// Whether the parts are codes two a byte and one element a group.
-fn all_plain(layout: &Layout) -> bool {
-    layout.group_size != GroupSize::Tensor && layout.spec.parts.iter().all(|part| matches!(part.extent, Extent::Codes | Extent::Groups))
 }
 
 /// The second level of the scales in the target, with the scales of the first level turned into its; or why that cannot be.
@@ -124,15 +125,23 @@ fn carry_global(from: &Layout, stored: f32, to: &Layout, scales: &mut [f32]) -> 
     }
 }
 
-/// What is added to every code, with the offsets of `all` turned into those of the target; or why that cannot be.
-fn shift_between(from: &Spec, to: &Layout, all: &mut Groups) -> std::result::Result<i8, String> {
+/// What is added to every code.
+fn shift_of(from: Scheme, to: Scheme) -> i8 {
+    let first = |scheme: Scheme| if scheme == Scheme::Symmetric { -8 } else { 0 };
+    first(to) - first(from)
+}
+
+/// Turn the offsets of `all` into those of the target; or why that cannot be.
+fn shift_between(from: &Spec, to: &Layout, all: &mut Groups, level: Level) -> std::result::Result<(), String> {
     let scheme = from.scheme;
     let differ = scheme != to.spec.scheme;
     let either = |is: fn(Scheme) -> bool| is(scheme) || is(to.spec.scheme);
     if differ && either(|scheme| matches!(scheme, Scheme::Codebook(_))) {
         return Err("the codes have different meanings".into());
     }
-    if let Some((group, scale)) = all.scales.iter().enumerate().find(|(_, scale)| !holds(to.scale_dtype, **scale)) {
+    if !hold(level, to.scale_dtype, &all.scales)
+        && let Some((group, scale)) = all.scales.iter().enumerate().find(|(_, scale)| !holds(to.scale_dtype, **scale))
+    {
         return Err(format!("scale {scale} of group {group} is not a {} number", to.scale_dtype.name()));
     }
     if differ
@@ -142,13 +151,18 @@ fn shift_between(from: &Spec, to: &Layout, all: &mut Groups) -> std::result::Res
         return Err(format!("15 times the scale {scale} of group {group} is not a float32 number, so that values would round differently"));
     }
     let name = to.spec.name;
-    let zero_points = all.scales.iter().zip(all.offsets.iter().chain(std::iter::repeat(&8.0))).enumerate();
-    let shift = match (scheme, to.spec.scheme) {
+    let hold_minimums = |minimums: &[f32]| {
+        let first = || minimums.iter().enumerate().find(|(_, minimum)| !holds(to.scale_dtype, **minimum));
+        match (!hold(level, to.scale_dtype, minimums)).then(first).flatten() {
+            Some((group, minimum)) => Err(format!("the minimum {minimum} of group {group} is not a {} number", to.scale_dtype.name())),
+            None => Ok(()),
+        }
+    };
+    match (scheme, to.spec.scheme) {
         (Scheme::Affine, Scheme::Symmetric) => {
             if let Some((group, zero_point)) = all.offsets.iter().enumerate().find(|(_, zero_point)| **zero_point != 8.0) {
                 return Err(format!("group {group} has zero point {zero_point}; {name} has none, which means 8"));
             }
-            -8
         }
         (Scheme::Affine, Scheme::Affine) => {
             let fits = |zero_point: f32| match to.spec.zero_points {
@@ -158,23 +172,16 @@ fn shift_between(from: &Spec, to: &Layout, all: &mut Groups) -> std::result::Res
             if let Some((group, zero_point)) = all.offsets.iter().enumerate().find(|(_, zero_point)| !fits(**zero_point)) {
                 return Err(format!("group {group} has zero point {zero_point}, which {name} cannot store"));
             }
-            0
         }
         (Scheme::Symmetric | Scheme::Affine, Scheme::Minimum) => {
-            let mut minimums = Vec::with_capacity(all.scales.len());
-            for (group, (&scale, &zero_point)) in zero_points {
-                let minimum = -zero_point * scale;
-                if !holds(to.scale_dtype, minimum) {
-                    return Err(format!("the minimum {minimum} of group {group} is not a {} number", to.scale_dtype.name()));
-                }
-                minimums.push(minimum);
+            if scheme == Scheme::Symmetric {
+                all.offsets = vec![8.0; all.scales.len()];
             }
-            all.offsets = minimums;
-            if scheme == Scheme::Symmetric { 8 } else { 0 }
+            all.offsets.iter_mut().zip(&all.scales).for_each(|(offset, scale)| *offset *= -scale);
+            hold_minimums(&all.offsets)?;
         }
         (Scheme::Symmetric, Scheme::Affine) => {
             all.offsets = vec![8.0; all.scales.len()];
-            8
         }
         (Scheme::Minimum, target @ (Scheme::Symmetric | Scheme::Affine)) => {
             for (group, (&scale, offset)) in all.scales.iter().zip(&mut all.offsets).enumerate() {
@@ -193,20 +200,22 @@ fn shift_between(from: &Spec, to: &Layout, all: &mut Groups) -> std::result::Res
                 }
                 *offset = zero_point;
             }
-            if target == Scheme::Symmetric { -8 } else { 0 }
         }
-        (Scheme::Minimum, Scheme::Minimum) => {
-            if let Some((group, minimum)) = all.offsets.iter().enumerate().find(|(_, minimum)| !holds(to.scale_dtype, **minimum)) {
-                return Err(format!("the minimum {minimum} of group {group} is not a {} number", to.scale_dtype.name()));
-            }
-            0
-        }
-        (Scheme::Symmetric, Scheme::Symmetric) | (Scheme::Codebook(_), _) | (_, Scheme::Codebook(_)) => 0,
-    };
+        (Scheme::Minimum, Scheme::Minimum) => hold_minimums(&all.offsets)?,
+        (Scheme::Symmetric, Scheme::Symmetric) | (Scheme::Codebook(_), _) | (_, Scheme::Codebook(_)) => {}
+    }
     if !to.spec.has_offsets() {
         all.offsets.clear();
     }
-    Ok(shift)
+    Ok(())
+}
+
+/// Whether all values are numbers of `dtype`.
+fn hold(level: Level, dtype: ScaleDtype, values: &[f32]) -> bool {
+    match dtype {
+        ScaleDtype::F16 | ScaleDtype::Bf16 | ScaleDtype::F32 => level.run(Exact { values, dtype }),
+        _ => values.iter().all(|&value| holds(dtype, value)),
+    }
 }
 
 /// Whether the products of all codes and `scale` are exact: code * scale + minimum rounds twice, (code - zero_point) * scale once.

@@ -5,9 +5,8 @@
 
 use super::Run;
 use crate::error::Result;
-use crate::formats::{Context, Format, Groups, Tile, Weave};
+use crate::formats::{Context, Tile, Weave};
 use crate::kernels::blocks::{Block, BlockMut, Blocks, BlocksMut, Walk};
-use crate::kernels::nibbles::{Pack, Unpack};
 use crate::layout::Layout;
 use crate::pool;
 use crate::spec::{Extent, GroupSize};
@@ -58,7 +57,11 @@ pub(super) struct Place {
 impl<'a> Tiles<'a> {
     /// Cut for this many threads; `whole_rows` says that no row may be cut.
     pub(super) fn new(layout: &'a Layout, weave: &dyn Weave, threads: usize, whole_rows: bool) -> Self {
-        let rows = rows_of(layout, weave);
+        Tiles::of_rows(layout, rows_of(layout, weave), threads, whole_rows)
+    }
+
+    /// The same of a layout whose rows are known.
+    pub(super) fn of_rows(layout: &'a Layout, rows: Layout, threads: usize, whole_rows: bool) -> Self {
         let (n, k) = (rows.rows(), rows.columns());
         let group = rows.group_elements();
         // Where bytes hold codes of two rows, an odd number of rows has no tiles.
@@ -74,7 +77,7 @@ impl<'a> Tiles<'a> {
         Tiles { layout, rows, row_lengths: lengths(n, height), column_lengths: lengths(k, width) }
     }
 
-    fn context(&self, run: &Run<'_>) -> Context {
+    pub(super) fn context(&self, run: &Run<'_>) -> Context {
         let (group, scale_dtype) = (self.rows.group_elements(), self.rows.scale_dtype);
         Context { level: run.level, group, scale_dtype, global: 1.0, stream: false }
     }
@@ -122,8 +125,13 @@ impl<'a> Tiles<'a> {
 
     /// The blocks of every part, one for each tile in the order of [`Tiles::places`].
     pub(super) fn blocks_mut<'p>(&self, parts: &'p mut [&mut [u8]]) -> Vec<Option<BlocksMut<'p>>> {
+        self.cut_mut(self.layout, parts)
+    }
+
+    /// The same of another layout of the tensor.
+    pub(super) fn cut_mut<'p>(&self, layout: &Layout, parts: &'p mut [&mut [u8]]) -> Vec<Option<BlocksMut<'p>>> {
         let cut = |(index, part): (usize, &'p mut &mut [u8])| {
-            let (stride, rows, columns, walk) = self.cuts(self.layout, index)?;
+            let (stride, rows, columns, walk) = self.cuts(layout, index)?;
             Some(BlocksMut::new(part, stride, &rows, &columns, walk))
         };
         parts.iter_mut().enumerate().map(cut).collect()
@@ -134,7 +142,8 @@ impl<'a> Tiles<'a> {
         self.cut(self.layout, parts)
     }
 
-    fn cut<'p>(&self, layout: &Layout, parts: &[&'p [u8]]) -> Vec<Option<Blocks<'p>>> {
+    /// The same of another layout of the tensor.
+    pub(super) fn cut<'p>(&self, layout: &Layout, parts: &[&'p [u8]]) -> Vec<Option<Blocks<'p>>> {
         let mut cut = Vec::with_capacity(parts.len());
         for (index, part) in parts.iter().enumerate() {
             let cuts = self.cuts(layout, index);
@@ -199,10 +208,12 @@ pub(super) fn next<'p>(blocks: &mut [Option<Blocks<'p>>]) -> Vec<Block<'p>> {
 }
 
 /// Bytes that so many elements of a row take of part `index` of rows.
-fn row_bytes(rows: &Layout, index: usize, columns: usize) -> usize {
+pub(super) fn row_bytes(rows: &Layout, index: usize, columns: usize) -> usize {
+    let groups = columns.div_ceil(rows.group_elements());
     match rows.spec.parts[index].extent {
-        Extent::Codes => columns.div_ceil(2),
-        _ => columns.div_ceil(rows.group_elements()) * rows.part_item_size(index),
+        Extent::Groups => groups * rows.part_item_size(index),
+        Extent::GroupPairs => groups.div_ceil(2),
+        _ => rows.code_bytes(index, columns),
     }
 }
 
@@ -283,126 +294,6 @@ pub(super) fn weave_all(layout: &Layout, weave: &dyn Weave, whole: &[&[u8]], par
         weave.weave(context, tile, &rows.views(), &mut to);
     })?;
     Ok(())
-}
-
-/// One side of a conversion between word layouts.
-#[derive(Clone, Copy)]
-pub(super) struct Side<'a> {
-    pub(super) layout: &'a Layout,
-    pub(super) format: Format,
-}
-
-impl Side<'_> {
-    /// The tensor as rows.
-    fn rows(self) -> Layout {
-        if let Format::Woven(weave) = self.format { rows_of(self.layout, weave) } else { self.layout.clone() }
-    }
-
-    /// Whether its codes, as rows, are a part of their own, two a byte.
-    pub(super) fn has_plain_codes(self) -> bool {
-        let halves = self.layout.spec.parts.iter().any(|part| part.extent == Extent::HalfRows);
-        self.format.rows().spec().parts[0].extent == Extent::Codes && !self.layout.spec.is_flat() && !halves
-    }
-}
-
-/// From words to words, tile by tile: codes stay two a byte all the way. `shift` is added to every code; scales and offsets are
-/// those of `all`. One side at least is woven, both have plain codes.
-pub(super) fn reweave(
-    from: Side<'_>,
-    parts: &[&[u8]],
-    to: Side<'_>,
-    all: &Groups,
-    shift: i8,
-    out: &mut [&mut [u8]],
-    run: &Run<'_>,
-) -> Result<()> {
-    let (layout, weave) = match (from.format, to.format) {
-        (_, Format::Woven(weave)) => (to.layout, weave),
-        (Format::Woven(weave), _) => (from.layout, weave),
-        _ => unreachable!("one side is woven"),
-    };
-    let tiles = Tiles::new(layout, weave, run.threads, false);
-    let context = tiles.context(run);
-    let (nibbles, groups_per_row) = (nibbles_between(from, to, shift, context), tiles.rows.groups_per_row());
-    let mut sources = tiles.cut(from.layout, parts);
-    let mut targets = Vec::with_capacity(out.len());
-    for (index, part) in out.iter_mut().enumerate() {
-        let cuts = tiles.cuts(to.layout, index);
-        targets.push(cuts.map(|(stride, rows, columns, walk)| BlocksMut::new(part, stride, &rows, &columns, walk)));
-    }
-    let (from_rows, to_rows) = (from.rows(), to.rows());
-    let (from_context, to_context) =
-        (Context { scale_dtype: from_rows.scale_dtype, ..context }, Context { scale_dtype: to_rows.scale_dtype, ..context });
-    let tasks = tiles.places().map(|place| (place, next(&mut sources), next_mut(&mut targets)));
-    pool::for_each(tasks, run.threads, run.interrupted, |(place, source, mut target)| {
-        let tile = place.tile;
-        let mut unwoven = Scratch::new(&from_rows, tile, true);
-        match from.format {
-            Format::Woven(weave) => weave.unweave(from_context, tile, &source, &mut unwoven.slices()),
-            _ => source[0].copy_to(&mut unwoven.0[0]),
-        }
-        let mut rows = Scratch::new(&to_rows, tile, true);
-        std::mem::swap(&mut rows.0[0], &mut unwoven.0[0]);
-        nibbles.apply(context, &mut rows.0[0]);
-        if tile.columns % 2 == 1 {
-            // The nibble that fills a row up is 0 whatever the codes are.
-            let width = tile.columns.div_ceil(2);
-            rows.0[0].chunks_exact_mut(width).for_each(|row| row[width - 1] &= 15);
-        }
-        let (first_group, groups) = (place.first_column / context.group, tile.columns.div_ceil(context.group));
-        let (_, beside) = rows.0.split_at_mut(1);
-        for row in 0..tile.rows {
-            let start = (place.first_row + row) * groups_per_row + first_group;
-            let of = |values: &[f32]| values.get(start..start + groups).unwrap_or_default().to_vec();
-            let of_row = Groups { scales: of(&all.scales), offsets: of(&all.offsets), ..Groups::default() };
-            let mut parts: Vec<&mut [u8]> = vec![&mut []];
-            for part in beside.iter_mut() {
-                let bytes = part.len() / tile.rows;
-                parts.push(&mut part[row * bytes..(row + 1) * bytes]);
-            }
-            to.format.rows().pack(Context { group: 1, ..to_context }, &of_row, &mut parts);
-        }
-        match to.format {
-            Format::Woven(weave) => weave.weave(to_context, tile, &rows.views(), &mut target),
-            _ => target.iter_mut().zip(rows.views()).for_each(|(to, from)| to.copy_from(from)),
-        }
-    })?;
-    Ok(())
-}
-
-/// What becomes of stored nibbles.
-struct Nibbles {
-    /// The new nibble for each.
-    table: [u8; 16],
-    /// What they are all combined with by exclusive or, where that is all.
-    flipped: Option<u8>,
-}
-
-fn nibbles_between(from: Side<'_>, to: Side<'_>, shift: i8, context: Context) -> Nibbles {
-    let context = Context { group: 16, ..context };
-    let packed: [u8; 8] = std::array::from_fn(|byte| (0x11 * 2 * byte + 0x10) as u8);
-    let mut all = Groups { codes: vec![0; 16], ..Groups::default() };
-    from.format.rows().unpack(context, &[&packed, &[]], &mut all);
-    all.codes.iter_mut().for_each(|code| *code += shift);
-    let mut stored = [0; 8];
-    to.format.rows().pack(context, &all, &mut [&mut stored, &mut []]);
-    let table: [u8; 16] = std::array::from_fn(|nibble| stored[nibble / 2] >> (4 * (nibble % 2)) & 15);
-    let flipped = Some(table[0]).filter(|flip| (0..16).all(|nibble| table[usize::from(nibble)] == nibble ^ flip));
-    Nibbles { table, flipped }
-}
-
-impl Nibbles {
-    fn apply(&self, context: Context, packed: &mut [u8]) {
-        match self.flipped {
-            Some(0) => {}
-            Some(flip) => packed.iter_mut().for_each(|byte| *byte ^= flip * 0x11),
-            None => {
-                let mut codes = vec![0; 2 * packed.len()];
-                context.level.run(Unpack { packed, table: &self.table, codes: &mut codes });
-                context.level.run(Pack { codes: &codes, bias: 0, packed });
-            }
-        }
-    }
 }
 
 fn lengths(whole: usize, most: usize) -> Vec<usize> {

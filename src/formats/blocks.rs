@@ -66,8 +66,10 @@ impl<R: Header> Rows for Blocks<R> {
                 header[R::SCALE..].copy_from_slice(&minimums[stored]);
             }
             let (low, high) = codes.split_at(BLOCK / 2);
-            for ((byte, low), high) in packed.iter_mut().zip(low).zip(high) {
-                *byte = (low + R::BIAS) as u8 | ((high + R::BIAS) as u8) << 4;
+            // Checked additions would keep this loop from being done 16 at a time.
+            let nibble = |code: i8| code.wrapping_add(R::BIAS).cast_unsigned();
+            for ((byte, &low), &high) in packed.iter_mut().zip(low).zip(high) {
+                *byte = nibble(low) | nibble(high) << 4;
             }
         }
     }
@@ -75,17 +77,26 @@ impl<R: Header> Rows for Blocks<R> {
     fn unpack(&self, context: Context, parts: &[&[u8]], groups: &mut Groups) {
         let [blocks] = parts else { unreachable!("the spec names one part") };
         let headers = || blocks.chunks_exact(Self::BYTES);
-        let scales: Vec<u8> = headers().flat_map(|block| &block[..R::SCALE]).copied().collect();
+        let count = groups.scales.len();
+        let numbers = |at: usize| {
+            let mut bytes = vec![0; R::SCALE * count];
+            for (bytes, block) in bytes.chunks_exact_mut(R::SCALE).zip(headers()) {
+                bytes.copy_from_slice(&block[at..at + R::SCALE]);
+            }
+            bytes
+        };
+        let scales = numbers(0);
         context.level.run(Load { bytes: &scales, dtype: R::DTYPE, values: &mut groups.scales });
         if R::MINIMUM {
-            let minimums: Vec<u8> = headers().flat_map(|block| &block[R::SCALE..R::BYTES]).copied().collect();
+            let minimums = numbers(R::SCALE);
             context.level.run(Load { bytes: &minimums, dtype: R::DTYPE, values: &mut groups.offsets });
         }
         for (block, codes) in headers().zip(groups.codes.chunks_exact_mut(BLOCK)) {
             let packed = &block[R::BYTES..];
             let (low, high) = codes.split_at_mut(BLOCK / 2);
+            let code = |nibble: u8| nibble.cast_signed().wrapping_sub(R::BIAS);
             for ((byte, low), high) in packed.iter().zip(low).zip(high) {
-                (*low, *high) = (R::CODES[usize::from(byte & 15)], R::CODES[usize::from(byte >> 4)]);
+                (*low, *high) = (code(byte & 15), code(byte >> 4));
             }
         }
     }

@@ -237,8 +237,13 @@ pub trait Nest: Sync {
 impl Groups {
     /// Make room for `elements`.
     pub fn resize(&mut self, spec: &Spec, context: Context, elements: usize) {
-        let groups = context.groups(elements);
         self.codes.resize(elements, 0);
+        self.resize_scales(spec, context, elements);
+    }
+
+    /// Room for the scales, offsets and headers of so many elements alone.
+    pub fn resize_scales(&mut self, spec: &Spec, context: Context, elements: usize) {
+        let groups = context.groups(elements);
         self.scales.resize(groups, 0.0);
         self.offsets.resize(if spec.has_offsets() { groups } else { 0 }, 0.0);
         self.headers.resize(spec.header_bytes(elements), 0);

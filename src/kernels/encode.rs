@@ -152,6 +152,10 @@ pub trait Place {
 /// Elements of a tile of 16 sub-blocks of 32, or of two of 16 sub-blocks of 16.
 pub const TILE: usize = 512;
 
+/// Bytes that are asked for ahead of the element that is coded: what one core has on its way from memory (bandwidth times latency,
+/// some 7 KiB), and a tile. `benches/record/notes.md` has the figures.
+const AHEAD: usize = 10 * 1024;
+
 /// Encode whole tiles of groups of `16 * VECTORS * run` elements; `x` is a multiple of [`TILE`] long.
 ///
 /// A tile is seen as 16 sub-blocks of `VECTORS` vectors, 1 or 2, one a lane, and larger groups fold lanes. Loads ascend; the
@@ -208,6 +212,7 @@ impl<R: Rule, P: Place, const VECTORS: usize> Kernel for Tiles<'_, R, P, VECTORS
                 for (k, (codes, x)) in (0..8).zip(codes.iter_mut().zip(vectors)) {
                     let lane = (8 * line + k) / VECTORS;
                     let (factor, offset) = (simd.splat(factors[lane]), simd.splat(offsets[lane]));
+                    simd.prefetch(x, AHEAD);
                     *codes = self.rule.codes(simd, simd.load(x), factor, offset);
                 }
                 self.place.codes(simd, 2 * VECTORS * index + line, &codes);

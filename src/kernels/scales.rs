@@ -244,3 +244,33 @@ impl Kernel for Load<'_> {
         }
     }
 }
+
+/// Whether all values are finite numbers of a dtype of floats.
+pub struct Exact<'a> {
+    /// The values.
+    pub values: &'a [f32],
+    /// The dtype.
+    pub dtype: ScaleDtype,
+}
+
+impl Kernel for Exact<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> bool {
+        let infinity = simd.splat(f32::INFINITY);
+        let is_exact = |v: S::F32| {
+            let magnitude = simd.as_f32(simd.and(simd.bits(v), simd.splat_i32(i32::MAX)));
+            simd.and(simd.less(magnitude, infinity), simd.equal(round_to(simd, v, self.dtype), v))
+        };
+        let mut all = simd.splat_i32(-1);
+        let (vectors, rest) = self.values.as_chunks::<LANES>();
+        for vector in vectors {
+            all = simd.and(all, is_exact(simd.load(vector)));
+        }
+        let mut last = [0.0; LANES];
+        last[..rest.len()].copy_from_slice(rest);
+        let all = simd.and(all, is_exact(simd.load(&last)));
+        !simd.any(simd.xor(all, simd.splat_i32(-1)))
+    }
+}
