@@ -13,7 +13,7 @@ use super::reweave::{Side, reweave};
 use super::{Outcome, Run, cut, once};
 use crate::error::{Error, Result};
 use crate::formats::{self, Format, Groups};
-use crate::kernels::scales::{Exact, e4m3, e4m3_bits};
+use crate::kernels::scales::{Hold, Storage, e4m3, e4m3_bits};
 use crate::layout::Layout;
 use crate::level::Level;
 use crate::simd::ieee::Ieee;
@@ -169,7 +169,11 @@ fn shift_between(from: &Spec, to: &Layout, all: &mut Groups, level: Level) -> st
                 ZeroPoints::Integers(low, high) => zero_point.fract() == 0.0 && (f32::from(low)..=f32::from(high)).contains(&zero_point),
                 ZeroPoints::Numbers => holds(to.scale_dtype, zero_point),
             };
-            if let Some((group, zero_point)) = all.offsets.iter().enumerate().find(|(_, zero_point)| !fits(**zero_point)) {
+            let all_fit = match to.spec.zero_points {
+                ZeroPoints::Integers(low, high) => level.run(Hold { values: &all.offsets, by: Storage::Integers(low, high) }),
+                ZeroPoints::Numbers => hold(level, to.scale_dtype, &all.offsets),
+            };
+            if !all_fit && let Some((group, zero_point)) = all.offsets.iter().enumerate().find(|(_, zero_point)| !fits(**zero_point)) {
                 return Err(format!("group {group} has zero point {zero_point}, which {name} cannot store"));
             }
         }
@@ -184,22 +188,29 @@ fn shift_between(from: &Spec, to: &Layout, all: &mut Groups, level: Level) -> st
             all.offsets = vec![8.0; all.scales.len()];
         }
         (Scheme::Minimum, target @ (Scheme::Symmetric | Scheme::Affine)) => {
-            for (group, (&scale, offset)) in all.scales.iter().zip(&mut all.offsets).enumerate() {
-                // A group of one value has any zero point.
-                let any = if target == Scheme::Symmetric { 8.0 } else { 0.0 };
-                let zero_point = if scale == 0.0 { any } else { -*offset / scale };
-                let ZeroPoints::Integers(low, high) = to.spec.zero_points else {
-                    return Err(format!("{name} has zero points in place of minimums"));
+            // A group of one value has any zero point.
+            let any = if target == Scheme::Symmetric { 8.0 } else { 0.0 };
+            let ZeroPoints::Integers(low, high) = to.spec.zero_points else {
+                return Err(format!("{name} has zero points in place of minimums"));
+            };
+            let (low, high) = if target == Scheme::Symmetric { (8, 8) } else { (low, high) };
+            let pairs = || all.scales.iter().copied().zip(all.offsets.iter().copied());
+            let zero_points: Vec<f32> = pairs().map(|(scale, minimum)| if scale == 0.0 { any } else { -minimum / scale }).collect();
+            let lead_back =
+                pairs().zip(&zero_points).fold(true, |all, ((scale, minimum), zero_point)| all & (-zero_point * scale == minimum));
+            if !lead_back || !level.run(Hold { values: &zero_points, by: Storage::Integers(low, high) }) {
+                let is_exact = |scale: f32, minimum: f32, zero_point: f32| {
+                    let is_stored = (f32::from(low)..=f32::from(high)).contains(&zero_point) && zero_point.fract() == 0.0;
+                    is_stored && -zero_point * scale == minimum
                 };
-                let is_exact =
-                    (f32::from(low)..=f32::from(high)).contains(&zero_point) && zero_point.fract() == 0.0 && -zero_point * scale == *offset;
-                if !is_exact || target == Scheme::Symmetric && zero_point != 8.0 {
+                let mut groups = pairs().zip(&zero_points).enumerate();
+                if let Some((group, ((scale, minimum), zero_point))) = groups.find(|&(_, ((s, m), &z))| !is_exact(s, m, z)) {
                     return Err(format!(
-                        "group {group} has minimum {offset} at scale {scale}; {name} would need a zero point of {zero_point}"
+                        "group {group} has minimum {minimum} at scale {scale}; {name} would need a zero point of {zero_point}"
                     ));
                 }
-                *offset = zero_point;
             }
+            all.offsets = zero_points;
         }
         (Scheme::Minimum, Scheme::Minimum) => hold_minimums(&all.offsets)?,
         (Scheme::Symmetric, Scheme::Symmetric) | (Scheme::Codebook(_), _) | (_, Scheme::Codebook(_)) => {}
@@ -213,7 +224,7 @@ fn shift_between(from: &Spec, to: &Layout, all: &mut Groups, level: Level) -> st
 /// Whether all values are numbers of `dtype`.
 fn hold(level: Level, dtype: ScaleDtype, values: &[f32]) -> bool {
     match dtype {
-        ScaleDtype::F16 | ScaleDtype::Bf16 | ScaleDtype::F32 => level.run(Exact { values, dtype }),
+        ScaleDtype::F16 | ScaleDtype::Bf16 | ScaleDtype::F32 => level.run(Hold { values, by: Storage::Floats(dtype) }),
         _ => values.iter().all(|&value| holds(dtype, value)),
     }
 }

@@ -112,6 +112,9 @@ pub(super) fn reweave(
     });
     let failed = AtomicBool::new(false);
     pool::for_each(tasks, threads, run.interrupted, |(tile, source, from_rows, mut target, to_rows)| {
+        if failed.load(Ordering::Relaxed) {
+            return;
+        }
         let unwoven = from.weave().map(|weave| {
             let mut rows = Scratch::new(&from.rows, tile, true);
             weave.unweave(from_context, tile, &source, &mut rows.slices());
@@ -137,7 +140,7 @@ pub(super) fn reweave(
                 // None overflows: codes are a nibble's, and a check would keep this loop from being done many at a time.
                 groups.codes.iter_mut().for_each(|code| *code = code.wrapping_add(shift));
                 if !convert(&mut groups) {
-                    failed.store(true, Ordering::Relaxed);
+                    return failed.store(true, Ordering::Relaxed);
                 }
                 to.format.rows().pack(to_context, &groups, &mut target[..to.rows.spec.parts.len()]);
             }

@@ -7,9 +7,11 @@
 use super::{Context, Faults, Groups, Need, Range, Rows};
 use crate::kernels::decode::{Shelf, Tables, Values};
 use crate::kernels::encode::{Fit, Pieces, Place, Rule, TILE, Tiles};
+use crate::kernels::nibbles::{FromHalves, Pack, ToHalves, Unpack};
 use crate::kernels::scales::{self, Load, Store};
 use crate::simd::Simd;
 use crate::spec::{ScaleDtype, Spec};
+use bytemuck::{cast_slice, cast_slice_mut};
 use std::marker::PhantomData;
 
 /// Elements of a block.
@@ -58,20 +60,19 @@ impl<R: Header> Rows for Blocks<R> {
         let (mut scales, mut minimums) = (vec![0; R::SCALE * groups.scales.len()], vec![0; R::SCALE * groups.offsets.len()]);
         context.level.run(Store { values: &groups.scales, dtype: R::DTYPE, bytes: &mut scales });
         context.level.run(Store { values: &groups.offsets, dtype: R::DTYPE, bytes: &mut minimums });
-        for (group, (block, codes)) in blocks.chunks_exact_mut(Self::BYTES).zip(groups.codes.chunks_exact(BLOCK)).enumerate() {
-            let (header, packed) = block.split_at_mut(R::BYTES);
+        for (group, block) in blocks.chunks_exact_mut(Self::BYTES).enumerate() {
+            let header = &mut block[..R::BYTES];
             let stored = R::SCALE * group..R::SCALE * (group + 1);
             header[..R::SCALE].copy_from_slice(&scales[stored.clone()]);
             if R::MINIMUM {
                 header[R::SCALE..].copy_from_slice(&minimums[stored]);
             }
-            let (low, high) = codes.split_at(BLOCK / 2);
-            // Checked additions would keep this loop from being done 16 at a time.
-            let nibble = |code: i8| code.wrapping_add(R::BIAS).cast_unsigned();
-            for ((byte, &low), &high) in packed.iter_mut().zip(low).zip(high) {
-                *byte = nibble(low) | nibble(high) << 4;
-            }
         }
+        let mut packed = vec![0; groups.codes.len() / 2];
+        context.level.run(Pack { codes: cast_slice(&groups.codes), bias: 0, packed: &mut packed });
+        let flip = (R::BIAS as u8 & 15) * 0x11;
+        packed.iter_mut().for_each(|byte| *byte ^= flip);
+        context.level.run(ToHalves { packed: &packed, blocks, stride: Self::BYTES });
     }
 
     fn unpack(&self, context: Context, parts: &[&[u8]], groups: &mut Groups) {
@@ -91,14 +92,10 @@ impl<R: Header> Rows for Blocks<R> {
             let minimums = numbers(R::SCALE);
             context.level.run(Load { bytes: &minimums, dtype: R::DTYPE, values: &mut groups.offsets });
         }
-        for (block, codes) in headers().zip(groups.codes.chunks_exact_mut(BLOCK)) {
-            let packed = &block[R::BYTES..];
-            let (low, high) = codes.split_at_mut(BLOCK / 2);
-            let code = |nibble: u8| nibble.cast_signed().wrapping_sub(R::BIAS);
-            for ((byte, low), high) in packed.iter().zip(low).zip(high) {
-                (*low, *high) = (code(byte & 15), code(byte >> 4));
-            }
-        }
+        let mut packed = vec![0; groups.codes.len() / 2];
+        context.level.run(FromHalves { blocks, stride: Self::BYTES, packed: &mut packed });
+        let table = &R::CODES.map(i8::cast_unsigned);
+        context.level.run(Unpack { packed: &packed, table, codes: cast_slice_mut(&mut groups.codes) });
     }
 
     fn dequantize(&self, context: Context, groups: &Groups, x: &mut [f32]) {

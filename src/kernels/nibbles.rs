@@ -69,3 +69,69 @@ pub const SIGNED: [i8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2
 pub const OFFSET: [i8; 16] = [-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7];
 /// The nibbles themselves: 0..=15.
 pub const UNSIGNED: [i8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+/// Bytes of the codes of a block of 32.
+const HALF: usize = 16;
+
+/// The codes of blocks, two adjacent ones a byte: byte j of the codes of a block holds code j low and code j + 16 high.
+pub struct FromHalves<'a> {
+    /// Blocks that end with the 16 bytes of their codes.
+    pub blocks: &'a [u8],
+    /// Bytes of a block.
+    pub stride: usize,
+    /// 16 bytes a block; fewer are filled from as many blocks.
+    pub packed: &'a mut [u8],
+}
+
+impl Kernel for FromHalves<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (block, packed) in self.blocks.chunks_exact(self.stride).zip(self.packed.as_chunks_mut::<HALF>().0) {
+            let codes = block.last_chunk::<HALF>().expect("a block is longer than its codes");
+            let (low, high) = packed.split_at_mut(HALF / 2);
+            for ((low, high), pair) in low.iter_mut().zip(high).zip(codes.as_chunks::<2>().0) {
+                let pair = u16::from_le_bytes(*pair);
+                (*low, *high) = (together(pair), together(pair >> 4));
+            }
+        }
+    }
+}
+
+/// The way back.
+pub struct ToHalves<'a> {
+    /// 16 bytes a block.
+    pub packed: &'a [u8],
+    /// Blocks that end with the 16 bytes of their codes; their first bytes stay.
+    pub blocks: &'a mut [u8],
+    /// Bytes of a block.
+    pub stride: usize,
+}
+
+impl Kernel for ToHalves<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (block, packed) in self.blocks.chunks_exact_mut(self.stride).zip(self.packed.as_chunks::<HALF>().0) {
+            let codes = block.last_chunk_mut::<HALF>().expect("a block is longer than its codes");
+            let (low, high) = packed.split_at(HALF / 2);
+            for ((low, high), pair) in low.iter().zip(high).zip(codes.as_chunks_mut::<2>().0) {
+                *pair = (apart(*low) | apart(*high) << 4).to_le_bytes();
+            }
+        }
+    }
+}
+
+/// The nibbles of a byte in the low halves of two.
+#[inline(always)]
+pub(super) fn apart(byte: u8) -> u16 {
+    let wide = u16::from(byte);
+    (wide | wide << 4) & 0x0f0f
+}
+
+/// The low halves of two bytes as one byte.
+#[inline(always)]
+pub(super) fn together(pair: u16) -> u8 {
+    (pair & 0x0f | pair >> 4 & 0xf0) as u8
+}

@@ -245,32 +245,53 @@ impl Kernel for Load<'_> {
     }
 }
 
-/// Whether all values are finite numbers of a dtype of floats.
-pub struct Exact<'a> {
+/// Whether all values are numbers that can be stored.
+pub struct Hold<'a> {
     /// The values.
     pub values: &'a [f32],
-    /// The dtype.
-    pub dtype: ScaleDtype,
+    /// What stores them.
+    pub by: Storage,
 }
 
-impl Kernel for Exact<'_> {
+/// What stores numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Storage {
+    /// Finite numbers of a dtype of floats of two bytes or four.
+    Floats(ScaleDtype),
+    /// Integers from one to another.
+    Integers(u8, u8),
+}
+
+impl Kernel for Hold<'_> {
     type Output = bool;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> bool {
-        let infinity = simd.splat(f32::INFINITY);
-        let is_exact = |v: S::F32| {
-            let magnitude = simd.as_f32(simd.and(simd.bits(v), simd.splat_i32(i32::MAX)));
-            simd.and(simd.less(magnitude, infinity), simd.equal(round_to(simd, v, self.dtype), v))
-        };
         let mut all = simd.splat_i32(-1);
         let (vectors, rest) = self.values.as_chunks::<LANES>();
         for vector in vectors {
-            all = simd.and(all, is_exact(simd.load(vector)));
+            all = simd.and(all, are_held(simd, simd.load(vector), self.by));
         }
-        let mut last = [0.0; LANES];
-        last[..rest.len()].copy_from_slice(rest);
-        let all = simd.and(all, is_exact(simd.load(&last)));
+        if let Some(&first) = rest.first() {
+            let mut last = [first; LANES];
+            last[..rest.len()].copy_from_slice(rest);
+            all = simd.and(all, are_held(simd, simd.load(&last), self.by));
+        }
         !simd.any(simd.xor(all, simd.splat_i32(-1)))
+    }
+}
+
+#[inline(always)]
+fn are_held<S: Simd>(simd: S, v: S::F32, by: Storage) -> S::I32 {
+    match by {
+        Storage::Floats(dtype) => {
+            let magnitude = simd.as_f32(simd.and(simd.bits(v), simd.splat_i32(i32::MAX)));
+            simd.and(simd.less(magnitude, simd.splat(f32::INFINITY)), simd.equal(round_to(simd, v, dtype), v))
+        }
+        Storage::Integers(low, high) => {
+            let (below, above) = (simd.splat(f32::from(low) - 1.0), simd.splat(f32::from(high) + 1.0));
+            let is_between = simd.and(simd.less(below, v), simd.less(v, above));
+            simd.and(is_between, simd.equal(simd.to_f32(simd.round(v)), v))
+        }
     }
 }
