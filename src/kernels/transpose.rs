@@ -12,7 +12,6 @@
 //! ```
 
 use super::blocks::{Block, BlockMut};
-use super::nibbles::{apart, together};
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Turn a matrix of items of 1, 2 or 4 bytes.
@@ -147,6 +146,19 @@ impl Kernel for Deinterleave<'_> {
             (*low, *high) = (byte & 15, byte >> 4);
         }
     }
+}
+
+/// The nibbles of a byte in the low halves of two.
+#[inline(always)]
+fn apart(byte: u8) -> u16 {
+    let wide = u16::from(byte);
+    (wide | wide << 4) & 0x0f0f
+}
+
+/// The low halves of two bytes as one byte.
+#[inline(always)]
+fn together(pair: u16) -> u8 {
+    (pair & 0x0f | pair >> 4 & 0xf0) as u8
 }
 
 /// Bytes of a row of a tile.
