@@ -58,9 +58,10 @@ pub fn repack(from: &Layout, parts: &[&[u8]], to: &Layout, out: &mut [&mut [u8]]
     shift_between(from.spec, to, &mut Groups::default(), run.level).map_err(lossy)?;
     if let (Some(source), Some(target)) = (Side::new(from), Side::new(to)) {
         let convert = |groups: &mut Groups| shift_between(from.spec, to, groups, run.level).is_ok();
-        if reweave((&source, parts), (&target, &mut *out), shift_of(from.spec.scheme, to.spec.scheme), convert, run)? {
+        let shift = shift_of(from.spec.scheme, to.spec.scheme);
+        if let Some(outcome) = reweave((&source, parts), (&target, &mut *out), shift, convert, run)? {
             once::write(to, 1.0, out);
-            return Ok(Outcome::default());
+            return Ok(outcome);
         }
         // Some group is not one of the target's: which is the first one is found below.
     }

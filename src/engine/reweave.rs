@@ -8,7 +8,7 @@
 
 use super::cut::{self, Parts, PartsMut};
 use super::woven::{self, Scratch, Tiles, row_bytes, rows_of};
-use super::{Run, SERIAL};
+use super::{Outcome, Run, SERIAL};
 use crate::error::Result;
 use crate::formats::{self, Context, Format, Groups, Weave};
 use crate::kernels::nibbles::{Pack, Unpack};
@@ -73,7 +73,7 @@ impl<'a> Side<'a> {
     }
 }
 
-/// Convert tile by tile; `shift` is added to every code, `convert` turns scales and offsets into those of the target. `false`
+/// Convert tile by tile; `shift` is added to every code, `convert` turns scales and offsets into those of the target. `None`
 /// where it could not for some of them: then `out` holds nothing of use.
 pub(super) fn reweave(
     (from, parts): (&Side<'_>, &[&[u8]]),
@@ -81,7 +81,7 @@ pub(super) fn reweave(
     shift: i8,
     convert: impl Fn(&mut Groups) -> bool + Sync,
     run: &Run<'_>,
-) -> Result<bool> {
+) -> Result<Option<Outcome>> {
     let threads = if from.layout.elements() < SERIAL { 1 } else { run.threads };
     // The tiles know which of the two cannot be cut between any rows.
     let cut_by = if from.has(&[Extent::Transposed, Extent::GroupPairsTransposed]) { from } else { to };
@@ -111,7 +111,7 @@ pub(super) fn reweave(
         (place.tile, source, from_rows, target, cut::split_mut(&mut to_rest, share(to, place.tile.rows)))
     });
     let failed = AtomicBool::new(false);
-    pool::for_each(tasks, threads, run.interrupted, |(tile, source, from_rows, mut target, to_rows)| {
+    let pool_failed = pool::for_each(tasks, threads, run.interrupted, |(tile, source, from_rows, mut target, to_rows)| {
         if failed.load(Ordering::Relaxed) {
             return;
         }
@@ -149,7 +149,7 @@ pub(super) fn reweave(
             weave.weave(to_context, tile, &rows.views(), &mut target);
         }
     })?;
-    Ok(!failed.into_inner())
+    Ok((!failed.into_inner()).then_some(Outcome { replaced: 0, pool_failed }))
 }
 
 /// What becomes of stored nibbles.
