@@ -13,7 +13,7 @@ use super::reweave::{Side, reweave};
 use super::{Outcome, Run, cut, once};
 use crate::error::{Error, Result};
 use crate::formats::{self, Format, Groups};
-use crate::kernels::scales::{Hold, Storage, e4m3, e4m3_bits};
+use crate::kernels::scales::{FromMinimums, Hold, Storage, e4m3, e4m3_bits};
 use crate::layout::Layout;
 use crate::level::Level;
 use crate::simd::ieee::Ieee;
@@ -147,6 +147,7 @@ fn shift_between(from: &Spec, to: &Layout, all: &mut Groups, level: Level) -> st
     }
     if differ
         && either(|scheme| scheme == Scheme::Minimum)
+        && !all.scales.iter().fold(true, |all, &scale| all & has_exact_multiples(scale))
         && let Some((group, scale)) = all.scales.iter().enumerate().find(|(_, scale)| !has_exact_multiples(**scale))
     {
         return Err(format!("15 times the scale {scale} of group {group} is not a float32 number, so that values would round differently"));
@@ -196,10 +197,9 @@ fn shift_between(from: &Spec, to: &Layout, all: &mut Groups, level: Level) -> st
             };
             let (low, high) = if target == Scheme::Symmetric { (8, 8) } else { (low, high) };
             let pairs = || all.scales.iter().copied().zip(all.offsets.iter().copied());
-            let zero_points: Vec<f32> = pairs().map(|(scale, minimum)| if scale == 0.0 { any } else { -minimum / scale }).collect();
-            let lead_back =
-                pairs().zip(&zero_points).fold(true, |all, ((scale, minimum), zero_point)| all & (-zero_point * scale == minimum));
-            if !lead_back || !level.run(Hold { values: &zero_points, by: Storage::Integers(low, high) }) {
+            let mut zero_points = vec![0.0; all.scales.len()];
+            let back = FromMinimums { scales: &all.scales, minimums: &all.offsets, any, zero_points: &mut zero_points };
+            if !level.run(back) || !level.run(Hold { values: &zero_points, by: Storage::Integers(low, high) }) {
                 let is_exact = |scale: f32, minimum: f32, zero_point: f32| {
                     let is_stored = (f32::from(low)..=f32::from(high)).contains(&zero_point) && zero_point.fract() == 0.0;
                     is_stored && -zero_point * scale == minimum

@@ -137,8 +137,10 @@ pub(super) fn reweave(
                     groups.codes.resize(len, 0);
                 }
                 from.format.rows().unpack(from_context, &source[..from.rows.spec.parts.len()], &mut groups);
-                // None overflows: codes are a nibble's, and a check would keep this loop from being done many at a time.
-                groups.codes.iter_mut().for_each(|code| *code = code.wrapping_add(shift));
+                if shift != 0 {
+                    // None overflows: codes are a nibble's, and a check would keep this loop from being done many at a time.
+                    groups.codes.iter_mut().for_each(|code| *code = code.wrapping_add(shift));
+                }
                 if !convert(&mut groups) {
                     return failed.store(true, Ordering::Relaxed);
                 }

@@ -105,8 +105,12 @@ pub fn load<S: Simd>(simd: S, dtype: ScaleDtype, bytes: &[u8]) -> S::F32 {
         }
         ScaleDtype::F16 | ScaleDtype::Bf16 => {
             let mut lanes = [0; 16];
-            for (lane, bytes) in lanes.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *lane = u16::from_le_bytes(*bytes);
+            if let Some(all) = bytes.first_chunk::<32>() {
+                lanes = cast::<_, [u16; LANES]>(*all).map(u16::from_le);
+            } else {
+                for (lane, bytes) in lanes.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *lane = u16::from_le_bytes(*bytes);
+                }
             }
             if dtype == ScaleDtype::F16 { simd.load_f16(&lanes) } else { simd.as_f32(simd.shift_left(simd.load_u16(&lanes), 16)) }
         }
@@ -197,6 +201,28 @@ pub fn e4m3_bits(value: f32) -> u8 {
     (value.to_bits() >> 24) as u8 & 0x80 | byte as u8 & 0x7f
 }
 
+/// Up to 16 values, and zeros after them. Sixteen are copied at once; a copy of any length is a call.
+#[inline(always)]
+fn padded(values: &[f32]) -> [f32; LANES] {
+    if let Some(all) = values.first_chunk() {
+        return *all;
+    }
+    let mut lanes = [0.0; LANES];
+    lanes[..values.len()].copy_from_slice(values);
+    lanes
+}
+
+/// As many lanes as `values` holds, up to all.
+#[inline(always)]
+fn store_some<S: Simd>(simd: S, v: S::F32, values: &mut [f32]) {
+    if let Some(all) = values.first_chunk_mut() {
+        return simd.store(v, all);
+    }
+    let mut lanes = [0.0; LANES];
+    simd.store(v, &mut lanes);
+    values.copy_from_slice(&lanes[..values.len()]);
+}
+
 /// Values to memory, as many as both sides hold.
 pub struct Store<'a> {
     /// One value a group.
@@ -214,9 +240,7 @@ impl Kernel for Store<'_> {
     fn run<S: Simd>(self, simd: S) {
         let size = LANES * self.dtype.size();
         for (values, bytes) in self.values.chunks(LANES).zip(self.bytes.chunks_mut(size)) {
-            let mut lanes = [0.0; LANES];
-            lanes[..values.len()].copy_from_slice(values);
-            store(simd, simd.load(&lanes), self.dtype, 1, bytes);
+            store(simd, simd.load(&padded(values)), self.dtype, 1, bytes);
         }
     }
 }
@@ -238,10 +262,42 @@ impl Kernel for Load<'_> {
     fn run<S: Simd>(self, simd: S) {
         let size = LANES * self.dtype.size();
         for (values, bytes) in self.values.chunks_mut(LANES).zip(self.bytes.chunks(size)) {
-            let mut lanes = [0.0; LANES];
-            simd.store(load(simd, self.dtype, bytes), &mut lanes);
-            values.copy_from_slice(&lanes[..values.len()]);
+            store_some(simd, load(simd, self.dtype, bytes), values);
         }
+    }
+}
+
+/// The zero points that say the same as minimums: zero_point = -minimum / scale, where the scale is 0 any.
+pub struct FromMinimums<'a> {
+    /// One a group.
+    pub scales: &'a [f32],
+    /// One a group.
+    pub minimums: &'a [f32],
+    /// The zero point of a group with scale 0.
+    pub any: f32,
+    /// One a group, to be written.
+    pub zero_points: &'a mut [f32],
+}
+
+impl Kernel for FromMinimums<'_> {
+    /// Whether -zero_point * scale is the minimum again for all of them.
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> bool {
+        let (zero, any) = (simd.splat(0.0), simd.splat(self.any));
+        let mut differ = simd.splat_i32(0);
+        let groups = self.scales.chunks(LANES).zip(self.minimums.chunks(LANES));
+        for ((scales, minimums), zero_points) in groups.zip(self.zero_points.chunks_mut(LANES)) {
+            // Lanes without a group have scale and minimum 0, which agree.
+            let (scale, minimum) = (simd.load(&padded(scales)), simd.load(&padded(minimums)));
+            let quotient = simd.div(simd.sub(zero, minimum), scale);
+            let zero_point = simd.select(simd.equal(scale, zero), any, quotient);
+            let back = simd.equal(simd.mul(simd.sub(zero, zero_point), scale), minimum);
+            differ = simd.or(differ, simd.xor(back, simd.splat_i32(-1)));
+            store_some(simd, zero_point, zero_points);
+        }
+        !simd.any(differ)
     }
 }
 
