@@ -399,12 +399,18 @@ impl<'a> Sink<'a> {
         is_slice.then(|| unsafe { std::slice::from_raw_parts_mut(self.data.cast::<f32>().add(self.start), self.len) })
     }
 
-    /// Write the elements from `at` on.
+    /// Whether all elements follow each other in memory.
+    pub fn is_plain(&self) -> bool {
+        self.array.is_plain()
+    }
+
+    /// Write the elements from `at` on; `stream` lets halves go past the caches, and the caller then runs
+    /// [`Fence`](crate::kernels::stream::Fence) at the end.
     ///
     /// # Panics
     ///
     /// Where `x` has more than there are.
-    pub fn store(&mut self, level: Level, at: usize, x: &[f32]) {
+    pub fn store(&mut self, level: Level, at: usize, x: &[f32], stream: bool) {
         assert!(at.checked_add(x.len()).is_some_and(|end| end <= self.len), "a tile within the array");
         self.array.visit(self.start + at, x.len(), |offset, stride, range| {
             let (data, x) = (self.data.wrapping_offset(offset), &x[range]);
@@ -412,8 +418,8 @@ impl<'a> Sink<'a> {
             // SAFETY: `visit` stays within the shape, all of which `from_raw` promised to be writable and ours.
             unsafe {
                 match self.array.dtype {
-                    Dtype::F16 if plain => level.run(Narrow { x, half: Half::F16, halves: slice_mut(data, x.len()) }),
-                    Dtype::Bf16 if plain => level.run(Narrow { x, half: Half::Bf16, halves: slice_mut(data, x.len()) }),
+                    Dtype::F16 if plain => level.run(Narrow { x, half: Half::F16, halves: slice_mut(data, x.len()), stream }),
+                    Dtype::Bf16 if plain => level.run(Narrow { x, half: Half::Bf16, halves: slice_mut(data, x.len()), stream }),
                     Dtype::F16 => write(data, stride, x, |x| half::f16::from_f32(x).to_le_bytes()),
                     Dtype::Bf16 => write(data, stride, x, |x| half::bf16::from_f32(x).to_le_bytes()),
                     Dtype::F32 => write(data, stride, x, f32::to_le_bytes),

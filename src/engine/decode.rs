@@ -7,6 +7,7 @@ use super::{Outcome, Run, SERIAL, STREAM, once};
 use crate::element::Sink;
 use crate::error::{Error, Result};
 use crate::formats::{self, Context, Format, Groups, Rows, Weave};
+use crate::kernels::stream::Fence;
 use crate::layout::Layout;
 use crate::level::Level;
 use crate::pool;
@@ -25,7 +26,7 @@ use std::ops::Range;
 /// # Panics
 ///
 /// Where the shape of the array or the length of a part is not the layout's.
-pub fn dequantize(layout: &Layout, parts: &[&[u8]], mut sink: Sink<'_>, run: &Run<'_>) -> Result<Outcome> {
+pub fn dequantize(layout: &Layout, parts: &[&[u8]], sink: Sink<'_>, run: &Run<'_>) -> Result<Outcome> {
     let _ieee = Ieee::enter();
     assert_eq!(sink.shape(), layout.shape, "the shape of the layout");
     cut::check(layout, parts.iter().map(|part| part.len()));
@@ -34,7 +35,7 @@ pub fn dequantize(layout: &Layout, parts: &[&[u8]], mut sink: Sink<'_>, run: &Ru
         return Ok(Outcome::default());
     }
     let (run, global) = (Run { threads, ..*run }, once::global_of(layout, parts));
-    let large = run.reused && sink.len() * sink.item_size() > STREAM && sink.as_slice().is_some();
+    let large = run.reused && sink.len() * sink.item_size() > STREAM && sink.is_plain();
     let pool_failed = match formats::of(layout.spec) {
         Format::Rows(format) => decode(layout, format, global, parts, sink, large, &run)?,
         Format::Woven(weave) => {
@@ -63,7 +64,7 @@ fn decode(
     let grid = Grid::new(layout, run.threads);
     let mut rest = cut::borrow(parts);
     // Each span waits for memory once, so short rows that are spans of their own are not streamed.
-    let stream = large && grid.columns >= cut::STREAMED_SPAN;
+    let stream = large && (grid.columns >= cut::STREAMED_SPAN || sink.as_slice().is_none());
     let scales = grid.long.then(|| long_scales(layout, &grid, format, run.level, &mut rest));
     let job = Job { layout, format, grid, level: run.level, global, stream, scales };
     let tasks = job.grid.tasks().map(|(start, len)| {
@@ -103,11 +104,12 @@ impl Job<'_> {
     fn decode_task(&self, mut task: Task<Parts<'_>>, mut sink: Sink<'_>) {
         let mut groups = Groups::default();
         let mut scratch = Vec::new();
-        let span = if self.stream { cut::STREAMED_SPAN } else { cut::SPAN };
+        let whole = sink.as_slice().is_some();
+        let span = if self.stream && whole { cut::STREAMED_SPAN } else { cut::SPAN };
         let spans = self.grid.segments(task.start, task.len).flat_map(|(start, len)| self.grid.spans(start, len, span));
         let mut next = |(start, len): (usize, usize), x: &mut [f32]| {
             let parts = cut::split(&mut task.parts, self.grid.bytes(self.layout, len));
-            self.decode_span(start, &parts, &mut groups, x);
+            self.decode_span(start, &parts, &mut groups, x, self.stream && whole);
         };
         match sink.as_slice() {
             Some(slice) => {
@@ -119,16 +121,19 @@ impl Job<'_> {
                 for (start, len) in spans {
                     scratch.resize(len, 0.0);
                     next((start, len), &mut scratch);
-                    sink.store(self.level, start - task.start, &scratch);
+                    sink.store(self.level, start - task.start, &scratch, self.stream);
+                }
+                if self.stream {
+                    self.level.run(Fence);
                 }
             }
         }
     }
 
-    fn decode_span(&self, start: usize, parts: &Parts<'_>, groups: &mut Groups, x: &mut [f32]) {
+    fn decode_span(&self, start: usize, parts: &Parts<'_>, groups: &mut Groups, x: &mut [f32], stream: bool) {
         let parts = &parts[..self.layout.spec.parts.len()];
-        let Job { level, grid, layout, global, stream, .. } = self;
-        let context = Context { level: *level, group: grid.group, scale_dtype: layout.scale_dtype, global: *global, stream: *stream };
+        let Job { level, grid, layout, global, .. } = self;
+        let context = Context { level: *level, group: grid.group, scale_dtype: layout.scale_dtype, global: *global, stream };
         let Some(scales) = &self.scales else {
             return self.format.decode(context, parts, groups, x);
         };
@@ -190,7 +195,8 @@ impl Woven<'_> {
         let (mut groups, mut scratch) = (Groups::default(), Vec::new());
         for mut sink in sinks {
             let len = sink.len();
-            let stream = self.stream && len >= cut::STREAMED_SPAN;
+            let whole = sink.as_slice().is_some();
+            let stream = self.stream && whole && len >= cut::STREAMED_SPAN;
             let context = Context { stream, ..context };
             let spans = tiles.spans(len, if stream { cut::STREAMED_SPAN } else { cut::SPAN });
             let mut next = |span: &Range<usize>, x: &mut [f32]| {
@@ -204,7 +210,10 @@ impl Woven<'_> {
                     for span in spans {
                         scratch.resize(span.len(), 0.0);
                         next(&span, &mut scratch);
-                        sink.store(context.level, span.start, &scratch);
+                        sink.store(context.level, span.start, &scratch, self.stream);
+                    }
+                    if self.stream {
+                        context.level.run(Fence);
                     }
                 }
             }
@@ -230,7 +239,7 @@ impl Woven<'_> {
                     *to = row.offsets[group];
                 }
                 format.dequantize(context_of_one, &single, &mut x);
-                sink.store(context.level, start, &x);
+                sink.store(context.level, start, &x, false);
             }
         }
     }

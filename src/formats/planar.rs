@@ -9,7 +9,7 @@
 
 use super::{Context, Faults, Groups, Need, Range, Rows};
 use crate::kernels::decode::{Shelf, Tables, Values};
-use crate::kernels::encode::{Fit, Pieces, Place, Rule, TILE, Tiles};
+use crate::kernels::encode::{Fit, LINE, Lines, Pieces, Place, Rule, TILE, Tiles};
 use crate::kernels::nibbles::{Pack, UNSIGNED, Unpack};
 use crate::kernels::scales::{self, Load, Store};
 use crate::simd::{LANES, Simd};
@@ -187,15 +187,23 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
     }
 
     fn encode(&self, context: Context, x: &[f32], groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
-        let mut faults = Faults::default();
-        let mut rest = 0;
-        if Self::is_fused(context.group) && x.len() >= TILE {
+        let (rule, dtype, group) = (R::of(context.global), context.scale_dtype, context.group);
+        let has_nibbles = self.offsets() == Offsets::Nibbles;
+        let whole = if group <= TILE {
             // Where a tile is one group, two tiles share a byte of zero points.
-            let whole = if self.offsets() == Offsets::Nibbles && context.group == TILE { 2 * TILE } else { TILE };
-            rest = x.len() / whole * whole;
-            let (rule, place, x) = (R::of(context.global), Columns::<R, HIGH_FIRST>::new(context, self.offsets(), parts), &x[..rest]);
-            let dtype = context.scale_dtype;
-            faults |= match context.group / LANES {
+            if has_nibbles && group == TILE { 2 * TILE } else { TILE }
+        } else if has_nibbles {
+            2 * group
+        } else {
+            group
+        };
+        let is_fused = if group <= TILE { Self::is_fused(group) } else { group.is_multiple_of(LINE) };
+        let rest = if is_fused { x.len() / whole * whole } else { 0 };
+        let mut faults = Faults::default();
+        if rest > 0 {
+            let (place, x) = (Columns::<R, HIGH_FIRST>::new(context, self.offsets(), parts), &x[..rest]);
+            faults |= match group / LANES {
+                _ if group > TILE => context.level.run(Lines { rule, place, x, group, dtype }),
                 1 => context.level.run(Tiles::<_, _, 1> { rule, place, x, run: 1, dtype }),
                 vectors => context.level.run(Tiles::<_, _, 2> { rule, place, x, run: vectors / 2, dtype }),
             };

@@ -154,7 +154,7 @@ pub const TILE: usize = 512;
 
 /// Bytes that are asked for ahead of the element that is coded: what one core has on its way from memory (bandwidth times latency,
 /// some 7 KiB), and a tile. `benches/record/notes.md` has the figures.
-const AHEAD: usize = 10 * 1024;
+pub(super) const AHEAD: usize = 10 * 1024;
 
 /// Encode whole tiles of groups of `16 * VECTORS * run` elements; `x` is a multiple of [`TILE`] long.
 ///
@@ -212,10 +212,56 @@ impl<R: Rule, P: Place, const VECTORS: usize> Kernel for Tiles<'_, R, P, VECTORS
                 for (k, (codes, x)) in (0..8).zip(codes.iter_mut().zip(vectors)) {
                     let lane = (8 * line + k) / VECTORS;
                     let (factor, offset) = (simd.splat(factors[lane]), simd.splat(offsets[lane]));
-                    simd.prefetch(x, AHEAD);
+                    simd.prefetch(x.as_ptr().cast(), AHEAD);
                     *codes = self.rule.codes(simd, simd.load(x), factor, offset);
                 }
                 self.place.codes(simd, 2 * VECTORS * index + line, &codes);
+            }
+        }
+        worst.faults(simd, R::BEYOND)
+    }
+}
+
+/// Elements of a line of codes: 64 bytes.
+pub const LINE: usize = 128;
+
+/// Encode groups that are larger than a tile: `group` is a multiple of [`LINE`], and `x` of `group`.
+pub struct Lines<'a, R, P> {
+    /// The numerics.
+    pub rule: R,
+    /// Where codes and scales go; a group is a tile to it.
+    pub place: P,
+    /// The elements.
+    pub x: &'a [f32],
+    /// Elements of a group.
+    pub group: usize,
+    /// The dtype of the scales.
+    pub dtype: ScaleDtype,
+}
+
+impl<R: Rule, P: Place> Kernel for Lines<'_, R, P> {
+    type Output = Faults;
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) -> Faults {
+        let mut worst = Worst::new(simd);
+        let lines = self.group / LINE;
+        for (index, x) in self.x.chunks_exact(self.group).enumerate() {
+            let (range, keys) = range_of(simd, R::NEED, x);
+            worst.element = simd.max_i32(worst.element, keys);
+            let fit = self.rule.fit(simd, Ranges::splat(simd, range), self.dtype);
+            worst.take(simd, round_to(simd, fit.scale, self.dtype));
+            if R::MINIMUM {
+                worst.take(simd, round_to(simd, fit.offset, self.dtype));
+            }
+            self.place.fit(simd, index, &fit, LANES);
+            for (line, x) in (0..lines).zip(x.as_chunks::<LINE>().0) {
+                let mut codes = [simd.splat_i32(0); LINE / LANES];
+                for (codes, x) in codes.iter_mut().zip(x.as_chunks::<LANES>().0) {
+                    simd.prefetch(x.as_ptr().cast(), AHEAD);
+                    *codes = self.rule.codes(simd, simd.load(x), fit.factor, fit.offset);
+                }
+                self.place.codes(simd, lines * index + line, &codes);
             }
         }
         worst.faults(simd, R::BEYOND)
