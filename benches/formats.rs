@@ -10,9 +10,12 @@
 
 mod harness;
 mod limit;
+#[path = "harness/loops.rs"]
+mod loops;
 
 use harness::{LOSES, Options, median, time};
-use limit::{Line, Memory, Store, Traffic};
+use limit::{Memory, Traffic};
+use loops::Loops;
 use quantize::element::{Sink, Source};
 use quantize::engine::{self, NonFinite, Run};
 use quantize::formats::FORMATS;
@@ -57,7 +60,7 @@ fn main() {
 
     let mut arrays = Arrays { x: harness::memory(bytes), decoded: harness::memory(bytes), eighth: harness::memory(bytes / 8) };
     harness::fill_with_weights(bytemuck::cast_slice_mut(&mut arrays.x));
-    let threads = threads();
+    let threads = loops::threads();
     let (mut rows, mut all) = (Vec::new(), Vec::<Value>::new());
     for layout in layouts(bytes / 4 / COLUMNS).iter().filter(|layout| name(layout).contains(&options.filter)) {
         let mut lower: Option<(&str, [f64; 2])> = None;
@@ -104,59 +107,28 @@ fn name(layout: &Layout) -> String {
     format!("{}{choice} {}", layout.spec.name, layout.group_elements())
 }
 
-/// One and all, or only one where there are no more.
-fn threads() -> Vec<usize> {
-    let mut threads = vec![1, quantize::threads::count(None)];
-    threads.dedup();
-    threads
-}
-
 fn measure(arrays: &mut Arrays, layout: &Layout, level: Level, threads: &[usize], repeats: usize) -> Figures {
     let mut parts: Vec<Memory> = (0..layout.spec.parts.len()).map(|part| harness::memory(layout.part_bytes(part))).collect();
-    let mut loops = [Samples::new(2 * threads.len()), Samples::new(2 * threads.len())];
-    let mut calls = [Samples::new(threads.len()), Samples::new(threads.len())];
+    let mut loops = [ENCODING, DECODING].map(Loops::new);
+    let mut calls = [(); 2].map(|()| vec![Vec::new(); threads.len()]);
     for _ in 0..repeats {
-        run_loops(ENCODING, threads, &arrays.x, &mut arrays.eighth, &mut loops[0]);
-        for (samples, &threads) in calls[0].0.iter_mut().zip(threads) {
+        loops[0].sample(&arrays.x, &mut arrays.eighth);
+        for (samples, &threads) in calls[0].iter_mut().zip(threads) {
             let mut parts: Vec<&mut [u8]> =
                 parts.iter_mut().enumerate().map(|(i, part)| &mut bytemuck::cast_slice_mut(part)[..layout.part_bytes(i)]).collect();
             let source = Source::from_slice(bytemuck::cast_slice(&arrays.x), &layout.shape);
             let run = Run { threads, ..Run::serial(level) };
             samples.push(time(|| engine::quantize(&source, layout, NonFinite::Raise, &mut parts, &run).expect("finite elements")));
         }
-        run_loops(DECODING, threads, &arrays.eighth, &mut arrays.decoded, &mut loops[1]);
-        for (samples, &threads) in calls[1].0.iter_mut().zip(threads) {
+        loops[1].sample(&arrays.eighth, &mut arrays.decoded);
+        for (samples, &threads) in calls[1].iter_mut().zip(threads) {
             let parts: Vec<&[u8]> = parts.iter().enumerate().map(|(i, part)| &bytemuck::cast_slice(part)[..layout.part_bytes(i)]).collect();
             let sink = Sink::from_slice(bytemuck::cast_slice_mut(&mut arrays.decoded), &layout.shape);
             let run = Run { threads, ..Run::serial(level) };
             samples.push(time(|| engine::dequantize(layout, &parts, sink, &run).expect("nobody interrupts")));
         }
     }
-    Figures {
-        limits: loops.map(|loops| loops.medians().into_iter().fold(f64::INFINITY, f64::min)),
-        seconds: calls.map(|calls| calls.medians()),
-    }
-}
-
-/// Seconds of several things that are timed in turn.
-struct Samples(Vec<Vec<f64>>);
-
-impl Samples {
-    fn new(things: usize) -> Self {
-        Samples(vec![Vec::new(); things])
-    }
-
-    fn medians(&self) -> Vec<f64> {
-        self.0.iter().map(|samples| median(samples)).collect()
-    }
-}
-
-/// One sample of every kind of store and count of threads.
-fn run_loops(traffic: Traffic, threads: &[usize], from: &[Line], to: &mut [Line], samples: &mut Samples) {
-    let kinds = threads.iter().flat_map(|&threads| [(threads, Store::Normal), (threads, Store::Streamed)]);
-    for (samples, (threads, store)) in samples.0.iter_mut().zip(kinds) {
-        samples.push(time(|| limit::run(traffic, store, threads, from, to)));
-    }
+    Figures { limits: loops.map(|loops| loops.limit()), seconds: calls.map(|calls| calls.iter().map(|samples| median(samples)).collect()) }
 }
 
 /// In what a level loses to the one below it.

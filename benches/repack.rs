@@ -11,9 +11,12 @@
 
 mod harness;
 mod limit;
+#[path = "harness/loops.rs"]
+mod loops;
 
 use harness::{LOSES, Options, median, time};
-use limit::{Memory, Store, Traffic};
+use limit::{Memory, Traffic};
+use loops::Loops;
 use quantize::element::Source;
 use quantize::engine::{self, NonFinite, Run};
 use quantize::error::Error;
@@ -136,20 +139,15 @@ fn all_threads(level: Level) -> Run<'static> {
 fn measure(name: &str, from: &Stored, to: &mut Stored, options: &Options, table: &mut Vec<Vec<String>>, all: &mut Vec<Value>) {
     let bytes = from.bytes().max(to.bytes());
     let (source, mut target) = (harness::memory(bytes), harness::memory(bytes));
-    let mut threads = vec![1, quantize::threads::count(None)];
-    threads.dedup();
-    let kinds: Vec<_> = threads.iter().flat_map(|&threads| [(threads, Store::Normal), (threads, Store::Streamed)]).collect();
     let levels = options.levels();
-    let (mut copies, mut calls) = (vec![Vec::new(); kinds.len()], vec![Vec::new(); levels.len()]);
+    let (mut copies, mut calls) = (Loops::new(COPY), vec![Vec::new(); levels.len()]);
     for _ in 0..options.repeats {
-        for (samples, &(threads, store)) in copies.iter_mut().zip(&kinds) {
-            samples.push(time(|| limit::run(COPY, store, threads, &source, &mut target)));
-        }
+        copies.sample(&source, &mut target);
         for (samples, &level) in calls.iter_mut().zip(&levels) {
             samples.push(time(|| repack(from, to, &all_threads(level))));
         }
     }
-    let copy = copies.iter().map(|samples| median(samples)).fold(f64::INFINITY, f64::min);
+    let copy = copies.limit();
     let group = from.layout.group_elements();
     let mut lower: Option<(&str, f64)> = None;
     for (samples, level) in calls.iter().zip(levels) {
