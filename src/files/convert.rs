@@ -113,8 +113,8 @@ impl Plan {
     /// tensor and for a part that would take the name of another tensor.
     pub fn new(file: &Checkpoint, target: Target, selection: &Selection) -> Result<Plan> {
         if let Target::Format(spec, options) = target {
-            // An option that the format does not take is a fault whatever the file holds.
-            Layout::new(spec, &[0], options)?;
+            // An option that the format does not take is a fault whatever the file holds. Every format takes a matrix of nothing.
+            Layout::new(spec, &[0, 0], options)?;
         }
         selection.check(file)?;
 

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use super::{checkpoint, convert, float_tensor, listing, load, run_plan, stored_as, target, tensor, write_file};
+use super::{checkpoint, convert, float_tensor, listing, load, run_plan, stored_as, target, tensor, weights, write_file};
 use quantize::element::{Dtype, Source};
 use quantize::engine;
 use quantize::engine::{NonFinite, Run, Sums};
 use quantize::error::Error;
 use quantize::files::StoredDtype;
 use quantize::files::convert::{Action, Failure, Plan, Selection, Step, Target};
-use quantize::formats;
+use quantize::formats::{self, FORMATS};
 use quantize::layout::{Layout, Options};
 use quantize::level::Level;
 use quantize::spec::{GroupSize, ScaleDtype};
@@ -100,6 +100,26 @@ fn a_converted_file_holds_the_parts_and_gives_every_tensor_back() {
             let decoded = engine::dequantize_owned(&quantized).unwrap();
             assert_eq!(load(&restored, &original.name), [stored_as(original.dtype, &decoded)], "{format} {}", original.name);
         }
+    }
+}
+
+#[test]
+fn every_format_and_variant_goes_into_a_file_and_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, small, back] = ["in", "small", "back"].map(|name| folder.path().join(name));
+    let (shape, x) = ([16, 256], weights(16 * 256));
+    write_file(&path, &[float_tensor("w", StoredDtype::F32, &shape)], &[]);
+    for format in FORMATS {
+        convert(&path, &small, Target::Format(format.spec(), Options::default()));
+        let file = checkpoint(&small);
+        let layout = file.entries()[0].layout().unwrap().clone();
+        // An option of the encoder alone does not show in the file.
+        assert_eq!((layout.spec.name, layout.spec.parts.len()), (format.spec().name, format.spec().parts.len()));
+        let quantized = engine::quantize_owned(&Source::from_slice(&x, &shape), Layout { spec: format.spec(), ..layout }).unwrap();
+        assert_eq!(load(&file, "w"), quantized.parts, "{:?}", quantized.layout);
+        convert(&small, &back, Target::Floats);
+        let decoded = engine::dequantize_owned(&quantized).unwrap();
+        assert_eq!(load(&checkpoint(&back), "w"), [stored_as(StoredDtype::F32, &decoded)], "{:?}", quantized.layout);
     }
 }
 
