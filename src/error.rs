@@ -79,7 +79,7 @@ pub enum Error {
         /// The fact that differs.
         reason: String,
     },
-    /// A file that breaks the rules of its container (`CorruptFileError`, a `ValueError`).
+    /// A file that breaks the rules of its container, or a tensor in it those of its format (`CorruptFileError`, a `ValueError`).
     Corrupt {
         /// The container: `safetensors`, `npy`.
         container: &'static str,

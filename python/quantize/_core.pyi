@@ -22,7 +22,7 @@ class LossyConversionError(ValueError):
     """The target format cannot hold the same values; ``requantize=True`` goes through floats."""
 
 class CorruptFileError(ValueError):
-    """A file breaks the rules of its container. Nothing was read from it."""
+    """A file breaks the rules of its container, or a tensor in it those of its format. Nothing was read from that."""
 
 class PolicyError(ValueError):
     """A tensor of a file cannot be converted under the policy that was chosen. No file was written."""

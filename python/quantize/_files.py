@@ -91,7 +91,7 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
         return tuple(info for _, info, _ in self._tensors.values())
 
     def __getitem__(self, name: str) -> QuantizedArray | NDArray[Any]:
-        """Read a tensor."""
+        """Read a tensor. CorruptFileError where a part contradicts the others, in the words of :func:`from_parts`."""
         index, _, tensor = self._tensors[name]
         arrays = [_array(data, dtype, shape) for data, dtype, shape in self._open_file().read(index)]
         if tensor is None:

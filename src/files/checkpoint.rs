@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 
 use super::{Container, StoredDtype, Tensor, buffer, shown};
+use crate::engine;
 use crate::error::{Error, Index, Result};
 use crate::formats;
 use crate::layout::{Layout, Options};
@@ -128,15 +129,20 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// Those of [`Container::read`] and of `advance`.
+    /// Those of [`Container::read`] and of `advance`, and [`Error::Corrupt`] where a part contradicts the layout.
     pub fn read(&self, entry: &Entry, outs: &mut [&mut [u8]], advance: Advance) -> Result<()> {
-        for ((index, _), out) in self.stored(entry).zip(outs) {
+        for ((index, _), out) in self.stored(entry).zip(outs.iter_mut()) {
             for (block, out) in out.chunks_mut(BLOCK).enumerate() {
                 self.container.read(index, (block * BLOCK) as u64, out)?;
                 advance(out.len() as u64)?;
             }
         }
-        Ok(())
+        let Some(layout) = entry.layout() else { return Ok(()) };
+        let parts: Vec<&[u8]> = outs.iter().map(|out| &**out).collect();
+        engine::check_once(layout, &parts).map_err(|error| Error::Corrupt {
+            container: self.container.container(),
+            reason: format!("tensor {}: {error}", shown(&entry.name)),
+        })
     }
 
     /// As [`Self::read`], into buffers of its own.

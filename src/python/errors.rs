@@ -21,7 +21,12 @@ create_exception!(
     PyValueError,
     "The target format cannot hold the same values; ``requantize=True`` goes through floats."
 );
-create_exception!(quantize, CorruptFileError, PyValueError, "A file breaks the rules of its container. Nothing was read from it.");
+create_exception!(
+    quantize,
+    CorruptFileError,
+    PyValueError,
+    "A file breaks the rules of its container, or a tensor in it those of its format. Nothing was read from that."
+);
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> PyErr {

@@ -268,6 +268,26 @@ def test_a_damaged_file_is_never_accepted_where_the_reference_refuses(position, 
         assert found == {name: (shape, data) for name, (_, shape, data) in expected.items()}
 
 
+@pytest.mark.parametrize(("name", "part", "value"), [("gptq", "g_idx", -1), ("compressed-tensors", "weight_shape", 7)])
+def test_parts_are_checked_as_from_parts_does(name, part, value, tmp_path):
+    x, path = sample((8, 64)), tmp_path / "small"
+    qz.convert(write(tmp_path / "in", {"w": x}), path, format=name, group_size=32)
+    with safetensors.safe_open(path, "numpy") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118 - no mapping
+    tensors[f"w.{part}"].flat[0] = value
+    safetensors.numpy.save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match=part) as expected:
+        qz.from_parts(name, {key.removeprefix("w."): array for key, array in tensors.items()}, shape=x.shape, group_size=32)
+    with pytest.raises(qz.CorruptFileError) as raised:
+        qz.open(path)["w"]
+    assert str(raised.value) == f"{path}: safetensors: tensor 'w': {expected.value}"
+    with pytest.raises(qz.CorruptFileError, match=part):
+        qz.convert(path, tmp_path / "back", dequantize=True)
+    assert not (tmp_path / "back").exists()
+    with pytest.raises(qz.CorruptFileError, match=part):
+        qz.compare_files(tmp_path / "in", path)
+
+
 def test_npy_in_every_order(tmp_path):
     array = sample((3, 5, 64))
     expected = qz.quantize(array)

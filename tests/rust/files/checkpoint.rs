@@ -3,11 +3,12 @@
 use std::fs;
 
 use super::npy::npy;
-use super::{checkpoint, convert, load, refusal, stored_as, target, tensor, weights, write_file};
+use super::{checkpoint, convert, float_tensor, load, refusal, stored_as, target, tensor, weights, write_file};
 use quantize::element::Source;
 use quantize::engine;
 use quantize::files::checkpoint::Checkpoint;
 use quantize::files::{StoredDtype, Tensor};
+use quantize::spec::GroupSize;
 
 #[test]
 fn an_npy_file_is_a_checkpoint_of_one_tensor() {
@@ -67,4 +68,31 @@ fn a_scheme_that_disagrees_with_the_file_is_refused() {
     assert!(refusal(opened(&scheme(facts), &parts()[..1])).contains("tensor 'w.scales' is missing"));
     let twice = [parts(), vec![(tensor("w", StoredDtype::U8, &[1]), vec![0])]].concat();
     assert!(refusal(opened(&scheme(facts), &twice)).contains("'w' is stored both plainly and quantized"));
+}
+
+#[test]
+fn a_part_that_contradicts_the_layout_is_refused_when_it_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, small] = ["in", "small"].map(|name| folder.path().join(name));
+    write_file(&path, &[float_tensor("w", StoredDtype::F32, &[8, 64])], &[]);
+    for (format, part, start, expected) in [
+        ("gptq", "w.g_idx", (-1i32).to_le_bytes().to_vec(), "parts['g_idx'] is -1 at 0; expected groups 0 to 1"),
+        (
+            "compressed-tensors",
+            "w.weight_shape",
+            7i64.to_le_bytes().to_vec(),
+            "parts['weight_shape'] is [7, 64]; the array has shape (8, 64)",
+        ),
+    ] {
+        convert(&path, &small, target(format, Some(GroupSize::Elements(32))));
+        let file = checkpoint(&small);
+        let tensors = file.stored(&file.entries()[0]).map(|(_, tensor)| tensor.clone());
+        let mut tensors: Vec<_> = tensors.zip(load(&file, "w")).collect();
+        let (_, broken) = tensors.iter_mut().find(|(tensor, _)| tensor.name == part).unwrap();
+        broken[..start.len()].copy_from_slice(&start);
+        write_file(&small, &tensors, &[("quantize", &file.container().metadata()["quantize"])]);
+        let file = checkpoint(&small);
+        let message = refusal(file.load(&file.entries()[0], &mut |_| Ok(())));
+        assert_eq!(message, format!("safetensors: tensor 'w': {expected}"));
+    }
 }
