@@ -106,7 +106,7 @@ def check(
         findings.append(Finding("parts", str(error), True))
         array = None
     assert info is not None  # from_parts knows the name
-    arrays = {name: np.asarray(part) for name, part in parts.items()}
+    arrays = {name: _native(np.asarray(part)) for name, part in parts.items()}
     if array is not None:
         arrays |= array.parts  # 8-bit floats as bytes
     else:
@@ -125,6 +125,11 @@ def check(
         for detect in DETECTORS.get(info.name, ()):
             findings += detect(stored)
     return findings
+
+
+def _native(array: NDArray[Any]) -> NDArray[Any]:
+    """The same values in this machine's byte order, copied only if they are in the other."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _fitted(

@@ -28,6 +28,11 @@ def found(name, parts, **options):
     return [(finding.kind, finding.certain) for finding in qz.check(name, parts, **options)]
 
 
+def swapped(parts):
+    """The same values in the other byte order."""
+    return {part: array.astype(array.dtype.newbyteorder()) for part, array in parts.items()}
+
+
 def nibbles(words):
     """The eight nibbles of every word, the lowest first."""
     digits = [f"{int(word) & 0xFFFFFFFF:08x}"[::-1] for word in words.flat]
@@ -110,6 +115,19 @@ def test_any_bytes_are_looked_at(name, options, seed):
         octets = random.integers(0, 256, array.nbytes, np.uint8)
         parts[part] = octets.view(array.dtype).reshape(array.shape)
     assert all(isinstance(finding, qz.Finding) for finding in qz.check(name, parts, shape=X.shape, **options))
+
+
+@pytest.mark.parametrize(("name", "options"), [*VARIANTS, ("int4", {"scale_dtype": "bfloat16"})])
+def test_values_count_and_not_their_byte_order(name, options):
+    """Whether the parts fit, do not because of any ``g_idx`` or lengths, or not at all."""
+    random = np.random.default_rng(0)
+    right = stored(name, **options)
+    anything = {
+        part: random.integers(0, 256, array.nbytes, np.uint8).view(array.dtype).reshape(array.shape) for part, array in right.items()
+    }
+    said = {key: option for key, option in options.items() if key != "scale_dtype"}
+    for parts in (right, anything, {**anything, "more": X}):
+        assert qz.check(name, swapped(parts), shape=X.shape, **said) == qz.check(name, parts, shape=X.shape, **said)
 
 
 # parts, layout
@@ -385,6 +403,13 @@ def test_awq_order_in_gptq(name):
     parts = stored(name, sample((256, 1024)), symmetric=False)
     parts["qzeros"] = words(nibbles(parts["qzeros"])[..., AWQ])
     assert found(name, parts) == [("nibble_order", False)]
+
+
+def test_words_in_the_other_byte_order_beside_a_g_idx_that_does_not_fit():
+    parts = stored("gptq", sample((256, 1024)), symmetric=False)
+    parts["qzeros"] = words(nibbles(parts["qzeros"])[..., AWQ])
+    parts["g_idx"] = parts["g_idx"].astype(np.int64)
+    assert found("gptq", parts) == found("gptq", swapped(parts)) == [("parts", True), ("nibble_order", False)]
 
 
 # padding: (format, part, where the pad is, shape of the tensor, certain)
