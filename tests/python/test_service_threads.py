@@ -169,29 +169,43 @@ def test_a_racing_writer_gives_wrong_numbers_only():
 NO_THREADS = """
 import os, resource, warnings, numpy as np, quantize as qz
 x = np.random.default_rng(0).standard_normal((64, 1 << 16)).astype(np.float32)
-expected = qz.quantize(x, threads=1)
+{before}
 resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 if os.getuid() == 0:
     os.setuid(65534)  # the limit does not bind root
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     for _ in range(3):
-        q = qz.quantize(x, threads=4)
-        assert q.identical(expected)
-        assert (q.dequantize(threads=4) == expected.dequantize(threads=1)).all()
-print(*[f"{warning.category.__name__}: {warning.message}" for warning in caught], sep="\\n")
+        {work}
+print(*[f"{{warning.category.__name__}}: {{warning.message}}" for warning in caught], sep="\\n")
 """
+NO_MORE = "QuantizeWarning: the system gives no more threads; working on the calling thread, slower, with the same results\n"
+
+
+def warned(before, *work):
+    """The warnings where ``work`` is done three times and the system gives no threads after ``before``."""
+    return python(NO_THREADS.format(before=before, work="\n        ".join(work)))
+
+
+BOTH_WAYS = (
+    "q = qz.quantize(x, threads=4)",
+    "assert q.identical(expected)",
+    "assert (q.dequantize(threads=4) == expected.dequantize(threads=1)).all()",
+)
 
 
 def test_where_threads_cannot_be_started_the_caller_does_the_work():
-    assert python(NO_THREADS) == (
-        "QuantizeWarning: the system gives no more threads; working on the calling thread, slower, with the same results\n"
-    )
+    assert warned("expected = qz.quantize(x, threads=1)", *BOTH_WAYS) == NO_MORE
 
 
 def test_a_pool_that_cannot_grow_is_used_as_it_is():
-    code = NO_THREADS.replace("expected = ", "qz.quantize(x, threads=2); expected = ")
-    assert python(code).count("QuantizeWarning") == 1
+    assert warned("qz.quantize(x, threads=2); expected = qz.quantize(x, threads=1)", *BOTH_WAYS) == NO_MORE
+
+
+@pytest.mark.parametrize("group_size", [32, "tensor"], ids=["by tiles", "whole"])
+def test_a_conversion_that_cannot_start_threads_says_so(group_size):
+    before = f"q = qz.quantize(x, group_size={group_size!r}, threads=1); expected = q.to('uint4', threads=1)"
+    assert warned(before, "assert q.to('uint4', threads=4).identical(expected)") == NO_MORE
 
 
 @pytest.mark.parametrize("in_pool", [False, True])
