@@ -64,14 +64,14 @@ impl<'a> Tiles<'a> {
     pub(super) fn of_rows(layout: &'a Layout, rows: Layout, threads: usize, whole_rows: bool) -> Self {
         let (n, k) = (rows.rows(), rows.columns());
         let group = rows.group_elements();
-        // Where bytes hold codes of two rows, an odd number of rows has no tiles.
+        // Where bytes hold codes of two rows, an odd number of rows is not cut, and only two columns together are whole bytes.
         let has = |extent: Extent| layout.spec.parts.iter().any(|part| part.extent == extent);
-        if n % 2 == 1 && (has(Extent::Transposed) || has(Extent::GroupPairsTransposed)) {
-            return Tiles { layout, rows, row_lengths: vec![n], column_lengths: vec![k] };
-        }
+        let odd = n % 2 == 1 && (has(Extent::Transposed) || has(Extent::GroupPairsTransposed));
         let share = (n / (4 * threads)).max(LEAST_ROWS);
         let height = (TILE / k.max(1)).clamp(LEAST_ROWS, MOST_ROWS).min(share).next_multiple_of(8).min(n.max(1));
-        let unit = group / gcd(group, 8) * 8;
+        let height = if odd { n } else { height };
+        let groups = if odd { 2 * group } else { group };
+        let unit = groups / gcd(groups, 8) * 8;
         let width = if n > height { TILE / height } else { (TILE / height).min(k / (4 * threads)) };
         let width = if whole_rows || n > height && k <= 2 * width { k } else { (width / unit).max(1) * unit };
         Tiles { layout, rows, row_lengths: lengths(n, height), column_lengths: lengths(k, width) }
@@ -168,9 +168,13 @@ impl<'a> Tiles<'a> {
         let group = self.rows.group_elements();
         let size = layout.part_item_size(index);
         let each = |lengths: &[usize], of: &dyn Fn(usize) -> usize| lengths.iter().map(|&length| of(length)).collect::<Vec<_>>();
-        let odd_pairs = rows[..] == [self.rows.rows()] && self.rows.rows() % 2 == 1;
+        let n = self.rows.rows();
         let (down, across, walk) = match layout.spec.parts[index].extent {
-            Extent::Transposed | Extent::GroupPairsTransposed if odd_pairs => (vec![1], vec![layout.part_bytes(index)], Walk::RowMajor),
+            // The rows of the turned matrix do not begin at whole bytes, but its tiles do.
+            Extent::Transposed if n % 2 == 1 => (vec![1], each(columns, &|k| (k * n).div_ceil(2)), Walk::RowMajor),
+            Extent::GroupPairsTransposed if n % 2 == 1 => {
+                (vec![1], each(columns, &|k| (k.div_ceil(group) * n).div_ceil(2)), Walk::RowMajor)
+            }
             Extent::WordsAlongColumns => (each(columns, &|k| k / 8), each(rows, &|n| 4 * n), Walk::RowMajor),
             Extent::WordsAcrossRows | Extent::Transposed | Extent::HalfRows => (columns.clone(), each(rows, &|n| n / 2), Walk::RowMajor),
             Extent::GroupsTransposed => (each(columns, &|k| k.div_ceil(group)), each(rows, &|n| n * size), Walk::RowMajor),

@@ -103,33 +103,59 @@ impl<R: Rule, const ZERO: u8> Weave for Transposed<R, ZERO> {
 }
 
 impl<R: Rule, const ZERO: u8> Transposed<R, ZERO> {
-    /// Rows of `columns` nibbles to `columns` rows.
+    /// Rows of `columns` nibbles to `columns` rows; of an odd number of rows to a run of them without padding.
     fn turn(&self, context: Context, from: Block<'_>, columns: usize, mut to: BlockMut<'_>) {
-        if to.rows() == columns && from.rows().is_multiple_of(2) {
+        let count = from.rows();
+        if count.is_multiple_of(2) {
             return context.level.run(Nibbles { from, from_order: Order::Natural, to, to_order: self.order() });
         }
-        // An odd number of rows: the rows of the turned matrix do not begin at whole bytes.
-        let (count, to) = (from.rows(), to.row(0));
-        to.fill(0);
-        for row in 0..count {
-            for (column, at) in (0..columns).zip((row..).step_by(count)) {
-                to[at / 2] |= (from.row(row)[column / 2] >> (4 * (column % 2)) & 15) << (4 * (at % 2));
-            }
-        }
+        let (width, mut even) = (from.width(), vec![0; (count + 1) * from.width()]);
+        from.copy_to(&mut even[..count * width]);
+        let mut turned = vec![0; columns * count.div_ceil(2)];
+        self.turn(context, Block::whole(&even, width), columns, BlockMut::whole(&mut turned, count.div_ceil(2)));
+        join(&turned, count, to.row(0));
     }
 
     /// The reverse.
     fn turn_back(&self, context: Context, from: Block<'_>, columns: usize, mut to: BlockMut<'_>) {
-        if from.rows() == columns && to.rows().is_multiple_of(2) {
+        let count = to.rows();
+        if count.is_multiple_of(2) {
             return context.level.run(Nibbles { from, from_order: self.order(), to, to_order: Order::Natural });
         }
-        let (count, from) = (to.rows(), from.row(0));
-        for row in 0..count {
-            let to = to.row(row);
-            to.fill(0);
-            for (column, at) in (0..columns).zip((row..).step_by(count)) {
-                to[column / 2] |= (from[at / 2] >> (4 * (at % 2)) & 15) << (4 * (column % 2));
-            }
+        let mut turned = vec![0; columns * count.div_ceil(2)];
+        part(from.row(0), count, &mut turned);
+        let (width, mut even) = (to.width(), vec![0; (count + 1) * to.width()]);
+        self.turn_back(context, Block::whole(&turned, count.div_ceil(2)), columns, BlockMut::whole(&mut even, width));
+        to.copy_from(&even[..count * width]);
+    }
+}
+
+/// Rows of an odd `count` of nibbles, each with a nibble 0 at its end, to a run without padding. Two rows are `count` bytes: the
+/// second begins in the byte in which the first ends.
+fn join(rows: &[u8], count: usize, run: &mut [u8]) {
+    let width = count.div_ceil(2);
+    for (rows, run) in rows.chunks(2 * width).zip(run.chunks_mut(count)) {
+        let (first, second) = rows.split_at(width);
+        run[..width].copy_from_slice(first);
+        if let [start, ..] = second {
+            run[width - 1] |= start << 4;
+            let pairs = second.iter().zip(&second[1..]);
+            run[width..].iter_mut().zip(pairs).for_each(|(to, (low, high))| *to = low >> 4 | high << 4);
+        }
+    }
+}
+
+/// The reverse.
+fn part(run: &[u8], count: usize, rows: &mut [u8]) {
+    let width = count.div_ceil(2);
+    for (rows, run) in rows.chunks_mut(2 * width).zip(run.chunks(count)) {
+        let (first, second) = rows.split_at_mut(width);
+        first.copy_from_slice(&run[..width]);
+        first[width - 1] &= 15;
+        if let [others @ .., last] = second {
+            let pairs = run[width - 1..].iter().zip(&run[width..]);
+            others.iter_mut().zip(pairs).for_each(|(to, (low, high))| *to = low >> 4 | high << 4);
+            *last = run[count - 1] >> 4;
         }
     }
 }

@@ -34,6 +34,7 @@ calls = {
     "tensor": lambda threads: qz.quantize(many, "uint4", group_size="tensor", threads=threads),
     "float64": lambda threads: qz.quantize(np.broadcast_to(np.float64(1), many.shape), "q4_1", threads=threads),
     "columns": lambda threads: qz.quantize(many, axis=0, threads=threads),
+    "odd": lambda threads: qz.quantize(many[1:], "onnx:qdq", threads=threads),
     "dequantize": lambda threads: empty.dequantize(threads=threads),
     "repack": lambda threads: empty.to("q4_0", threads=threads),
     "codes": lambda threads: empty.codes(),
@@ -47,7 +48,7 @@ def compare(threads):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("call", ["quantize", "row", "tensor", "float64", "columns", "dequantize", "repack", "codes", "compare"])
+@pytest.mark.parametrize("call", ["quantize", "row", "tensor", "float64", "columns", "odd", "dequantize", "repack", "codes", "compare"])
 def test_an_interrupt_ends_a_call_within_200_ms(call, threads):
     code = (
         CODE

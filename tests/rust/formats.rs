@@ -151,6 +151,33 @@ fn bytes_do_not_depend_on_the_thread_count() {
     }
 }
 
+/// The codes of a matrix (K, N) without padding between its rows: with an odd N every other row begins in the middle of a byte.
+#[test]
+fn an_odd_number_of_rows_lies_as_an_even_number_does() {
+    let nibble = |part: &[u8], at: usize| part[at / 2] >> (4 * (at % 2)) & 15;
+    let qdq = |layout: &Layout| layout.spec.name == "onnx:qdq" && layout.scale_dtype == ScaleDtype::F16;
+    for (rows, columns) in [(1, 600_001), (33, 20_003), (1001, 640), (65_537, 9)] {
+        let x = sample((rows + 1) * columns, 19);
+        let (even, odd) = ([rows + 1, columns], [rows, columns]);
+        for (more, layout) in layouts(&even).into_iter().filter(qdq).zip(layouts(&odd).into_iter().filter(qdq)) {
+            assert!(std::ptr::eq(more.spec, layout.spec) && more.group_size == layout.group_size);
+            let more = encode(&more, &Source::from_slice(&x, &even), &run_at(Level::detect(), 1)).unwrap();
+            let values = decode(&more, &run_at(Level::detect(), 1));
+            for threads in [1, 2, 3] {
+                let run = run_at(Level::detect(), threads);
+                let quantized = encode(&layout, &Source::from_slice(&x[..rows * columns], &odd), &run).unwrap();
+                assert!(decode(&quantized, &run) == values[..rows * columns], "{layout:?} on {threads} threads");
+                for (index, height) in [(0, columns), (2, layout.groups_per_row())].into_iter().take(layout.spec.parts.len() - 1) {
+                    let pairs = (0..height).flat_map(|row| (0..rows).map(move |column| (row * rows + column, row * (rows + 1) + column)));
+                    let (part, others) = (&quantized.parts[index], &more.parts[index]);
+                    let differs = pairs.filter(|&(at, other)| nibble(part, at) != nibble(others, other)).count();
+                    assert_eq!(differs, 0, "part {index} of {layout:?} on {threads} threads");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn streamed_output_is_the_same() {
     // More than fits the caches, so that output is streamed; the tensor in two halves is not.
