@@ -1,15 +1,13 @@
 """The Python interface against the machine's limit in the same run.
 
-Five tables: a large array (reused and fresh output, one and all threads), arrays that a cache holds, what a call costs, what
-the import costs, and the peers that are installed. In a table everything is sampled in turn, and times are medians. A ratio
-is the time of the plain loop with the same traffic (its best median over threads and kinds of stores) over ours; for fresh
+Four tables: a large array (reused and fresh output, one and all threads), arrays that a cache holds, what a call costs, and
+what the import costs. In a table everything is sampled in turn, and times are medians. A ratio is the time of the plain loop with the same traffic (its best median over threads and kinds of stores) over ours; for fresh
 output the loop writes to memory that the system has yet to give.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
@@ -174,82 +172,6 @@ def imports(repeats: int) -> dict[str, float]:
     return figures
 
 
-def numpy_encode(case: Case, x: np.ndarray) -> np.ndarray:
-    """Return the blocks of q4_0 or q4_1 by numpy alone, in the form that is fastest in numpy."""
-    groups = x.reshape(-1, 32)
-    if case.format == "gguf:q4_0":
-        extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=-1, keepdims=True), axis=-1)
-        scale = extreme / np.float32(-8)
-        header = [scale.astype(np.float16)]
-        offset: Any = np.float32(8.5)
-    else:
-        low = groups.min(axis=-1, keepdims=True)
-        scale = (groups.max(axis=-1, keepdims=True) - low) / np.float32(15)
-        header = [scale.astype(np.float16), low.astype(np.float16)]
-    with np.errstate(divide="ignore"):
-        inverse = np.where(scale == 0, 0, 1 / scale).astype(np.float32)
-    if case.format != "gguf:q4_0":
-        groups, offset = groups - low, np.float32(0.5)
-    scaled = groups * inverse
-    scaled += offset
-    codes = scaled.astype(np.uint8)
-    np.minimum(codes, 15, out=codes)
-    packed = codes[:, :16] | codes[:, 16:] << 4
-    return np.concatenate([*(part.view(np.uint8) for part in header), packed], axis=-1).reshape(x.shape[0], -1)
-
-
-def numpy_decode(case: Case, blocks: np.ndarray) -> np.ndarray:
-    """Return the floats of those blocks."""
-    header = 2 if case.format == "gguf:q4_0" else 4
-    rows = blocks.reshape(-1, header + 16)
-    scale = rows[:, :2].copy().view(np.float16).astype(np.float32)
-    packed = rows[:, header:]
-    codes = np.concatenate([packed & 15, packed >> 4], axis=-1)
-    if header == 2:
-        values = (codes.view(np.int8) - np.int8(8)).astype(np.float32) * scale
-    else:
-        values = codes.astype(np.float32)
-        values *= scale
-        values += rows[:, 2:4].copy().view(np.float16).astype(np.float32)
-    return values.reshape(blocks.shape[0], -1)
-
-
-def peers(limit: Limit, only: str, mebibytes: int, repeats: int) -> list[dict[str, Any]]:
-    """Time numpy formulas, and the gguf package where it is installed, on the two formats that they know."""
-    x = weights(mebibytes)
-    known = [case for case in cases(only) if case.format in ("gguf:q4_0", "gguf:q4_1")]
-    figures = [figure for case in known for figure in peers_case(limit, case, x, min(repeats, 5))]
-    heading(f"peers, {mebibytes} MiB of float32, fresh output, GB/s of float32")
-    rows = [[f["case"], f["what"], f["peer"], f"{x.nbytes / f['seconds'] / 1e9:.2f}", f"{f['ratio']:.3f}"] for f in figures]
-    print_table(["format", "what", "peer", "GB/s", "ratio"], rows)
-    return figures
-
-
-def peers_case(limit: Limit, case: Case, x: np.ndarray, repeats: int) -> Iterator[dict[str, Any]]:
-    q = case.quantize(x)
-    blocks = q.parts["blocks"]
-    encoders: dict[str, Callable[[], Any]] = {"quantize": lambda: case.quantize(x).parts["blocks"], "numpy": partial(numpy_encode, case, x)}
-    decoders: dict[str, Callable[[], Any]] = {"quantize": q.dequantize, "numpy": partial(numpy_decode, case, blocks)}
-    if importlib.util.find_spec("gguf") is not None:
-        import gguf
-
-        kind = gguf.GGMLQuantizationType[case.format.removeprefix("gguf:").upper()]
-        encoders["gguf"], decoders["gguf"] = partial(gguf.quantize, x, kind), partial(gguf.dequantize, blocks, kind)
-    eighth = aligned(x.size // 8)
-    for what, works, right, loop in (
-        ("encode", encoders, blocks, partial(limit.fresh, ENCODE, x)),
-        ("decode", decoders, q.dequantize(), partial(limit.fresh, DECODE, eighth)),
-    ):
-        for peer, work in works.items():
-            if not np.array_equal(work(), right):
-                raise AssertionError(f"{peer}: {what} of {case} gives other numbers")
-        loops = [partial(loop, streamed=streamed, threads=threads) for streamed, threads in kinds()]
-        medians = interleaved([*loops, *(partial(seconds, work) for work in works.values())], repeats)
-        best = min(medians[: len(loops)])
-        for peer, time_ in zip(works, medians[len(loops) :], strict=True):
-            yield {"case": str(case), "what": what, "peer": peer, "seconds": time_, "ratio": best / time_}
-
-
 def heading(text: str) -> None:
     print(f"\n{text}")
 
@@ -272,7 +194,6 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=256, help="MiB of the large array")
-    parser.add_argument("--peer-size", type=int, default=64, help="MiB of the array that peers get")
     parser.add_argument("--repeats", type=int, default=9, help="samples of everything")
     parser.add_argument("--filter", default="", help="only formats with this in their name and group size")
     parser.add_argument("--json", help="file that the figures go to")
@@ -284,7 +205,6 @@ def main() -> None:
     figures["small"] = small(limit, options.filter, options.repeats)
     figures["overhead"] = overhead(options.filter, options.repeats)
     figures["import"] = imports(options.repeats)
-    figures["peers"] = peers(limit, options.filter, options.peer_size, options.repeats)
     if options.json:
         Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
 
