@@ -1,6 +1,6 @@
 """The figures of peers.py as rows of a table, as Markdown and as a chart.
 
-As a script: ``report.py FIGURES.json --markdown FILE --png FILE`` writes both from the file that ``peers.py --json`` left.
+As a script it writes both from the files that ``peers.py --json`` left; see ``--help``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from peer import OURS
 
 HEADERS = ["format", "what", "who", "threads", "output", "GB/s", "limit", "ratio", "we are", "check"]
+MARK = "<!-- Made by benches/python/report.py from here on. -->"
 OURS_COLOUR, PEER_COLOUR, LIMIT_COLOUR = "#1f6f8b", "#c9c9c9", "#b03a2e"
 
 
@@ -51,12 +52,19 @@ def gigabytes(row: dict[str, Any], key: str, nbytes: int) -> float:
 
 
 def markdown(figures: dict[str, Any]) -> str:
-    """Return a table for each size."""
-    lines = []
-    for nbytes, rows in figures["sizes"].items():
-        lines += [f"\n## {int(nbytes) / 2**20:g} MiB of float32\n", "| " + " | ".join(HEADERS) + " |"]
-        lines.append("|---|---|---|---:|---|---:|---:|---:|---:|---|")
-        lines += ["| " + " | ".join(row) + " |" for row in cells(rows, int(nbytes))]
+    """Return the machine, the versions, and a table for each size that has ours in the row of each peer."""
+    lines = ["Machine: " + ", ".join(f"{name} {value}" for name, value in figures["machine"].items()) + ".", ""]
+    lines.append("Peers: " + ", ".join(f"{name} {state}" for name, state in figures["peers"].items()) + ".")
+    for size, rows in figures["sizes"].items():
+        nbytes = int(size)
+        lines += [f"\n### {nbytes / 2**20:g} MiB of float32\n"]
+        lines.append("| format | job | peer | threads | output | peer, GB/s | ours, GB/s | we are | peer, ratio | ours, ratio | check |")
+        lines.append("|---|---|---|---:|---|---:|---:|---:|---:|---:|---|")
+        for peer, ours in pairs(rows):
+            numbers = [f"{gigabytes(peer, 'seconds', nbytes):.3f}", f"{gigabytes(ours, 'seconds', nbytes):.2f}", f"{peer['slower']:.1f} x"]
+            ratios = [f"{peer['ratio']:.3f}", f"{ours['ratio']:.2f}"]
+            row = [peer["format"], peer["what"], who(peer), str(peer["threads"]), peer["output"], *numbers, *ratios, peer["check"]]
+            lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -98,16 +106,19 @@ def draw(figures: dict[str, Any], file: str) -> None:
         image.convert("RGB").quantize(64).save(file, optimize=True)  # a quarter of the bytes
 
 
+def pairs(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the row of each peer with ours beside it."""
+    same = ("format", "what", "threads", "output")
+    ours = {tuple(row[key] for key in same): row for row in rows if row["peer"] == OURS}
+    return [(row, ours[tuple(row[key] for key in same)]) for row in rows if row["peer"] != OURS]
+
+
 def bars(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Return the fastest row of each peer, with ours beside it, the fastest peer first."""
-    best: dict[str, dict[str, Any]] = {}
-    for row in sorted(rows, key=lambda row: row["seconds"]):
-        if row["peer"] != OURS:
-            best.setdefault(row["peer"], row)
-    same = ("format", "threads", "output")
-    return [
-        (peer, next(row for row in rows if row["peer"] == OURS and all(row[key] == peer[key] for key in same))) for peer in best.values()
-    ]
+    """Return the fastest of these pairs for each peer, the fastest peer first."""
+    best: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    for peer, ours in sorted(pairs(rows), key=lambda pair: pair[0]["seconds"]):
+        best.setdefault(peer["peer"], (peer, ours))
+    return list(best.values())
 
 
 def label(row: dict[str, Any]) -> str:
@@ -119,8 +130,8 @@ def label(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("figures", type=Path, nargs="+", help="what peers.py --json wrote; rows of later files are added to the first")
-    parser.add_argument("--markdown", type=Path)
-    parser.add_argument("--png")
+    parser.add_argument("--markdown", type=Path, help="file whose text after the mark is replaced by tables")
+    parser.add_argument("--png", help="file for the chart of the first size")
     options = parser.parse_args()
     figures, *more = (json.loads(file.read_text()) for file in options.figures)
     for other in more:
@@ -128,7 +139,8 @@ def main() -> None:
         for size, rows in other["sizes"].items():
             figures["sizes"].setdefault(size, []).extend(rows)
     if options.markdown:
-        options.markdown.write_text(markdown(figures))
+        head, mark, _ = options.markdown.read_text().partition(MARK)
+        options.markdown.write_text(head + mark + "\n\n" + markdown(figures))
     if options.png:
         draw(figures, options.png)
 

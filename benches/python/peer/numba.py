@@ -17,11 +17,11 @@ def works(problem: Problem) -> Iterator[Work]:
         return
     groups, packed = problem.x.reshape(-1, 32), problem.q.parts["packed"].reshape(-1, 16)
     scales = problem.q.parts["scales"].ravel()
+    encoded, decoded = (np.empty_like(packed), np.empty_like(scales)), np.empty_like(groups)
     for threads in one_and_all():
-        encoded = (np.empty_like(packed), np.empty_like(scales))
         yield Work("encode", partial(run, threads, encode, groups, *encoded), parts, threads, reused=True)
-        decoded = partial(run, threads, decode, packed, scales, np.empty_like(groups))
-        yield Work("decode", decoded, lambda result: result[2].reshape(problem.x.shape), threads, reused=True)
+        dequantize = partial(run, threads, decode, packed, scales, decoded)
+        yield Work("decode", dequantize, lambda result: result[2].reshape(problem.x.shape), threads, reused=True)
 
 
 def run(threads, kernel, *arrays):

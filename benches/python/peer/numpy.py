@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 import numpy as np
 from limit import one_and_all
@@ -13,17 +12,18 @@ from limit import one_and_all
 from . import Problem, Work
 
 HEADER = {"gguf:q4_0": 2, "gguf:q4_1": 4}
-BLOCK = 2**16  # elements
+BLOCK = 2**18  # elements
 
 
 def works(problem: Problem) -> Iterator[Work]:
     if problem.format not in HEADER:
         return
     header, x, blocks = HEADER[problem.format], problem.x, problem.q.parts["blocks"]
+    encoded, decoded = np.empty_like(blocks), np.empty_like(x)
     for threads in one_and_all():
         pool = ThreadPoolExecutor(threads)
-        yield Work("encode", partial(by_blocks, pool, partial(encode, header), x, np.empty_like(blocks)), as_blocks, threads, reused=True)
-        yield Work("decode", partial(by_blocks, pool, partial(decode, header), blocks, np.empty_like(x)), np.asarray, threads, reused=True)
+        yield Work("encode", partial(by_blocks, pool, partial(encode, header), x, encoded), as_blocks, threads, reused=True)
+        yield Work("decode", partial(by_blocks, pool, partial(decode, header), blocks, decoded), np.asarray, threads, reused=True)
 
 
 def as_blocks(blocks: np.ndarray) -> dict[str, np.ndarray]:
@@ -41,41 +41,41 @@ def by_blocks(
 
 
 def encode(header: int, x: np.ndarray, blocks: np.ndarray) -> None:
-    groups, out = x.reshape(-1, 32), blocks.reshape(-1, header + 16)
-    low, high = groups.min(axis=-1, keepdims=True), groups.max(axis=-1, keepdims=True)
+    # Turned, so that an extreme of a group is one of whole rows.
+    groups, out = np.ascontiguousarray(x.reshape(-1, 32).T), blocks.reshape(-1, header + 16)
+    low, high = groups.min(axis=0), groups.max(axis=0)
     if header == 2:
         # The element of largest magnitude; where both ends are as large, the first of them.
         extreme = np.where(high > -low, high, low)
         if (tied := high == -low).any():
-            first = np.take_along_axis(groups, np.abs(groups).argmax(axis=-1, keepdims=True), axis=-1)
+            first = np.take_along_axis(groups, np.abs(groups).argmax(axis=0, keepdims=True), axis=0)[0]
             extreme = np.where(tied, first, extreme)
         scale, half = extreme / np.float32(-8), np.float32(8.5)
     else:
         scale, half = (high - low) / np.float32(15), np.float32(0.5)
-        groups = groups - low
-        out[:, 2:4] = low.astype(np.float16).view(np.uint8)
-    out[:, :2] = scale.astype(np.float16).view(np.uint8)
+        groups -= low
+        out[:, 2:4] = low.astype(np.float16)[:, None].view(np.uint8)
+    out[:, :2] = scale.astype(np.float16)[:, None].view(np.uint8)
     with np.errstate(divide="ignore"):
-        inverse = np.where(scale == 0, np.float32(0), 1 / scale)
-    scaled = groups * inverse
-    scaled += half
-    codes = scaled.astype(np.uint8)
+        groups *= np.where(scale == 0, np.float32(0), 1 / scale)
+    groups += half
+    codes = groups.astype(np.uint8)
     np.minimum(codes, 15, out=codes)
-    np.bitwise_or(codes[:, :16], codes[:, 16:] << 4, out=out[:, header:])
+    out[:, header:] = (codes[:16] | codes[16:] << 4).T
 
 
 def decode(header: int, blocks: np.ndarray, x: np.ndarray) -> None:
-    rows, out = blocks.reshape(-1, header + 16), x.reshape(-1, 2, 16)
-    packed, scale = rows[:, None, header:], float16(rows[:, :2])
-    codes = packed >> np.array([[0], [4]], np.uint8)
-    codes &= 15
+    rows, groups = blocks.reshape(-1, header + 16), x.reshape(-1, 32)
+    codes = np.empty((len(rows), 2, 16), np.uint8)
+    np.bitwise_and(rows[:, header:], 15, out=codes[:, 0])
+    np.right_shift(rows[:, header:], 4, out=codes[:, 1])
     if header == 2:
         codes -= 8  # wraps around to two's complement
-        np.multiply(codes.view(np.int8), scale, out=out, dtype=np.float32)
-    else:
-        np.multiply(codes, scale, out=out, dtype=np.float32)
-        out += float16(rows[:, 2:4])
+        codes = codes.view(np.int8)
+    np.multiply(codes.reshape(groups.shape).astype(np.float32), float16(rows[:, :2]), out=groups)
+    if header == 4:
+        groups += float16(rows[:, 2:4])
 
 
-def float16(halves: np.ndarray) -> Any:
-    return halves.copy().view(np.float16).astype(np.float32)[:, None]
+def float16(halves: np.ndarray) -> np.ndarray:
+    return halves.copy().view(np.float16).astype(np.float32)

@@ -43,9 +43,9 @@ def works(problem: Problem) -> Iterator[Work]:
         return
     number, name = TYPES[problem.format]
     x, blocks = problem.x, problem.q.parts["blocks"]
+    encoded, decoded = np.empty_like(blocks), np.empty_like(x)
     for threads in one_and_all():
         pool = ThreadPoolExecutor(threads)
-        encoded, decoded = np.empty_like(blocks), np.empty_like(x)
         yield Work(
             "encode", partial(by_rows, pool, threads, partial(encode, number), x, encoded), as_blocks, threads, reused=True, note="ggml"
         )
