@@ -27,7 +27,7 @@ import numpy as np
 from interface import machine, ones_like, weights
 from limit import DECODE, ENCODE, Limit, aligned, all_threads, kinds, print_table
 from peer import OURS, Problem, Work
-from report import HEADERS, cells, draw
+from report import HEADERS, cells, draw, size_name
 
 import quantize as qz
 
@@ -223,7 +223,7 @@ def main() -> None:
     for nbytes in options.size:
         rows = [row for problem in problems(nbytes, options.filter) for row in measure(limit, problem, modules, options.repeats)]
         figures["sizes"][str(nbytes)] = rows
-        print(f"\n{nbytes / 2**20:g} MiB of float32, GB/s of float32; limit: a plain loop that reads and writes as many bytes")
+        print(f"\n{size_name(nbytes)} of float32, GB/s of float32; limit: a plain loop that reads and writes as many bytes")
         print_table(HEADERS, cells(rows, nbytes))
     if options.json:
         Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")

@@ -46,6 +46,12 @@ def who(row: dict[str, Any]) -> str:
     return f"{row['peer']} ({row['note']})" if row["note"] else row["peer"]
 
 
+def size_name(nbytes: int) -> str:
+    """Return the bytes in the largest unit that they fill."""
+    power = max(power for power in (10, 20, 30) if nbytes >= 2**power)
+    return f"{nbytes / 2**power:g} {'KMG'[power // 10 - 1]}iB"
+
+
 def gigabytes(row: dict[str, Any], key: str, nbytes: int) -> float:
     """Return the speed that these seconds are."""
     return nbytes / row[key] / 1e9
@@ -57,7 +63,7 @@ def markdown(figures: dict[str, Any]) -> str:
     lines.append("Peers: " + ", ".join(f"{name} {state}" for name, state in figures["peers"].items()) + ".")
     for size, rows in figures["sizes"].items():
         nbytes = int(size)
-        lines += [f"\n### {nbytes / 2**20:g} MiB of float32\n"]
+        lines += [f"\n### {size_name(nbytes)} of float32\n"]
         lines.append("| format | job | peer | threads | output | peer, GB/s | ours, GB/s | we are | peer, ratio | ours, ratio | check |")
         lines.append("|---|---|---|---:|---|---:|---:|---:|---:|---:|---|")
         for peer, ours in pairs(rows):
@@ -98,7 +104,7 @@ def draw(figures: dict[str, Any], file: str) -> None:
     names = ["quantize: same format, threads and kind of output", "the peer"]
     figure.legend(patches, names, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     machine = figures["machine"]
-    title = f"{nbytes / 2**20:g} MiB of float32 to 4 bits and back\n{machine['cpu']}, {machine['threads']} cores, {machine['level']}"
+    title = f"{size_name(nbytes)} of float32 to 4 bits and back\n{machine['cpu']}, {machine['threads']} cores, {machine['level']}"
     figure.suptitle(title, fontsize=10)
     figure.savefig(file, dpi=110)
     plt.close(figure)
