@@ -46,7 +46,8 @@ def rows(mebibytes: int) -> Iterator[Row]:
             half[...] = x.astype(np.float16).view(np.uint16) if dtype == "float16" else x.view(np.uint32) >> 16
             source = half.view(np.float16) if dtype == "float16" else half
             given: dict[str, Any] = {} if dtype == "float16" else {"dtype": "bfloat16"}
-            call = partial(qz.quantize, source, name, group_size=32, out=ones_like(qz.quantize(source, name, group_size=32, **given)), **given)
+            out = ones_like(qz.quantize(source, name, group_size=32, **given))
+            call = partial(qz.quantize, source, name, group_size=32, out=out, **given)
             yield Row(f"{name} 32 from {dtype}", call, [(Traffic(4, 1), half, eighth)])
             target = half.view(np.float16) if dtype == "float16" else half
             yield Row(f"{name} 32 to {dtype}", partial(q.dequantize, dtype=dtype, out=target), [(Traffic(1, 4), eighth, half)])
