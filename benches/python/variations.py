@@ -1,4 +1,4 @@
-"""What :mod:`interface` leaves out: half floats, long groups, odd addresses, codes alone, threads.
+"""What :mod:`interface` leaves out: half floats, long groups, the first axis, odd addresses, codes alone, threads.
 
 A ratio is the time of the plain loop with the same traffic, its best median over threads and kinds of stores, over ours; all of a
 row are sampled in turn, output is reused and every thread is used. One scale for the whole array needs a second pass over it: there
@@ -57,6 +57,9 @@ def rows(mebibytes: int) -> Iterator[Row]:
             yield Row(f"{name}, a scale a row of {columns}", partial(qz.quantize, wide, name, group_size="row", out=out), encode)
         out = ones_like(qz.quantize(x, name, group_size="tensor"))
         yield Row(f"{name}, one scale", partial(qz.quantize, x, name, group_size="tensor", out=out), [(READ, x, eighth), *encode])
+        turned = qz.quantize(x, name, group_size=32, axis=0)
+        yield Row(f"{name} 32, axis 0", partial(qz.quantize, x, name, group_size=32, axis=0, out=ones_like(turned)), encode)
+        yield Row(f"{name} 32 decoded, axis 0", partial(turned.dequantize, out=np.ones_like(x)), [(DECODE, eighth, decoded)])
         odd = np.ones(4 * x.size + 4, np.uint8)[4:].view(np.float32).reshape(x.shape)
         odd[...] = x
         yield Row(f"{name} 32, addresses odd", partial(qz.quantize, odd, name, group_size=32, out=ones_like(q)), encode)

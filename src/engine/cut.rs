@@ -81,6 +81,12 @@ impl Grid {
         Grid { rows, columns, group, block, unit, long, shared, task }
     }
 
+    /// The same with tasks that do not cut rows of `columns` elements, where those are not longer than a task.
+    pub(super) fn by_rows(self, columns: usize) -> Self {
+        let task = if (1..=self.task).contains(&columns) { self.task / columns * columns } else { self.task };
+        Grid { task, ..self }
+    }
+
     pub(super) fn elements(&self) -> usize {
         self.rows * self.columns
     }

@@ -62,6 +62,7 @@ fn decode(
     run: &Run<'_>,
 ) -> Result<bool> {
     let grid = Grid::new(layout, run.threads);
+    let grid = if sink.is_turned() { grid.by_rows(layout.columns()) } else { grid };
     let mut rest = cut::borrow(parts);
     // Each span waits for memory once, so short rows that are spans of their own are not streamed.
     let stream = large && (grid.columns >= cut::STREAMED_SPAN || sink.as_slice().is_none());
@@ -105,7 +106,7 @@ impl Job<'_> {
         let mut groups = Groups::default();
         let mut scratch = Vec::new();
         let whole = sink.as_slice().is_some();
-        let span = if self.stream && whole { cut::STREAMED_SPAN } else { cut::SPAN };
+        let span = if self.stream && whole { cut::STREAMED_SPAN } else { sink.span(cut::SPAN) };
         let spans = self.grid.segments(task.start, task.len).flat_map(|(start, len)| self.grid.spans(start, len, span));
         let mut next = |(start, len): (usize, usize), x: &mut [f32]| {
             let parts = cut::split(&mut task.parts, self.grid.bytes(self.layout, len));
@@ -161,7 +162,7 @@ struct Woven<'a> {
 
 impl Woven<'_> {
     fn decode(&self, parts: &[&[u8]], mut sink: Sink<'_>, run: &Run<'_>) -> Result<bool> {
-        let tiles = Tiles::new(self.layout, self.weave, run.threads, self.order.is_some());
+        let tiles = Tiles::new(self.layout, self.weave, run.threads, self.order.is_some() || sink.is_turned());
         let mut blocks = tiles.blocks(parts);
         // Tiles of whole rows follow each other in the array; of others every row is written piece by piece.
         let (whole, columns) = (tiles.has_whole_rows(), tiles.rows.columns());
@@ -198,7 +199,7 @@ impl Woven<'_> {
             let whole = sink.as_slice().is_some();
             let stream = self.stream && whole && len >= cut::STREAMED_SPAN;
             let context = Context { stream, ..context };
-            let spans = tiles.spans(len, if stream { cut::STREAMED_SPAN } else { cut::SPAN });
+            let spans = tiles.spans(len, if stream { cut::STREAMED_SPAN } else { sink.span(cut::SPAN) });
             let mut next = |span: &Range<usize>, x: &mut [f32]| {
                 let parts =
                     cut::split(&mut rest, std::array::from_fn(|index| if index < count { tiles.row_bytes(index, span.len()) } else { 0 }));

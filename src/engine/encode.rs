@@ -91,7 +91,8 @@ fn encode(
         layout,
         rows,
         format,
-        grid: Grid::new(rows, run.threads),
+        grid: if source.is_turned() { Grid::new(rows, run.threads).by_rows(rows.columns()) } else { Grid::new(rows, run.threads) },
+        span: source.span(cut::SPAN),
         run: *run,
         global: once::unstored_global(layout),
         policy: None,
@@ -133,6 +134,8 @@ struct Job<'a> {
     rows: &'a Layout,
     format: &'static dyn Rows,
     grid: Grid,
+    /// Elements of a span.
+    span: usize,
     run: Run<'a>,
     /// The second level of the scales, 1 where there is none.
     global: f32,
@@ -168,8 +171,8 @@ impl Job<'_> {
         let all = Mutex::new((0.0f32, false));
         pool::for_each(self.grid.tasks(), self.run.threads, self.run.interrupted, |(start, len)| {
             let mut scratch = Vec::new();
-            for at in (start..start + len).step_by(cut::SPAN) {
-                let x = self.loaded(at, cut::SPAN.min(start + len - at), &mut scratch);
+            for at in (start..start + len).step_by(self.span) {
+                let x = self.loaded(at, self.span.min(start + len - at), &mut scratch);
                 let (largest, fault) = if self.policy.is_some() {
                     (largest_finite(x), false)
                 } else {
@@ -206,7 +209,7 @@ impl Job<'_> {
     }
 
     fn encode_woven(&self, weave: &dyn Weave, parts: &mut [&mut [u8]]) -> Result<(Faults, bool)> {
-        let tiles = Tiles::new(self.layout, weave, self.run.threads, false);
+        let tiles = Tiles::new(self.layout, weave, self.run.threads, self.source.is_turned());
         let mut blocks = tiles.blocks_mut(parts);
         let all = Mutex::new(Faults::default());
         let tasks = tiles.places().map(|place| (place, woven::next_mut(&mut blocks)));
@@ -216,7 +219,7 @@ impl Job<'_> {
             let mut rest = rows.slices();
             let mut faults = Faults::default();
             for (start, len) in tiles.runs(place) {
-                for at in tiles.spans(len, cut::SPAN) {
+                for at in tiles.spans(len, self.span) {
                     let mut parts = PartsMut::default();
                     for (index, (part, rest)) in parts.iter_mut().zip(&mut rest).enumerate() {
                         let (first, others) = std::mem::take(rest).split_at_mut(tiles.row_bytes(index, at.len()));
@@ -282,7 +285,7 @@ impl Job<'_> {
     }
 
     fn spans_of<'t, P>(&'t self, task: &Task<P>) -> impl Iterator<Item = (usize, usize)> + use<'t, P> {
-        self.grid.segments(task.start, task.len).flat_map(|(start, len)| self.grid.spans(start, len, cut::SPAN))
+        self.grid.segments(task.start, task.len).flat_map(|(start, len)| self.grid.spans(start, len, self.span))
     }
 
     fn encode_span(&self, start: usize, len: usize, scratch: &mut Scratch, parts: &mut PartsMut<'_>) -> Faults {

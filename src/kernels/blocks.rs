@@ -35,6 +35,16 @@ impl<'a> Block<'a> {
         Block { bytes: matrix, rows: whole_rows(matrix.len(), width), width, stride: width }
     }
 
+    /// `rows` rows of `width` bytes, each `stride` bytes after the one above it.
+    ///
+    /// # Panics
+    ///
+    /// Unless the bytes end with the last row.
+    pub fn new(bytes: &'a [u8], rows: usize, width: usize, stride: usize) -> Self {
+        assert!(width <= stride && bytes.len() == rows.saturating_sub(1) * stride + width, "bytes from the first row to the last");
+        Block { bytes, rows, width, stride }
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -118,6 +128,16 @@ impl<'a> BlockMut<'a> {
     pub fn whole(matrix: &'a mut [u8], width: usize) -> Self {
         let rows = whole_rows(matrix.len(), width);
         BlockMut { start: matrix.as_mut_ptr(), rows, width, stride: width, matrix: PhantomData }
+    }
+
+    /// `rows` rows of `width` bytes, each `stride` bytes after the one above it.
+    ///
+    /// # Safety
+    ///
+    /// For the lifetime `'a` all of their bytes are writable, and nothing else reads or writes them.
+    #[allow(unsafe_code, reason = "rows of which others own what is between them")]
+    pub unsafe fn from_raw(start: *mut u8, rows: usize, width: usize, stride: usize) -> Self {
+        BlockMut { start, rows, width, stride, matrix: PhantomData }
     }
 
     /// Number of rows.
