@@ -239,11 +239,11 @@ fn other_cases(level: Level, elements: usize) -> Vec<Case> {
     }
     for (name, half) in [("float16", Half::F16), ("bfloat16", Half::Bf16)] {
         let (x, mut halves) = (weights(elements), vec![[0; 2]; elements]);
-        level.run(Narrow { x: &x, half, halves: &mut halves, stream: false });
+        level.run(Narrow { x: &x, half, halves: &mut halves });
         let (mut widened, to_widen) = (x.clone(), halves.clone());
         let widen = repeatable(move || level.run(Widen { halves: black_box(&to_widen), half, x: &mut widened }));
         cases.push(case(&format!("{name} widen"), (1, 2), 4 * elements, widen));
-        let narrow = repeatable(move || level.run(Narrow { x: black_box(&x), half, halves: &mut halves, stream: false }));
+        let narrow = repeatable(move || level.run(Narrow { x: black_box(&x), half, halves: &mut halves }));
         cases.push(case(&format!("{name} narrow"), (2, 1), 4 * elements, narrow));
     }
     for dtype in [ScaleDtype::F16, ScaleDtype::Bf16, ScaleDtype::F32] {

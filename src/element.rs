@@ -488,11 +488,6 @@ impl<'a> Sink<'a> {
         is_slice.then(|| unsafe { std::slice::from_raw_parts_mut(self.data.cast::<f32>().add(self.start), self.len) })
     }
 
-    /// Whether all elements follow each other in memory.
-    pub fn is_plain(&self) -> bool {
-        self.array.is_plain()
-    }
-
     /// As [`Source::span`].
     pub fn span(&self, least: usize) -> usize {
         self.array.span(least)
@@ -503,13 +498,12 @@ impl<'a> Sink<'a> {
         self.array.turned().is_some()
     }
 
-    /// Write the elements from `at` on; `stream` lets halves go past the caches, and the caller then runs
-    /// [`Fence`](crate::kernels::stream::Fence) at the end.
+    /// Write the elements from `at` on.
     ///
     /// # Panics
     ///
     /// Where `x` has more than there are.
-    pub fn store(&mut self, level: Level, at: usize, x: &[f32], stream: bool) {
+    pub fn store(&mut self, level: Level, at: usize, x: &[f32]) {
         assert!(at.checked_add(x.len()).is_some_and(|end| end <= self.len), "a tile within the array");
         let blocks = self.array.turned_rows(self.start + at, x.len());
         let rest = around(&blocks, x.len());
@@ -517,7 +511,7 @@ impl<'a> Sink<'a> {
             self.store_turned(level, self.data.wrapping_offset(offset), rows, &x[range]);
         }
         for range in rest {
-            self.store_runs(level, at + range.start, &x[range], stream);
+            self.store_runs(level, at + range.start, &x[range]);
         }
     }
 
@@ -534,19 +528,19 @@ impl<'a> Sink<'a> {
             _ => return level.run(Items { size, from: Block::whole(cast_slice(x), columns * size), to }),
         };
         let mut halves = vec![[0; 2]; x.len()];
-        level.run(Narrow { x, half, halves: &mut halves, stream: false });
+        level.run(Narrow { x, half, halves: &mut halves });
         level.run(Items { size, from: Block::whole(halves.as_flattened(), columns * size), to });
     }
 
-    fn store_runs(&mut self, level: Level, at: usize, x: &[f32], stream: bool) {
+    fn store_runs(&mut self, level: Level, at: usize, x: &[f32]) {
         self.array.visit(self.start + at, x.len(), |offset, stride, range| {
             let (data, x) = (self.data.wrapping_offset(offset), &x[range]);
             let plain = stride == self.array.dtype.size() as isize;
             // SAFETY: `visit` stays within the shape, all of which `from_raw` promised to be writable and ours.
             unsafe {
                 match self.array.dtype {
-                    Dtype::F16 if plain => level.run(Narrow { x, half: Half::F16, halves: slice_mut(data, x.len()), stream }),
-                    Dtype::Bf16 if plain => level.run(Narrow { x, half: Half::Bf16, halves: slice_mut(data, x.len()), stream }),
+                    Dtype::F16 if plain => level.run(Narrow { x, half: Half::F16, halves: slice_mut(data, x.len()) }),
+                    Dtype::Bf16 if plain => level.run(Narrow { x, half: Half::Bf16, halves: slice_mut(data, x.len()) }),
                     Dtype::F16 => write(data, stride, x, |x| half::f16::from_f32(x).to_le_bytes()),
                     Dtype::Bf16 => write(data, stride, x, |x| half::bf16::from_f32(x).to_le_bytes()),
                     Dtype::F32 => write(data, stride, x, f32::to_le_bytes),

@@ -7,7 +7,6 @@ use super::{Outcome, Run, SERIAL, STREAM, once};
 use crate::element::Sink;
 use crate::error::{Error, Result};
 use crate::formats::{self, Context, Format, Groups, Rows, Weave};
-use crate::kernels::stream::Fence;
 use crate::layout::Layout;
 use crate::level::Level;
 use crate::pool;
@@ -26,7 +25,7 @@ use std::ops::Range;
 /// # Panics
 ///
 /// Where the shape of the array or the length of a part is not the layout's.
-pub fn dequantize(layout: &Layout, parts: &[&[u8]], sink: Sink<'_>, run: &Run<'_>) -> Result<Outcome> {
+pub fn dequantize(layout: &Layout, parts: &[&[u8]], mut sink: Sink<'_>, run: &Run<'_>) -> Result<Outcome> {
     let _ieee = Ieee::enter();
     assert_eq!(sink.shape(), layout.shape, "the shape of the layout");
     cut::check(layout, parts.iter().map(|part| part.len()));
@@ -35,7 +34,7 @@ pub fn dequantize(layout: &Layout, parts: &[&[u8]], sink: Sink<'_>, run: &Run<'_
         return Ok(Outcome::default());
     }
     let (run, global) = (Run { threads, ..*run }, once::global_of(layout, parts));
-    let large = run.reused && sink.len() * sink.item_size() > STREAM && sink.is_plain();
+    let large = run.reused && sink.len() * sink.item_size() > STREAM && sink.as_slice().is_some();
     let pool_failed = match formats::of(layout.spec) {
         Format::Rows(format) => decode(layout, format, global, parts, sink, large, &run)?,
         Format::Woven(weave) => {
@@ -65,7 +64,7 @@ fn decode(
     let grid = if sink.is_turned() { grid.by_rows(layout.columns()) } else { grid };
     let mut rest = cut::borrow(parts);
     // Each span waits for memory once, so short rows that are spans of their own are not streamed.
-    let stream = large && (grid.columns >= cut::STREAMED_SPAN || sink.as_slice().is_none());
+    let stream = large && grid.columns >= cut::STREAMED_SPAN;
     let scales = grid.long.then(|| long_scales(layout, &grid, format, run.level, &mut rest));
     let job = Job { layout, format, grid, level: run.level, global, stream, scales };
     let tasks = job.grid.tasks().map(|(start, len)| {
@@ -105,12 +104,11 @@ impl Job<'_> {
     fn decode_task(&self, mut task: Task<Parts<'_>>, mut sink: Sink<'_>) {
         let mut groups = Groups::default();
         let mut scratch = Vec::new();
-        let whole = sink.as_slice().is_some();
-        let span = if self.stream && whole { cut::STREAMED_SPAN } else { sink.span(cut::SPAN) };
+        let span = if self.stream { cut::STREAMED_SPAN } else { sink.span(cut::SPAN) };
         let spans = self.grid.segments(task.start, task.len).flat_map(|(start, len)| self.grid.spans(start, len, span));
         let mut next = |(start, len): (usize, usize), x: &mut [f32]| {
             let parts = cut::split(&mut task.parts, self.grid.bytes(self.layout, len));
-            self.decode_span(start, &parts, &mut groups, x, self.stream && whole);
+            self.decode_span(start, &parts, &mut groups, x);
         };
         match sink.as_slice() {
             Some(slice) => {
@@ -122,19 +120,16 @@ impl Job<'_> {
                 for (start, len) in spans {
                     scratch.resize(len, 0.0);
                     next((start, len), &mut scratch);
-                    sink.store(self.level, start - task.start, &scratch, self.stream);
-                }
-                if self.stream {
-                    self.level.run(Fence);
+                    sink.store(self.level, start - task.start, &scratch);
                 }
             }
         }
     }
 
-    fn decode_span(&self, start: usize, parts: &Parts<'_>, groups: &mut Groups, x: &mut [f32], stream: bool) {
+    fn decode_span(&self, start: usize, parts: &Parts<'_>, groups: &mut Groups, x: &mut [f32]) {
         let parts = &parts[..self.layout.spec.parts.len()];
-        let Job { level, grid, layout, global, .. } = self;
-        let context = Context { level: *level, group: grid.group, scale_dtype: layout.scale_dtype, global: *global, stream };
+        let Job { level, grid, layout, global, stream, .. } = self;
+        let context = Context { level: *level, group: grid.group, scale_dtype: layout.scale_dtype, global: *global, stream: *stream };
         let Some(scales) = &self.scales else {
             return self.format.decode(context, parts, groups, x);
         };
@@ -196,8 +191,7 @@ impl Woven<'_> {
         let (mut groups, mut scratch) = (Groups::default(), Vec::new());
         for mut sink in sinks {
             let len = sink.len();
-            let whole = sink.as_slice().is_some();
-            let stream = self.stream && whole && len >= cut::STREAMED_SPAN;
+            let stream = self.stream && len >= cut::STREAMED_SPAN;
             let context = Context { stream, ..context };
             let spans = tiles.spans(len, if stream { cut::STREAMED_SPAN } else { sink.span(cut::SPAN) });
             let mut next = |span: &Range<usize>, x: &mut [f32]| {
@@ -211,10 +205,7 @@ impl Woven<'_> {
                     for span in spans {
                         scratch.resize(span.len(), 0.0);
                         next(&span, &mut scratch);
-                        sink.store(context.level, span.start, &scratch, self.stream);
-                    }
-                    if self.stream {
-                        context.level.run(Fence);
+                        sink.store(context.level, span.start, &scratch);
                     }
                 }
             }
@@ -240,7 +231,7 @@ impl Woven<'_> {
                     *to = row.offsets[group];
                 }
                 format.dequantize(context_of_one, &single, &mut x);
-                sink.store(context.level, start, &x, false);
+                sink.store(context.level, start, &x);
             }
         }
     }

@@ -1,8 +1,6 @@
 //! Other floats to f32 and back, in contiguous memory: half to even on the way down, overflow to infinity.
 
-use super::encode::AHEAD;
 use super::scales::bf16_bits;
-use super::stream::Stream;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Which 16-bit float.
@@ -32,8 +30,6 @@ impl Kernel for Widen<'_> {
         let (vectors, rest) = self.halves.as_chunks::<LANES>();
         let (x, x_rest) = self.x.as_chunks_mut::<LANES>();
         for (halves, x) in vectors.iter().zip(x) {
-            // What becomes of the floats takes as long as to read them: memory works meanwhile.
-            simd.prefetch(halves.as_ptr().cast(), AHEAD);
             widen(simd, self.half, halves, x);
         }
         let (mut last, mut x) = ([[0; 2]; LANES], [0.0; LANES]);
@@ -61,41 +57,23 @@ pub struct Narrow<'a> {
     pub half: Half,
     /// As many little-endian pairs of bytes.
     pub halves: &'a mut [[u8; 2]],
-    /// Whether they go past the caches; then the thread runs [`Fence`](super::stream::Fence) before it says that it is done.
-    pub stream: bool,
 }
-
-/// Halves that are collected before they leave: 4 KiB.
-const ENOUGH: usize = 2048;
 
 impl Kernel for Narrow<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        if !self.stream {
-            return narrow_all(simd, self.half, self.x, self.halves);
+        let (vectors, rest) = self.x.as_chunks::<LANES>();
+        let (halves, halves_rest) = self.halves.as_chunks_mut::<LANES>();
+        for (x, halves) in vectors.iter().zip(halves) {
+            narrow(simd, self.half, x, halves);
         }
-        let mut buffer = [[0; 2]; ENOUGH];
-        for (x, halves) in self.x.chunks(ENOUGH).zip(self.halves.chunks_mut(ENOUGH)) {
-            let buffer = &mut buffer[..x.len()];
-            narrow_all(simd, self.half, x, buffer);
-            Stream { from: buffer.as_flattened(), to: halves.as_flattened_mut() }.run(simd);
-        }
+        let (mut last, mut halves) = ([0.0; LANES], [[0; 2]; LANES]);
+        last[..rest.len()].copy_from_slice(rest);
+        narrow(simd, self.half, &last, &mut halves);
+        halves_rest.copy_from_slice(&halves[..rest.len()]);
     }
-}
-
-#[inline(always)]
-fn narrow_all<S: Simd>(simd: S, half: Half, x: &[f32], halves: &mut [[u8; 2]]) {
-    let (vectors, rest) = x.as_chunks::<LANES>();
-    let (halves, halves_rest) = halves.as_chunks_mut::<LANES>();
-    for (x, halves) in vectors.iter().zip(halves) {
-        narrow(simd, half, x, halves);
-    }
-    let (mut last, mut halves) = ([0.0; LANES], [[0; 2]; LANES]);
-    last[..rest.len()].copy_from_slice(rest);
-    narrow(simd, half, &last, &mut halves);
-    halves_rest.copy_from_slice(&halves[..rest.len()]);
 }
 
 #[inline(always)]

@@ -154,7 +154,7 @@ pub const TILE: usize = 512;
 
 /// Bytes that are asked for ahead of the element that is coded: what one core has on its way from memory (bandwidth times latency,
 /// some 7 KiB), and a tile. `benches/record/notes.md` has the figures.
-pub(super) const AHEAD: usize = 10 * 1024;
+const AHEAD: usize = 10 * 1024;
 
 /// Encode whole tiles of groups of `16 * VECTORS * run` elements; `x` is a multiple of [`TILE`] long.
 ///
@@ -212,7 +212,7 @@ impl<R: Rule, P: Place, const VECTORS: usize> Kernel for Tiles<'_, R, P, VECTORS
                 for (k, (codes, x)) in (0..8).zip(codes.iter_mut().zip(vectors)) {
                     let lane = (8 * line + k) / VECTORS;
                     let (factor, offset) = (simd.splat(factors[lane]), simd.splat(offsets[lane]));
-                    simd.prefetch(x.as_ptr().cast(), AHEAD);
+                    simd.prefetch(x, AHEAD);
                     *codes = self.rule.codes(simd, simd.load(x), factor, offset);
                 }
                 self.place.codes(simd, 2 * VECTORS * index + line, &codes);
@@ -258,7 +258,7 @@ impl<R: Rule, P: Place> Kernel for Lines<'_, R, P> {
             for (line, x) in (0..lines).zip(x.as_chunks::<LINE>().0) {
                 let mut codes = [simd.splat_i32(0); LINE / LANES];
                 for (codes, x) in codes.iter_mut().zip(x.as_chunks::<LANES>().0) {
-                    simd.prefetch(x.as_ptr().cast(), AHEAD);
+                    simd.prefetch(x, AHEAD);
                     *codes = self.rule.codes(simd, simd.load(x), fit.factor, fit.offset);
                 }
                 self.place.codes(simd, lines * index + line, &codes);

@@ -154,7 +154,7 @@ impl Simd for Avx512 {
                 _mm512_stream_si512(to.as_mut_ptr().cast(), _mm512_loadu_si512(from.as_ptr().cast()));
             }
         } }
-        fn prefetch(at: *const u8, ahead: usize) { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(ahead).cast()) }
+        fn prefetch(x: &[f32; 16], ahead: usize) { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_byte_add(ahead).cast()) }
         fn fence() { _mm_sfence() }
     }
 }

@@ -83,9 +83,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     ///
     /// Unless both have the same length, a multiple of 64, and `to` begins at a multiple of 64.
     fn stream(self, from: &[u8], to: &mut [u8]);
-    /// Ask for the cache line `ahead` bytes after `at`, where the level can. It need not be memory of ours.
+    /// Ask for the cache line `ahead` bytes after `x`, where the level can. It need not be memory of ours.
     #[inline(always)]
-    fn prefetch(self, _at: *const u8, _ahead: usize) {}
+    fn prefetch(self, _x: &[f32; 16], _ahead: usize) {}
     /// What was streamed before is visible to other threads before anything that follows.
     fn fence(self);
 
