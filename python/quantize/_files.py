@@ -36,7 +36,7 @@ class TensorInfo(NamedTuple):
     name: str
     """Its name."""
     dtype: str
-    """Its dtype by the name of numpy or ml_dtypes; of a quantized tensor the one that it had before."""
+    """Its dtype by the name of numpy, ml_dtypes or ggml; of a quantized tensor the one that it had before, in a GGUF file float32."""
     shape: tuple[int, ...]
     """Its shape."""
     nbytes: int
@@ -57,7 +57,8 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
 
     Made by :func:`open`. A quantized tensor is a :class:`QuantizedArray`, whatever parts it is stored in; anything else is an
     ndarray. What numpy has no dtype for comes as its bits: bfloat16 as uint16, 8-bit floats as uint8; 6-bit and 4-bit floats
-    as the flat bytes that they are packed in.
+    as the flat bytes that they are packed in; types of GGUF that are no format of this package, such as Q6_K, as uint8 with the
+    bytes of a row along the last axis.
 
     Usable in a ``with`` block, which closes the file at its end.
     """
@@ -77,12 +78,12 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
 
     @property
     def container(self) -> str:
-        """The file format: ``"safetensors"`` or ``"npy"``."""
+        """The file format: ``"safetensors"``, ``"gguf"`` or ``"npy"``."""
         return self._open_file().container
 
     @property
-    def metadata(self) -> dict[str, str]:
-        """The free text of the file, by key."""
+    def metadata(self) -> dict[str, Any]:
+        """What the file says besides its tensors, by key: text, in a GGUF file also numbers, truth values and lists of them."""
         return self._open_file().metadata
 
     @property
@@ -137,7 +138,7 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
 
 
 def open(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a safetensors or npy file.
+    """Open a safetensors, GGUF or npy file.
 
     Parameters
     ----------
@@ -178,10 +179,10 @@ class TensorReport:
     """Its shape."""
     dtype: str
     """Its dtype, or the one that it had before it was quantized."""
-    action: Literal["quantize", "dequantize", "keep"]
-    """What was done."""
+    action: Literal["quantize", "dequantize", "keep", "refuse"]
+    """What was done. A plan that would ``refuse`` a tensor cannot be carried out."""
     reason: str | None
-    """Why it was kept."""
+    """Why it was kept, or is refused."""
     format: str | None
     """Its format in the new file, None where it is not quantized there."""
     group_size: int | str | None
@@ -252,20 +253,23 @@ def convert(
     threads: int | None = None,
     progress: Progress | bool = False,
 ) -> ConvertReport:
-    """Quantize the matrices of a safetensors or npy file into a new safetensors file, or decode them back.
+    """Quantize the matrices of a safetensors, npy or GGUF file into a new file, or decode them back.
 
     A tensor is quantized if it is of float16, bfloat16, float32 or float64, has two axes or more and a last axis of at least one
     group (a multiple of the block where the format has blocks). All others are copied unchanged; the report says why. At most
     one tensor is in memory at a time. The new file appears under its name when it is whole, and may take the place of the old.
 
+    A GGUF file becomes a GGUF file. There the tensors that llama.cpp keeps (norms, routers, embeddings of positions and their
+    like) are kept, and a matrix whose rows the block does not divide refuses the job.
+
     Parameters
     ----------
     source : path
-        A safetensors file, also one that was converted before, or an npy file.
+        A safetensors file, also one that was converted before, a GGUF file, or an npy file.
     target : path or None
-        The safetensors file to write. None only for a dry run.
+        The file to write: GGUF from GGUF, else safetensors. None only for a dry run.
     format : str
-        Name or alias; see :func:`formats`.
+        Name or alias; see :func:`formats`. A GGUF file takes those of gguf.
     group_size, scale_dtype, nonfinite
         As for :func:`quantize`.
     include, exclude : sequence of str
@@ -292,9 +296,11 @@ def convert(
     CorruptFileError
         The source breaks the rules of its container.
     PolicyError
-        A tensor has elements that are not finite, or scales beyond their dtype. The message names it.
+        A tensor has elements that are not finite, or scales beyond their dtype, or (in a GGUF file) rows that the block does not
+        divide. The message names it.
     ValueError, TypeError
-        Options that the format does not take, or names and patterns that fit no tensor.
+        Options that the format does not take, or names and patterns that fit no tensor; a format, or a name of the new file, that
+        is not of the container; one file of a split model.
     OSError
         A file cannot be read or written, exists already, or the disk is full.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -80,10 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = _command(commands, "convert", _convert, "quantize the matrices of a file, or decode them back")
-    command.add_argument("source", metavar="IN", help="a safetensors or npy file")
-    command.add_argument("target", metavar="OUT", nargs="?", help="the safetensors file to write; not needed for a dry run")
+    command.add_argument("source", metavar="IN", help="a safetensors, GGUF or npy file")
+    command.add_argument("target", metavar="OUT", nargs="?", help="the file to write, GGUF from GGUF, else safetensors; not needed for a dry run")
     kind = command.add_mutually_exclusive_group()
-    kind.add_argument("--format", metavar="NAME", help="see 'quantize formats' (default: int4)")
+    kind.add_argument("--to", "--format", dest="format", metavar="NAME", help="see 'quantize formats' (default: int4)")
     kind.add_argument("--dequantize", action="store_true", help="decode every tensor to the dtype that it had before")
     command.add_argument(
         "--group-size", type=_group_size, metavar="N", help="elements per scale, 'row' or 'tensor' (default: the format's)"
@@ -103,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_work_options(command)
 
     command = _command(commands, "inspect", _inspect, "list the tensors of a file, from its header alone")
-    command.add_argument("file", metavar="FILE", help="a safetensors or npy file")
+    command.add_argument("file", metavar="FILE", help="a safetensors, GGUF or npy file")
 
     command = _command(commands, "compare", _compare, "measure how far the tensors of one file are from those of another")
     command.add_argument("first", metavar="A", help="the reference")
@@ -158,13 +159,13 @@ def _print_report(report: _files.ConvertReport) -> None:
     shown = [tensor for tensor in report.tensors if report.dry_run or tensor.action != "keep"]
     rows: list[list[object]] = []
     for tensor in shown:
-        becomes = {"keep": "kept", "quantize": tensor.format, "dequantize": tensor.dtype}[tensor.action]
+        becomes = {"keep": "kept", "quantize": tensor.format, "dequantize": tensor.dtype, "refuse": "refused"}[tensor.action]
         remark = tensor.reason or ("" if tensor.sqnr_db is None else _decibels(tensor.sqnr_db))
         rows.append(
             [tensor.name, _shape(tensor.shape), tensor.dtype, becomes, amount(tensor.bytes_before), amount(tensor.bytes_after), remark]
         )
     if rows:
-        last = "why kept" if report.dry_run else "SQNR"
+        last = "why" if report.dry_run else "SQNR"
         _print_table(["tensor", "shape", "dtype", "becomes", "before", "after", last], rows, right={1, 4, 5})
         print()
     kept = Counter(tensor.reason for tensor in report.tensors if tensor.action == "keep")
@@ -189,7 +190,7 @@ def _print_report(report: _files.ConvertReport) -> None:
     _print_table([], summary)
 
 
-_ACTIONS = {"quantize": "quantized", "dequantize": "decoded", "keep": "kept"}
+_ACTIONS = {"quantize": "quantized", "dequantize": "decoded", "keep": "kept", "refuse": "refused"}
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -197,7 +198,7 @@ def _inspect(options: argparse.Namespace) -> None:
         tensors, container, metadata = file.tensors, file.container, file.metadata
     if options.json:
         plain = [tensor._asdict() | {"bits_per_weight": _bits(tensor)} for tensor in tensors]
-        _print_json({"file": options.file, "container": container, "metadata": metadata, "tensors": plain})
+        _print_json({"file": options.file, "container": container, "metadata": _finite(metadata), "tensors": plain})
         return
     rows = [
         [
@@ -217,10 +218,28 @@ def _inspect(options: argparse.Namespace) -> None:
         ["container", container],
         ["tensors", ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none"],
         ["bytes", amount(sum(tensor.nbytes for tensor in tensors))],
-        *([f"metadata {key}", text] for key, text in metadata.items() if key != "quantize"),
+        *([f"metadata {key}", _value(value)] for key, value in metadata.items() if key != "quantize"),
     ]
     print()
     _print_table([], summary)
+
+
+def _value(value: Any) -> str:
+    """Give a value of the metadata as text; of a list only the beginning, since a vocabulary is one."""
+    if not isinstance(value, list):
+        return str(value)
+    values: list[Any] = value
+    more = ", ..." if len(values) > 4 else ""
+    return f"{len(values)} values: {', '.join(map(str, values[:4]))}{more}"
+
+
+def _finite(value: Any) -> Any:
+    """Put None in place of numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _bits(tensor: _files.TensorInfo) -> float | None:

@@ -1,5 +1,8 @@
 //! The tensors of a file as its user sees them: the parts of a quantized tensor are one entry under the tensor's own name.
 //!
+//! In a GGUF file the type of a tensor says what it is: those of 4 bits are entries of the format, which were float32 before as far as
+//! the file knows. Other files say it by a scheme.
+//!
 //! The scheme, version 1: part `packed` of tensor `w` is stored as the tensor `w.packed`, and the metadata of the file has under
 //! the key `quantize` this JSON text, which is all that is needed to find and decode the tensor:
 //!
@@ -14,7 +17,7 @@ use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
-use super::{Container, StoredDtype, Tensor, buffer, shown};
+use super::{Container, StoredDtype, Tensor, buffer, gguf, shown};
 use crate::engine;
 use crate::error::{Error, Index, Result};
 use crate::formats;
@@ -92,7 +95,14 @@ impl Checkpoint {
         for (index, tensor) in tensors.iter().enumerate().filter(|(index, _)| !is_part[*index]) {
             let Tensor { name, dtype, shape } = tensor.clone();
             order.push(Some(index));
-            entries.push(Entry { name, dtype, shape, content: Content::Plain(index) });
+            entries.push(match gguf::format(dtype) {
+                None => Entry { name, dtype, shape, content: Content::Plain(index) },
+                Some(format) => {
+                    let settle = || Layout::new(formats::find(format)?.spec(), &shape, Options::default());
+                    let layout = settle().map_err(|error| corrupt(format!("tensor {}: {error}", shown(&name))))?;
+                    Entry { name, dtype: StoredDtype::F32, shape, content: Content::Quantized { layout, parts: vec![index] } }
+                }
+            });
         }
         let mut entries: Vec<_> = order.into_iter().zip(entries).collect();
         entries.sort_by_key(|(place, _)| *place);
@@ -289,7 +299,8 @@ fn find_parts(name: &str, layout: &Layout, tensors: &[Tensor], places: &HashMap<
         let missing = || format!("tensor {} is missing: the metadata '{KEY}' of {} needs it", shown(&expected.name), shown(name));
         let &place = places.get(expected.name.as_str()).ok_or_else(missing)?;
         if tensors[place] != expected {
-            let describe = |tensor: &Tensor| format!("{} of shape {}", tensor.dtype.safetensors_name(), Index(&tensor.shape));
+            let dtype = |tensor: &Tensor| tensor.dtype.safetensors_name().expect("only safetensors files have a scheme");
+            let describe = |tensor: &Tensor| format!("{} of shape {}", dtype(tensor), Index(&tensor.shape));
             let (found, wanted) = (describe(&tensors[place]), describe(&expected));
             return Err(format!("tensor {} is {found}; the metadata '{KEY}' needs {wanted}", shown(&expected.name)));
         }

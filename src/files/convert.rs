@@ -3,15 +3,19 @@
 //! A tensor is quantized if it is of float16, bfloat16, float32 or float64, has two axes or more, and a last axis that holds at
 //! least one group (whole ones only, where the format needs that). Everything else is copied byte for byte, and the plan says why.
 //! At most one tensor is in memory at a time. The parts of a tensor are stored as [`super::checkpoint`] describes.
+//!
+//! A GGUF file becomes a GGUF file, anything else a safetensors file. The readers of GGUF expect some tensors to stay floats and all
+//! others to be of the type that was asked for: there [`super::gguf::llama`] says which are kept, and a tensor that its format does not
+//! take refuses the job.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::checkpoint::{Advance, BLOCK, Checkpoint, Entry, KEY, part_tensors, write_scheme};
 use super::compare::{Values, blocks, errors, rows};
-use super::output::Output;
-use super::safetensors::Writer;
-use super::{StoredDtype, Tensor, glob, shown};
+use super::gguf::{self, Key, llama};
+use super::output::{Output, Writer};
+use super::{StoredDtype, Tensor, glob, is_named, safetensors, shown};
 use crate::element::{Sink, Source};
 use crate::engine::{self, NonFinite, Run, Sums};
 use crate::error::{Error, Result};
@@ -44,8 +48,16 @@ pub struct Selection {
 pub struct Plan {
     /// One step for each entry of the file, in its order.
     pub steps: Vec<Step>,
+    target: Target,
     tensors: Vec<Tensor>,
-    metadata: BTreeMap<String, String>,
+    head: Head,
+}
+
+/// What the new file says besides its tensors, as its container says it.
+#[derive(Debug)]
+enum Head {
+    Safetensors(BTreeMap<String, String>),
+    Gguf(Vec<Key>),
 }
 
 /// What happens to one tensor.
@@ -78,6 +90,8 @@ pub enum Action {
     Quantize,
     /// Decoded to its dtype before.
     Dequantize,
+    /// The job cannot be done, for this reason.
+    Refuse(String),
 }
 
 /// What a step did to the values of its tensor.
@@ -110,12 +124,20 @@ impl Plan {
     /// # Errors
     ///
     /// Those of [`Layout::new`] for options that the format does not take; [`Error::Value`] for a pattern or name that fits no
-    /// tensor and for a part that would take the name of another tensor.
+    /// tensor, for a part that would take the name of another tensor, for a format that the container has no type for and for one
+    /// file of a split model.
     pub fn new(file: &Checkpoint, target: Target, selection: &Selection) -> Result<Plan> {
         if let Target::Format(spec, options) = target {
             // An option that the format does not take is a fault whatever the file holds. Every format takes a matrix of nothing.
             Layout::new(spec, &[0, 0], options)?;
         }
+        let is_gguf = file.container().container() == "gguf";
+        // What weights become, as a GGUF file has it.
+        let dtype = match target {
+            Target::Format(spec, _) if is_gguf => gguf::dtype(spec)?,
+            _ => StoredDtype::F32,
+        };
+        llama::refuse_split(file.container().keys())?;
         selection.check(file)?;
 
         let mut steps = Vec::with_capacity(file.entries().len());
@@ -123,14 +145,14 @@ impl Plan {
         for entry in file.entries() {
             let (action, layout) = match selection.leaves_out(&entry.name) {
                 Some(reason) => (Action::Keep(reason), entry.layout().cloned()),
-                None => action(entry, target),
+                None => action(entry, target, is_gguf),
             };
+            let plain = |dtype| Tensor { name: entry.name.clone(), dtype, shape: entry.shape.clone() };
             let first = tensors.len();
             match (&action, &layout) {
+                (Action::Quantize, Some(_)) if is_gguf => tensors.push(plain(dtype)),
                 (Action::Quantize, Some(layout)) => tensors.extend(part_tensors(&entry.name, layout)),
-                (Action::Dequantize, _) => {
-                    tensors.push(Tensor { name: entry.name.clone(), dtype: entry.dtype, shape: entry.shape.clone() });
-                }
+                (Action::Dequantize, _) => tensors.push(plain(entry.dtype)),
                 _ => tensors.extend(file.stored(entry).map(|(_, tensor)| tensor.clone())),
             }
             steps.push(Step {
@@ -146,13 +168,19 @@ impl Plan {
         }
         refuse_taken_names(&tensors)?;
 
-        let mut metadata = file.container().metadata().clone();
-        metadata.remove(KEY);
-        let mut quantized = steps.iter().filter_map(|step| Some((step.name.as_str(), step.layout.as_ref()?, step.dtype))).peekable();
-        if quantized.peek().is_some() {
-            metadata.insert(KEY.into(), write_scheme(quantized));
-        }
-        Ok(Plan { steps, tensors, metadata })
+        let head = if is_gguf {
+            let changed = steps.iter().any(|step| matches!(step.action, Action::Quantize | Action::Dequantize));
+            Head::Gguf(llama::keys(file.container().keys(), changed.then_some(dtype)))
+        } else {
+            let mut metadata = file.container().metadata().clone();
+            metadata.remove(KEY);
+            let mut quantized = steps.iter().filter_map(|step| Some((step.name.as_str(), step.layout.as_ref()?, step.dtype))).peekable();
+            if quantized.peek().is_some() {
+                metadata.insert(KEY.into(), write_scheme(quantized));
+            }
+            Head::Safetensors(metadata)
+        };
+        Ok(Plan { steps, target, tensors, head })
     }
 
     /// Carry the plan out: write the file `path`, which appears when it is whole.
@@ -162,7 +190,8 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// Those of reading and writing, of the engine and of `advance`. Nothing is then left of the new file.
+    /// Those of reading and writing, of the engine and of `advance`; that of the first step that refuses; [`Error::Value`] for a path
+    /// that ends as a file of another container. Nothing is then left of the new file.
     pub fn run(
         &self,
         file: Checkpoint,
@@ -172,7 +201,15 @@ impl Plan {
         run: &Run,
         advance: &mut dyn FnMut(u64, &str) -> Result<()>,
     ) -> std::result::Result<Vec<Effect>, Failure> {
-        let writer = Writer::new(Output::create(path, overwrite)?, &self.tensors, &self.metadata)?;
+        if let Some(step) = self.steps.iter().find(|step| matches!(step.action, Action::Refuse(_))) {
+            return Err(self.refusal(step));
+        }
+        self.check_name(path)?;
+        let output = Output::create(path, overwrite)?;
+        let writer = match &self.head {
+            Head::Safetensors(metadata) => safetensors::create(output, &self.tensors, metadata)?,
+            Head::Gguf(keys) => gguf::create(output, &self.tensors, keys)?,
+        };
         let mut conversion = Conversion { file, writer, nonfinite, run };
         let mut effects = Vec::with_capacity(self.steps.len());
         for (index, step) in self.steps.iter().enumerate() {
@@ -183,6 +220,32 @@ impl Plan {
         drop(file);
         writer.finish()?;
         Ok(effects)
+    }
+
+    /// The error of a step that refuses.
+    fn refusal(&self, step: &Step) -> Failure {
+        let Target::Format(spec, options) = self.target else { unreachable!("floats fit any tensor") };
+        let error = match Layout::new(spec, &step.shape, options) {
+            Err(Error::Shape { argument, found, expected }) => {
+                let advice = "keep the tensor out with exclude, or choose another format";
+                Error::Shape { argument, found, expected: format!("{expected}: {advice}") }
+            }
+            other => unreachable!("a matrix of floats is refused for its shape, not {other:?}"),
+        };
+        Failure { tensor: Some(step.name.clone()), error }
+    }
+
+    /// The name of the new file must not promise another container.
+    fn check_name(&self, path: &Path) -> Result<()> {
+        let (is, other) = match self.head {
+            Head::Safetensors(_) => ("safetensors", "gguf"),
+            Head::Gguf(_) => ("gguf", "safetensors"),
+        };
+        if is_named(path, other) {
+            let expected = format!("expected one that ends in .{is}: a file stays in its container, an npy file becomes safetensors");
+            return Err(Error::value("the name of the new file", shown(&path.to_string_lossy()), expected));
+        }
+        Ok(())
     }
 }
 
@@ -217,34 +280,46 @@ impl Selection {
 }
 
 /// What happens to a tensor that is selected, and how it is then quantized.
-fn action(entry: &Entry, target: Target) -> (Action, Option<Layout>) {
+fn action(entry: &Entry, target: Target, is_gguf: bool) -> (Action, Option<Layout>) {
     let keep = |reason: String| (Action::Keep(reason), entry.layout().cloned());
     match (target, entry.layout()) {
         (Target::Floats, Some(_)) => (Action::Dequantize, None),
         (Target::Floats, None) => keep("not quantized".into()),
         (Target::Format(..), Some(layout)) => keep(format!("already {}", layout.spec.name)),
-        (Target::Format(spec, options), None) => match layout(entry, spec, options) {
-            Ok(layout) => (Action::Quantize, Some(layout)),
-            Err(reason) => keep(reason),
-        },
+        (Target::Format(spec, options), None) => {
+            if let Some(reason) = no_matrix(entry).or_else(|| is_gguf.then(|| llama::spares(&entry.name)).flatten()) {
+                return keep(reason);
+            }
+            match layout(entry, spec, options).map_err(|error| error.to_string()) {
+                Ok(layout) => (Action::Quantize, Some(layout)),
+                Err(reason) if is_gguf => (Action::Refuse(reason), None),
+                Err(reason) => keep(reason),
+            }
+        }
     }
 }
 
-/// How a tensor is quantized, or why it is not.
-fn layout(entry: &Entry, spec: &'static Spec, options: Options) -> std::result::Result<Layout, String> {
-    let dtype = entry.dtype.float().ok_or_else(|| format!("{} is not quantized", entry.dtype.name()))?;
-    if entry.shape.len() < 2 {
-        return Err(format!("{}-d; a matrix has 2 axes or more", entry.shape.len()));
+/// Why a tensor is no matrix of floats, if it is none.
+fn no_matrix(entry: &Entry) -> Option<String> {
+    if entry.dtype.float().is_none() {
+        Some(format!("{} is not quantized", entry.dtype.name()))
+    } else if entry.shape.len() < 2 {
+        Some(format!("{}-d; a matrix has 2 axes or more", entry.shape.len()))
+    } else if entry.elements() == 0 {
+        Some("no elements".into())
+    } else {
+        None
     }
-    if entry.elements() == 0 {
-        return Err("no elements".into());
-    }
-    let options = Options { scale_dtype: options.scale_dtype.or_else(|| spec.scale_dtype_of(dtype)), ..options };
-    let layout = Layout::new(spec, &entry.shape, options).map_err(|error| error.to_string())?;
+}
+
+/// How a matrix is quantized, or why it is not.
+fn layout(entry: &Entry, spec: &'static Spec, options: Options) -> Result<Layout> {
+    let scale_dtype = options.scale_dtype.or_else(|| spec.scale_dtype_of(entry.dtype.float()?));
+    let layout = Layout::new(spec, &entry.shape, Options { scale_dtype, ..options })?;
     let columns = layout.columns();
     match (layout.group_size, spec.group_sizes) {
         (GroupSize::Elements(group), GroupSizes::Any { .. }) if columns < group => {
-            Err(format!("last axis has {columns} elements; a group has {group}"))
+            Err(Error::shape("last axis", format!("has {columns} elements"), format!("a group has {group}")))
         }
         _ => Ok(layout),
     }
@@ -288,6 +363,7 @@ impl Conversion<'_> {
         match &step.action {
             Action::Keep(_) => copy(file, entry, advance, &mut write)?,
             Action::Dequantize => dequantize(file, entry, run, advance, &mut write)?,
+            Action::Refuse(_) => unreachable!("a plan that refuses a tensor is not carried out"),
             Action::Quantize => {
                 let layout = step.layout.as_ref().expect("a step that quantizes has a layout");
                 let loaded = file.load(entry, advance)?;

@@ -85,7 +85,7 @@ impl Npy {
         }
         let mut bytes = buffer(self.tensor.bytes(), || "the array".into())?;
         self.input.read("npy", self.data, &mut bytes)?;
-        let item = self.tensor.dtype.bits() as usize / 8;
+        let item = self.tensor.dtype.block().bytes as usize;
         if self.big_endian {
             // A complex number is two numbers, each with its own order of bytes.
             let number = if self.tensor.dtype == StoredDtype::C64 { item / 2 } else { item };

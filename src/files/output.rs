@@ -3,6 +3,8 @@
 //! Bytes go to a temporary file beside the target; [`Output::finish`] syncs it, renames it and syncs the folder. Dropping an
 //! unfinished [`Output`] removes the temporary file. A file that is replaced leaves its permissions to the new one; its owner,
 //! its other hard links and its extended attributes are not carried over. A symbolic link is followed, not replaced.
+//!
+//! A container begins the file with its header and hands it on as a [`Writer`], which knows the place of every tensor.
 
 use std::fs;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -10,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
+use super::Tensor;
 use crate::error::{Error, Result};
 
 /// A file in the making.
@@ -85,6 +88,47 @@ impl Output {
 
     fn failed(&self, source: io::Error) -> Error {
         Error::Io { source, path: self.target.clone() }
+    }
+}
+
+/// A file whose header is written and whose tensors have their places; their bytes may come in any order.
+pub struct Writer {
+    output: Output,
+    /// Where the bytes of each tensor begin, from the start of the file.
+    starts: Vec<u64>,
+    /// Bytes of each tensor that have not been written.
+    missing: Vec<u64>,
+}
+
+impl Writer {
+    /// The bytes of each of `tensors` begin where `starts` says.
+    pub(super) fn new(output: Output, starts: Vec<u64>, tensors: &[Tensor]) -> Writer {
+        Writer { output, starts, missing: tensors.iter().map(Tensor::bytes).collect() }
+    }
+
+    /// Write `bytes` of tensor `index` from byte `offset` of it on; each byte once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    pub fn write(&mut self, index: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        let missing = self.missing[index].checked_sub(bytes.len() as u64);
+        self.missing[index] = missing.expect("no more bytes are written than the header names");
+        self.output.write(self.starts[index] + offset, bytes)
+    }
+
+    /// Put the file under its name, durably.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    ///
+    /// # Panics
+    ///
+    /// Where bytes of a tensor have not been written.
+    pub fn finish(self) -> Result<()> {
+        assert!(self.missing.iter().all(|&bytes| bytes == 0), "every tensor of the header has been written");
+        self.output.finish()
     }
 }
 

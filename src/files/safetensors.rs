@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, HashSet};
 use header::{Entry, Header};
 
 use super::input::Input;
-use super::output::Output;
+use super::output::{Output, Writer};
 use super::{Container, Tensor, buffer, looks_like, shown};
 use crate::error::{Error, Index, Result};
 
@@ -147,7 +147,8 @@ fn parse(header: &[u8], data: u64) -> Result<Parsed> {
 }
 
 fn kind(tensor: &Tensor) -> String {
-    format!("{} of shape {}", tensor.dtype.safetensors_name(), Index(&tensor.shape))
+    let dtype = tensor.dtype.safetensors_name().expect("it was read by that name");
+    format!("{dtype} of shape {}", Index(&tensor.shape))
 }
 
 fn corrupt(reason: String) -> Error {
@@ -173,88 +174,56 @@ fn nests_deeper(json: &[u8], limit: usize) -> bool {
     false
 }
 
-/// A safetensors file in the making. Every tensor is known at the start; their bytes may come in any order.
+/// Begin a safetensors file: write the header of `tensors` to `output`. A tensor is later named by its place in `tensors`.
 ///
 /// Tensors lie as the reference writer lays them: widest dtype first, so that each is aligned to its own size, then by name.
-pub struct Writer {
-    output: Output,
-    /// Where the bytes of each tensor begin, from the start of the file.
-    starts: Vec<u64>,
-    /// Bytes of each tensor that have not been written.
-    missing: Vec<u64>,
-}
+///
+/// # Errors
+///
+/// [`Error::Value`]: a name that comes twice or that the format reserves, a dtype that the format lacks, a header above the limit;
+/// [`Error::Io`].
+pub fn create(mut output: Output, tensors: &[Tensor], metadata: &BTreeMap<String, String>) -> Result<Writer> {
+    let mut order: Vec<usize> = (0..tensors.len()).collect();
+    order.sort_by(|&a, &b| {
+        let (a, b) = (&tensors[a], &tensors[b]);
+        b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name))
+    });
 
-impl Writer {
-    /// Write the header of `tensors` to `output`. Later calls name a tensor by its place in `tensors`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Value`]: a name that comes twice or that the format reserves, a header above the limit; [`Error::Io`].
-    pub fn new(mut output: Output, tensors: &[Tensor], metadata: &BTreeMap<String, String>) -> Result<Writer> {
-        let mut order: Vec<usize> = (0..tensors.len()).collect();
-        order.sort_by(|&a, &b| {
-            let (a, b) = (&tensors[a], &tensors[b]);
-            b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name))
-        });
-
-        let mut fields = Vec::with_capacity(tensors.len() + 1);
-        let mut names = HashSet::from([METADATA]);
-        if !metadata.is_empty() {
-            fields.push(format!("{}:{}", json(METADATA), json(metadata)));
+    let mut fields = Vec::with_capacity(tensors.len() + 1);
+    let mut names = HashSet::from([METADATA]);
+    if !metadata.is_empty() {
+        fields.push(format!("{}:{}", json(METADATA), json(metadata)));
+    }
+    let mut starts = vec![0; tensors.len()];
+    let mut end = 0u64;
+    for index in order {
+        let Tensor { name, dtype, shape } = &tensors[index];
+        if !names.insert(name) {
+            let expected = "a safetensors file can hold that name only once";
+            return Err(Error::value("the name of a tensor", shown(name), expected));
         }
-        let mut starts = vec![0; tensors.len()];
-        let mut end = 0u64;
-        for index in order {
-            let Tensor { name, dtype, shape } = &tensors[index];
-            if !names.insert(name) {
-                let expected = "a safetensors file can hold that name only once";
-                return Err(Error::value("the name of a tensor", shown(name), expected));
-            }
-            let begin = end;
-            starts[index] = begin;
-            end = begin.checked_add(tensors[index].bytes()).expect("a plan has checked the sizes");
-            let dtype = dtype.safetensors_name();
-            let entry = format!(r#"{{"dtype":"{dtype}","shape":{},"data_offsets":[{begin},{end}]}}"#, json(shape));
-            fields.push(format!("{}:{entry}", json(name)));
-        }
-        let mut header = format!("{{{}}}", fields.join(",")).into_bytes();
-        header.resize(header.len().next_multiple_of(8), b' ');
-        if header.len() as u64 > LONGEST_HEADER {
-            let found = format!("{} bytes long", header.len());
-            return Err(Error::value("the header", found, format!("safetensors allows {LONGEST_HEADER}")));
-        }
-
-        output.write(0, &(header.len() as u64).to_le_bytes())?;
-        output.write(8, &header)?;
-        let data = 8 + header.len() as u64;
-        starts.iter_mut().for_each(|start| *start += data);
-        Ok(Writer { output, starts, missing: tensors.iter().map(Tensor::bytes).collect() })
+        let Some(dtype) = dtype.safetensors_name() else {
+            let expected = "a safetensors file has no such dtype";
+            return Err(Error::value(format!("the dtype of tensor {}", shown(name)), dtype.name(), expected));
+        };
+        let begin = end;
+        starts[index] = begin;
+        end = begin.checked_add(tensors[index].bytes()).expect("a plan has checked the sizes");
+        let entry = format!(r#"{{"dtype":"{dtype}","shape":{},"data_offsets":[{begin},{end}]}}"#, json(shape));
+        fields.push(format!("{}:{entry}", json(name)));
+    }
+    let mut header = format!("{{{}}}", fields.join(",")).into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    if header.len() as u64 > LONGEST_HEADER {
+        let found = format!("{} bytes long", header.len());
+        return Err(Error::value("the header", found, format!("safetensors allows {LONGEST_HEADER}")));
     }
 
-    /// Write `bytes` of tensor `index` from byte `offset` of it on; each byte once.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Io`].
-    pub fn write(&mut self, index: usize, offset: u64, bytes: &[u8]) -> Result<()> {
-        let missing = self.missing[index].checked_sub(bytes.len() as u64);
-        self.missing[index] = missing.expect("no more bytes are written than the header names");
-        self.output.write(self.starts[index] + offset, bytes)
-    }
-
-    /// Put the file under its name, durably.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Io`].
-    ///
-    /// # Panics
-    ///
-    /// Where bytes of a tensor have not been written.
-    pub fn finish(self) -> Result<()> {
-        assert!(self.missing.iter().all(|&bytes| bytes == 0), "every tensor of the header has been written");
-        self.output.finish()
-    }
+    output.write(0, &(header.len() as u64).to_le_bytes())?;
+    output.write(8, &header)?;
+    let data = 8 + header.len() as u64;
+    starts.iter_mut().for_each(|start| *start += data);
+    Ok(Writer::new(output, starts, tensors))
 }
 
 fn json(value: &(impl serde::Serialize + ?Sized)) -> String {

@@ -4,10 +4,11 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use pyo3::IntoPyObjectExt;
 use pyo3::create_exception;
 use pyo3::exceptions::{PyFileExistsError, PyIsADirectoryError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyDict, PyList, PyTuple};
 
 use super::api::named_policy;
 use super::arrays::{Array, Item, Outputs, Wanted};
@@ -15,9 +16,11 @@ use super::errors::{CorruptFileError, guarded};
 use super::tensor::{Tensor, named_scale_dtype};
 use crate::engine::{Run, Sums};
 use crate::error::{Error, Result};
+use crate::files::StoredDtype;
 use crate::files::checkpoint::{Checkpoint, Entry};
 use crate::files::compare::{self, Compared, Verdict};
 use crate::files::convert::{Action, Effect, Failure, Plan, Selection, Step, Target};
+use crate::files::gguf::Value;
 use crate::layout::{Layout, Options};
 use crate::level::Level;
 use crate::spec::GroupSize;
@@ -59,10 +62,14 @@ impl File {
         self.checkpoint.container().container()
     }
 
-    /// The free text of the file, by key.
+    /// The free text of the file, or its typed values, by key.
     #[getter]
-    fn metadata(&self) -> std::collections::BTreeMap<String, String> {
-        self.checkpoint.container().metadata().clone()
+    fn metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let found = PyDict::new(py);
+        let container = self.checkpoint.container();
+        container.metadata().iter().try_for_each(|(key, text)| found.set_item(key, text))?;
+        container.keys().iter().try_for_each(|key| found.set_item(&key.name, object(py, key.value())?))?;
+        Ok(found)
     }
 
     /// `(name, dtype, shape, bytes, tensor)` of every tensor, `tensor` None for what is not quantized.
@@ -91,8 +98,41 @@ impl File {
                 read.map_err(|error| watch.exception(error, Some(&self.path)))
             })?;
             let stored = self.checkpoint.stored(entry).zip(outputs.into_arrays());
-            stored.map(|((_, tensor), bytes)| Ok((bytes, tensor.dtype.name(), PyTuple::new(py, &tensor.shape)?))).collect()
+            stored
+                .map(|((_, tensor), bytes)| {
+                    let (dtype, shape) = seen(tensor);
+                    Ok((bytes, dtype, PyTuple::new(py, shape)?))
+                })
+                .collect()
         })
+    }
+}
+
+/// Dtype and shape of a stored tensor as an array: blocks are bytes along the last axis.
+fn seen(tensor: &files::Tensor) -> (&'static str, Vec<usize>) {
+    let (mut shape, block) = (tensor.shape.clone(), tensor.dtype.block());
+    match shape.last_mut() {
+        Some(last) if tensor.dtype.safetensors_name().is_none() => {
+            *last = *last / block.elements as usize * block.bytes as usize;
+            (StoredDtype::U8.name(), shape)
+        }
+        _ => (tensor.dtype.name(), shape),
+    }
+}
+
+/// A value of a key as Python has it.
+fn object(py: Python<'_>, value: Value) -> PyResult<Bound<'_, PyAny>> {
+    match value {
+        Value::Unsigned(number) => number.into_bound_py_any(py),
+        Value::Signed(number) => number.into_bound_py_any(py),
+        Value::Float(number) => number.into_bound_py_any(py),
+        Value::Bool(yes) => yes.into_bound_py_any(py),
+        Value::Text(text) => text.into_bound_py_any(py),
+        Value::List(values) => {
+            let list = PyList::empty(py);
+            values.into_iter().try_for_each(|value| list.append(object(py, value)?))?;
+            Ok(list.into_any())
+        }
     }
 }
 
@@ -159,6 +199,7 @@ fn row(step: Step, effect: Effect) -> Row {
         Action::Keep(reason) => ("keep", Some(reason)),
         Action::Quantize => ("quantize", None),
         Action::Dequantize => ("dequantize", None),
+        Action::Refuse(reason) => ("refuse", Some(reason)),
     };
     let tensor = step.layout.as_ref().map(settled);
     let errors = effect.errors.map(numbers);

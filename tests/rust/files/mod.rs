@@ -3,6 +3,8 @@
 mod checkpoint;
 mod compare;
 mod convert;
+mod gguf;
+mod gguf_convert;
 mod input;
 mod npy;
 mod output;
@@ -16,7 +18,6 @@ use quantize::error::{Error, Result};
 use quantize::files::checkpoint::Checkpoint;
 use quantize::files::convert::{Effect, Failure, Plan, Selection, Target};
 use quantize::files::output::Output;
-use quantize::files::safetensors::Writer;
 use quantize::files::{Container, StoredDtype, Tensor};
 use quantize::formats;
 use quantize::layout::Options;
@@ -53,7 +54,7 @@ fn listing(folder: &Path) -> Vec<String> {
 fn write_file(path: &Path, tensors: &[(Tensor, Vec<u8>)], metadata: &[(&str, &str)]) {
     let headers: Vec<Tensor> = tensors.iter().map(|(tensor, _)| tensor.clone()).collect();
     let metadata = metadata.iter().map(|(key, text)| (key.to_string(), text.to_string())).collect();
-    let mut writer = Writer::new(Output::create(path, true).unwrap(), &headers, &metadata).unwrap();
+    let mut writer = quantize::files::safetensors::create(Output::create(path, true).unwrap(), &headers, &metadata).unwrap();
     for (index, (_, bytes)) in tensors.iter().enumerate() {
         writer.write(index, 0, bytes).unwrap();
     }

@@ -8,11 +8,11 @@ use super::{listing, tensor};
 use quantize::error::{Error, Result};
 use quantize::files::input::Input;
 use quantize::files::output::Output;
-use quantize::files::safetensors::{Safetensors, Writer};
+use quantize::files::safetensors::{Safetensors, create};
 use quantize::files::{Container, StoredDtype};
 
 fn write_one(path: &Path, overwrite: bool) -> Result<()> {
-    let mut writer = Writer::new(Output::create(path, overwrite)?, &[tensor("w", StoredDtype::U8, &[3])], &BTreeMap::new())?;
+    let mut writer = create(Output::create(path, overwrite)?, &[tensor("w", StoredDtype::U8, &[3])], &BTreeMap::new())?;
     writer.write(0, 1, &[2, 3])?;
     writer.write(0, 0, &[1])?;
     writer.finish()

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use quantize::error::Result;
 use quantize::files::input::Input;
 use quantize::files::output::Output;
-use quantize::files::safetensors::{Safetensors, Writer};
+use quantize::files::safetensors::{Safetensors, create};
 use quantize::files::{Container, StoredDtype, Tensor};
 
 /// A safetensors file of this header and this many bytes of data.
@@ -218,7 +218,7 @@ fn a_written_file_lies_as_the_reference_lays_it() {
         tensor("h", StoredDtype::Bf16, &[0]),
     ];
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-    let mut writer = Writer::new(Output::create(&path, false).unwrap(), &tensors, &metadata).unwrap();
+    let mut writer = create(Output::create(&path, false).unwrap(), &tensors, &metadata).unwrap();
     writer.write(2, 0, &[9]).unwrap();
     writer.write(0, 0, &[1, 2, 3]).unwrap();
     writer.write(1, 0, &[4; 8]).unwrap();
@@ -248,7 +248,7 @@ fn a_writer_refuses_a_name_that_comes_twice_or_is_reserved() {
     for name in ["w", "__metadata__"] {
         let tensors = [tensor("w", StoredDtype::U8, &[1]), tensor(name, StoredDtype::U8, &[2])];
         let output = Output::create(&folder.path().join("out"), false).unwrap();
-        let error = Writer::new(output, &tensors, &BTreeMap::new()).err().unwrap();
+        let error = create(output, &tensors, &BTreeMap::new()).err().unwrap();
         assert_eq!(error.to_string(), format!("the name of a tensor is '{name}'; a safetensors file can hold that name only once"));
     }
     assert!(listing(folder.path()).is_empty());

@@ -1,0 +1,111 @@
+//! What llama.cpp's quantizer does with a model, as rules: which tensors it leaves alone, where it puts them, what it says of the file.
+//!
+//! Source: ggml-org/llama.cpp `src/llama-quant.cpp`, build b11739.
+
+use super::{ALIGNMENT_KEY, Key, Value};
+use crate::error::{Error, Result};
+use crate::files::StoredDtype;
+
+/// Parts of names that mark a tensor as one of those that stay floats, and what such tensors are.
+const SPARED: [(&str, &str); 33] = [
+    ("_norm.weight", "a norm"),
+    ("ffn_gate_inp.weight", "a router of experts"),
+    ("ffn_gate_tid2eid.weight", "a table of experts"),
+    ("altup", "very small"),
+    ("laurel", "very small"),
+    ("per_layer_model_proj", "small"),
+    ("ssm_conv1d", "a small convolution"),
+    ("shortconv.conv.weight", "a small convolution"),
+    ("indexer.k_proj.weight", "a small projection"),
+    ("indexer.q_proj.weight", "a small projection"),
+    ("time_mix_first.weight", RWKV),
+    ("time_mix_w0.weight", RWKV),
+    ("time_mix_w1.weight", RWKV),
+    ("time_mix_w2.weight", RWKV),
+    ("time_mix_v0.weight", RWKV),
+    ("time_mix_v1.weight", RWKV),
+    ("time_mix_v2.weight", RWKV),
+    ("time_mix_a0.weight", RWKV),
+    ("time_mix_a1.weight", RWKV),
+    ("time_mix_a2.weight", RWKV),
+    ("time_mix_g1.weight", RWKV),
+    ("time_mix_g2.weight", RWKV),
+    ("time_mix_decay_w1.weight", RWKV),
+    ("time_mix_decay_w2.weight", RWKV),
+    ("time_mix_lerp_fused.weight", RWKV),
+    ("attn_rel_b.weight", "a bias of positions"),
+    (".position_embd", "an embedding of positions"),
+    (".rel_pos", "an embedding of positions"),
+    (".patch_embd", "an embedding of patches"),
+    (".patch_merger", "a merger of patches"),
+    ("sam.pos_embd", "an embedding of positions"),
+    ("sam.neck.", "a convolution"),
+    ("sam.net_", "a convolution"),
+];
+
+const RWKV: &str = "a small matrix of RWKV";
+
+/// Whole names of tensors that stay floats.
+const SPARED_NAMES: [(&str, &str); 2] =
+    [("position_embd.weight", "an embedding of positions"), ("token_types.weight", "an embedding of token types")];
+
+/// Why the quantizer leaves a tensor alone whatever the format, if it does.
+pub(crate) fn spares(name: &str) -> Option<String> {
+    if !name.ends_with("weight") {
+        return Some("its name does not end in weight".into());
+    }
+    let part = SPARED.iter().find(|row| name.contains(row.0));
+    let found = part.or_else(|| SPARED_NAMES.iter().find(|row| name == row.0))?;
+    Some(format!("{}, which llama.cpp keeps", found.1))
+}
+
+/// What tensors are sorted by: those of no layer come first, then layer by layer, by the bytes of the name.
+pub(super) fn place(name: &str) -> (Option<u64>, &str) {
+    let layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).and_then(|(layer, _)| layer.parse().ok());
+    (layer, name)
+}
+
+const FILE_TYPE: &str = "general.file_type";
+const QUANTIZATION_VERSION: &str = "general.quantization_version";
+
+/// The keys of a file that is made from one with `keys`: all, in their order, but those that speak of how the old file was laid out.
+/// Where `became` says which dtype its weights now have, the keys that tell of it come last.
+pub(crate) fn keys(keys: &[Key], became: Option<StoredDtype>) -> Vec<Key> {
+    let speaks_of_layout = |key: &&Key| key.name == ALIGNMENT_KEY || key.name.starts_with("split.");
+    let kept = keys.iter().filter(|key| !speaks_of_layout(key));
+    let Some(dtype) = became else { return kept.cloned().collect() };
+    let kept = kept.filter(|key| key.name != FILE_TYPE && key.name != QUANTIZATION_VERSION);
+    kept.cloned().chain([Key::u32(QUANTIZATION_VERSION, 2), Key::u32(FILE_TYPE, file_type(dtype))]).collect()
+}
+
+/// The number by which [`FILE_TYPE`] says that most weights have this dtype. Of two that mean Q4_K it is that of Q4_K_S, whose weights
+/// are Q4_K but for a few.
+fn file_type(dtype: StoredDtype) -> u32 {
+    match dtype {
+        StoredDtype::F32 => 0,
+        StoredDtype::Q40 => 2,
+        StoredDtype::Q41 => 3,
+        StoredDtype::Q4K => 14,
+        StoredDtype::Iq4Nl => 25,
+        StoredDtype::Iq4Xs => 30,
+        StoredDtype::Mxfp4 => 38,
+        StoredDtype::Nvfp4 => 39,
+        other => unreachable!("weights do not become {other:?}"),
+    }
+}
+
+/// Refuse one file of several that are one model: alone it has not all keys, and the others would no longer fit it.
+pub(crate) fn refuse_split(keys: &[Key]) -> Result<()> {
+    let number = |name: &str| match keys.iter().find(|key| key.name == name).map(Key::value) {
+        Some(Value::Unsigned(number)) => Some(number),
+        _ => None,
+    };
+    match number("split.count") {
+        Some(count) if count > 1 => {
+            let part = number("split.no").map_or("?".into(), |number| number.saturating_add(1).to_string());
+            let expected = "join the parts first, for example with llama-gguf-split --merge";
+            Err(Error::value("the file", format!("part {part} of {count} of a split model"), expected))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,194 @@
+//! Conversion of GGUF files: which tensors become 4-bit, which refuse the job, what the new file says of itself.
+
+use std::fs;
+use std::path::Path;
+
+use super::gguf::{File, key, line};
+use super::{checkpoint, convert, listing, load, run_plan, stored_as, target, weights};
+use quantize::element::Source;
+use quantize::engine;
+use quantize::error::Error;
+use quantize::files::StoredDtype;
+use quantize::files::convert::{Action, Failure, Plan, Selection, Target};
+use quantize::files::gguf::Value;
+use quantize::formats;
+use quantize::layout::{Layout, Options};
+
+/// A model as a converter writes it: F32 vectors, F16 and BF16 matrices, a stack of experts, what stays float, a foreign type.
+fn model() -> File {
+    let shapes: [(&str, u32, &[u64]); 9] = [
+        ("token_embd.weight", 1, &[256, 6]),
+        ("output_norm.weight", 0, &[256]),
+        ("blk.0.attn_q.weight", 30, &[256, 4]),
+        ("blk.0.attn_q.bias", 0, &[256, 1]),
+        ("blk.0.ffn_gate_inp.weight", 0, &[256, 2]),
+        ("blk.0.ffn_up_exps.weight", 0, &[256, 3, 2]),
+        ("blk.0.ffn_down.weight", 14, &[256, 2]),
+        ("blk.0.indices", 26, &[3]),
+        ("position_embd.weight", 0, &[256, 2]),
+    ];
+    let mut offset = 0;
+    let (mut lines, mut data) = (Vec::new(), Vec::new());
+    for (name, kind, axes) in shapes {
+        lines.push(line(name, axes, kind, offset));
+        let count = axes.iter().product::<u64>() as usize;
+        data.extend(match kind {
+            0 => stored_as(StoredDtype::F32, &weights(count)),
+            1 => stored_as(StoredDtype::F16, &weights(count)),
+            30 => stored_as(StoredDtype::Bf16, &weights(count)),
+            14 => (0..420).map(|i| i as u8).collect(),
+            _ => (0..12).collect(),
+        });
+        data.resize(data.len().next_multiple_of(32), 0);
+        offset = data.len() as u64;
+    }
+    let keys = [
+        key("general.architecture", 8, [&5u64.to_le_bytes()[..], b"llama"].concat()),
+        key("general.file_type", 4, 1u32.to_le_bytes()),
+        key("general.alignment", 4, 32u32.to_le_bytes()),
+        key("llama.rope.freq_base", 6, 1e6f32.to_le_bytes()),
+        key("split.count", 2, 1u16.to_le_bytes()),
+    ];
+    File { data, ..File::new(&keys, &lines, 0) }
+}
+
+fn keys(path: &Path) -> Vec<(String, Value)> {
+    checkpoint(path).container().keys().iter().map(|key| (key.name.clone(), key.value())).collect()
+}
+
+fn said(name: &str, value: Value) -> (String, Value) {
+    (name.into(), value)
+}
+
+#[test]
+fn matrices_become_4_bit_and_all_else_is_kept_byte_for_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, small, back] = ["in.gguf", "small.gguf", "back.gguf"].map(|name| folder.path().join(name));
+    fs::write(&path, model().bytes()).unwrap();
+    let file_types = [
+        ("gguf:q4_0", 2),
+        ("gguf:q4_1", 3),
+        ("gguf:q4_k", 14),
+        ("gguf:iq4_nl", 25),
+        ("gguf:iq4_xs", 30),
+        ("gguf:mxfp4", 38),
+        ("gguf:nvfp4", 39),
+    ];
+    for (format, file_type) in file_types {
+        let plan = Plan::new(&checkpoint(&path), target(format, None), &Selection::default()).unwrap();
+        let actions: Vec<_> = plan.steps.iter().map(|step| (step.name.as_str(), step.action.clone())).collect();
+        let keep = |reason: &str| Action::Keep(reason.into());
+        let expected = [
+            ("token_embd.weight", Action::Quantize),
+            ("output_norm.weight", keep("1-d; a matrix has 2 axes or more")),
+            ("blk.0.attn_q.weight", Action::Quantize),
+            ("blk.0.attn_q.bias", keep("its name does not end in weight")),
+            ("blk.0.ffn_gate_inp.weight", keep("a router of experts, which llama.cpp keeps")),
+            ("blk.0.ffn_up_exps.weight", Action::Quantize),
+            ("blk.0.ffn_down.weight", keep("Q6_K is not quantized")),
+            ("blk.0.indices", keep("int32 is not quantized")),
+            ("position_embd.weight", keep("an embedding of positions, which llama.cpp keeps")),
+        ];
+        assert_eq!(actions, expected);
+        run_plan(&plan, &path, &small).unwrap();
+        let written = fs::metadata(&small).unwrap().len();
+        assert!(plan.steps.iter().map(|step| step.bytes_after).sum::<u64>() < written && written.is_multiple_of(32));
+
+        let (before, after) = (checkpoint(&path), checkpoint(&small));
+        let order: Vec<&str> = after.entries().iter().map(|entry| entry.name.as_str()).collect();
+        let expected = [
+            "output_norm.weight",
+            "position_embd.weight",
+            "token_embd.weight",
+            "blk.0.attn_q.bias",
+            "blk.0.attn_q.weight",
+            "blk.0.ffn_down.weight",
+            "blk.0.ffn_gate_inp.weight",
+            "blk.0.ffn_up_exps.weight",
+            "blk.0.indices",
+        ];
+        assert_eq!(order, expected);
+        for (step, entry) in plan.steps.iter().zip(before.entries()) {
+            let own = load(&before, &entry.name);
+            if step.action != Action::Quantize {
+                assert_eq!(load(&after, &entry.name), own, "{}", entry.name);
+                continue;
+            }
+            let layout = Layout::new(formats::find(format).unwrap().spec(), &entry.shape, Options::default()).unwrap();
+            let source = Source::from_bytes(&own[0], entry.dtype.float().unwrap(), &entry.shape);
+            assert_eq!(load(&after, &entry.name), engine::quantize_owned(&source, layout).unwrap().parts, "{format} {}", entry.name);
+        }
+        let expected = [
+            said("general.architecture", Value::Text("llama".into())),
+            said("llama.rope.freq_base", Value::Float(1e6)),
+            said("general.quantization_version", Value::Unsigned(2)),
+            said("general.file_type", Value::Unsigned(file_type)),
+        ];
+        assert_eq!(keys(&small), expected);
+
+        convert(&small, &back, Target::Floats);
+        let restored = checkpoint(&back);
+        assert_eq!(keys(&back).last().unwrap(), &said("general.file_type", Value::Unsigned(0)));
+        for name in ["token_embd.weight", "blk.0.ffn_up_exps.weight"] {
+            let entry = after.entries().iter().find(|entry| entry.name == name).unwrap();
+            let layout = entry.layout().unwrap().clone();
+            let quantized = quantize::tensor::Quantized { layout, parts: load(&after, name) };
+            let decoded = engine::dequantize_owned(&quantized).unwrap();
+            assert_eq!(load(&restored, name), [stored_as(StoredDtype::F32, &decoded)], "{format} {name}");
+        }
+        assert_eq!(load(&restored, "blk.0.ffn_down.weight"), load(&before, "blk.0.ffn_down.weight"));
+    }
+}
+
+#[test]
+fn a_file_of_which_nothing_changes_keeps_its_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, out] = ["in.gguf", "out.gguf"].map(|name| folder.path().join(name));
+    fs::write(&path, model().bytes()).unwrap();
+    convert(&path, &out, Target::Floats);
+    let expected: Vec<_> =
+        keys(&path).into_iter().filter(|(name, _)| !["general.alignment", "split.count"].contains(&name.as_str())).collect();
+    assert_eq!(keys(&out), expected);
+    for entry in checkpoint(&path).entries() {
+        assert_eq!(load(&checkpoint(&out), &entry.name), load(&checkpoint(&path), &entry.name));
+    }
+}
+
+#[test]
+fn rows_that_the_block_does_not_divide_refuse_the_job() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, out] = ["in.gguf", "out.gguf"].map(|name| folder.path().join(name));
+    let data = stored_as(StoredDtype::F32, &weights(2 * 288));
+    fs::write(&path, File { data, ..File::new(&[], &[line("blk.0.ffn_up.weight", &[288, 2], 0, 0)], 0) }.bytes()).unwrap();
+    let plan = Plan::new(&checkpoint(&path), target("gguf:q4_k", None), &Selection::default()).unwrap();
+    let reason = "last axis has 288 elements; gguf:q4_k needs a multiple of 256";
+    assert_eq!(plan.steps[0].action, Action::Refuse(reason.into()));
+    let Failure { tensor, error } = run_plan(&plan, &path, &out).unwrap_err();
+    assert_eq!(tensor.as_deref(), Some("blk.0.ffn_up.weight"));
+    assert_eq!(error.to_string(), format!("{reason}: keep the tensor out with exclude, or choose another format"));
+    assert_eq!(listing(folder.path()), ["in.gguf"]);
+    let keep = Selection { exclude: vec!["*".into()], ..Selection::default() };
+    let plan = Plan::new(&checkpoint(&path), target("gguf:q4_k", None), &keep).unwrap();
+    run_plan(&plan, &path, &out).unwrap();
+}
+
+#[test]
+fn a_file_stays_in_its_container() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, gguf, other] = ["in.gguf", "out.GGUF", "out.safetensors"].map(|name| folder.path().join(name));
+    fs::write(&path, model().bytes()).unwrap();
+    let refusal = |from: &Path, to: &Path, format: &str| {
+        let plan = Plan::new(&checkpoint(from), target(format, None), &Selection::default());
+        let failure = plan.map_err(Failure::from).and_then(|plan| run_plan(&plan, from, to)).unwrap_err();
+        assert!(failure.tensor.is_none() && matches!(failure.error, Error::Value { .. }));
+        failure.error.to_string()
+    };
+    assert!(refusal(&path, &other, "gguf:q4_0").contains("expected one that ends in .gguf"));
+    assert!(refusal(&path, &gguf, "int4").starts_with("format is int4; a GGUF file takes gguf:q4_0, gguf:q4_1,"));
+    super::write_file(&other, &[super::float_tensor("w", StoredDtype::F32, &[2, 32])], &[]);
+    assert!(refusal(&other, &gguf, "gguf:q4_0").contains("expected one that ends in .safetensors"));
+
+    let split = [key("split.no", 2, 1u16.to_le_bytes()), key("split.count", 2, 3u16.to_le_bytes())];
+    fs::write(&path, File { keys: split.to_vec(), ..model() }.bytes()).unwrap();
+    assert!(refusal(&path, &gguf, "gguf:q4_0").starts_with("the file is part 2 of 3 of a split model; join the parts first"));
+}
