@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import signal
 import sys
@@ -82,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "convert", _convert, "quantize the matrices of a file, or decode them back")
     command.add_argument("source", metavar="IN", help="a safetensors, GGUF or npy file")
-    command.add_argument("target", metavar="OUT", nargs="?", help="the file to write, GGUF from GGUF, else safetensors; not needed for a dry run")
+    command.add_argument(
+        "target", metavar="OUT", nargs="?", help="the file to write, GGUF from GGUF, else safetensors; not needed for a dry run"
+    )
     kind = command.add_mutually_exclusive_group()
     kind.add_argument("--to", "--format", dest="format", metavar="NAME", help="see 'quantize formats' (default: int4)")
     kind.add_argument("--dequantize", action="store_true", help="decode every tensor to the dtype that it had before")
@@ -198,7 +199,7 @@ def _inspect(options: argparse.Namespace) -> None:
         tensors, container, metadata = file.tensors, file.container, file.metadata
     if options.json:
         plain = [tensor._asdict() | {"bits_per_weight": _bits(tensor)} for tensor in tensors]
-        _print_json({"file": options.file, "container": container, "metadata": _finite(metadata), "tensors": plain})
+        _print_json({"file": options.file, "container": container, "metadata": _json_numbers(metadata), "tensors": plain})
         return
     rows = [
         [
@@ -231,15 +232,6 @@ def _value(value: Any) -> str:
     values: list[Any] = value
     more = ", ..." if len(values) > 4 else ""
     return f"{len(values)} values: {', '.join(map(str, values[:4]))}{more}"
-
-
-def _finite(value: Any) -> Any:
-    """Put None in place of numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _bits(tensor: _files.TensorInfo) -> float | None:
@@ -299,6 +291,11 @@ def _formats(options: argparse.Namespace) -> None:
         for format in table
     ]
     _print_table(["format", "also", "scheme", "group", "bits/weight", "scales", "parts", "home"], rows)
+
+
+def _json_numbers(value: Any) -> Any:
+    """Give plain data with None in place of numbers that JSON does not have."""
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
 
 
 def _print_json(value: Any) -> None:

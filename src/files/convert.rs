@@ -143,7 +143,7 @@ impl Plan {
         let mut steps = Vec::with_capacity(file.entries().len());
         let mut tensors = Vec::new();
         for entry in file.entries() {
-            let (action, layout) = match selection.leaves_out(&entry.name) {
+            let (action, layout) = match selection.leaves_out(&entry.name).or_else(|| factor_beside(entry, target, file)) {
                 Some(reason) => (Action::Keep(reason), entry.layout().cloned()),
                 None => action(entry, target, is_gguf),
             };
@@ -297,6 +297,14 @@ fn action(entry: &Entry, target: Target, is_gguf: bool) -> (Action, Option<Layou
             }
         }
     }
+}
+
+/// Why a tensor is not decoded although it could be: in GGUF the factor of an NVFP4 tensor `x.weight` may be another tensor, `x.scale`.
+fn factor_beside(entry: &Entry, target: Target, file: &Checkpoint) -> Option<String> {
+    let is_nvfp4 = matches!(target, Target::Floats) && entry.layout().is_some_and(|layout| layout.spec.name == "gguf:nvfp4");
+    let scale = is_nvfp4.then(|| entry.name.strip_suffix(".weight"))??.to_string() + ".scale";
+    let found = file.entries().iter().any(|other| other.name == scale);
+    found.then(|| format!("{} has its factor, which decoding does not apply", shown(&scale)))
 }
 
 /// Why a tensor is no matrix of floats, if it is none.

@@ -40,3 +40,50 @@ def test_decodes_any_bytes_to_the_same_values(name):
     if name == "gguf:mxfp4":
         blocks = blocks[blocks[:, 0] != 255]  # NaN here, 2^128 there: listed in docs/formats.md
     same_but_nan(qz.from_parts(name, {"blocks": blocks}).dequantize(), gguf.dequantize(blocks, TYPES[name]))
+
+
+def test_the_package_reads_what_is_written_and_the_other_way_round(tmp_path):
+    """Every type of tensor and of key that the package writes, through a conversion that changes nothing and one that quantizes."""
+    random = np.random.default_rng(6)
+    writer = gguf.GGUFWriter(tmp_path / "in.gguf", "llama")
+    writer.add_uint8("u8", 200)
+    writer.add_int64("i64", -(2**60))
+    writer.add_float64("f64", 0.1)
+    writer.add_bool("yes", True)
+    writer.add_array("texts", ["a", "\u00fc", ""])
+    writer.add_array("numbers", [1.5, -2.0])
+    stored = {}
+    for kind, (length, size) in gguf.GGML_QUANT_SIZES.items():
+        if kind == Type.Q8_1:  # of another size there than in ggml, and in no file
+            continue
+        shape = (3, 2 * size) if length > 1 else (3, 2 * length * size)
+        stored[f"blk.1.{kind.name}"] = random.integers(0, 256, shape, dtype=np.uint8)
+        writer.add_tensor(f"blk.1.{kind.name}", stored[f"blk.1.{kind.name}"], raw_dtype=kind)
+    values = random.standard_normal((4, 512), np.float32)
+    writer.add_tensor("w.weight", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    def contents(path):
+        reader = gguf.GGUFReader(path)
+        fields = {key: (field.types, field.contents()) for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+        return fields, {tensor.name: (tensor.tensor_type, list(tensor.shape), bytes(tensor.data)) for tensor in reader.tensors}
+
+    with qz.open(tmp_path / "in.gguf") as file:
+        assert set(file) == {*stored, "w.weight"}
+        for name, data in stored.items():
+            own = file[name]
+            own = own.parts["blocks"] if isinstance(own, qz.QuantizedArray) else own
+            assert own.tobytes() == data.tobytes(), name
+        assert file.metadata == {key: value for key, (_, value) in contents(tmp_path / "in.gguf")[0].items()}
+    qz.convert(tmp_path / "in.gguf", tmp_path / "copy.gguf", format="gguf:q4_0", exclude=["*"])
+    assert contents(tmp_path / "copy.gguf") == contents(tmp_path / "in.gguf")
+    qz.convert(tmp_path / "in.gguf", tmp_path / "small.gguf", format="gguf:q4_0")
+    fields, tensors = contents(tmp_path / "small.gguf")
+    kept_fields, kept = contents(tmp_path / "in.gguf")
+    assert fields.pop("general.quantization_version")[1] == 2
+    assert fields.pop("general.file_type")[1] == gguf.LlamaFileType.MOSTLY_Q4_0
+    assert fields == kept_fields
+    assert tensors == kept | {"w.weight": (Type.Q4_0, [512, 4], gguf.quantize(values, Type.Q4_0).tobytes())}

@@ -27,6 +27,29 @@ def write(path, tensors, metadata=None, **dtypes):
     return path
 
 
+def gguf_text(value):
+    """A text or name as GGUF stores it."""
+    data = value if isinstance(value, bytes) else value.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def gguf(tensors, keys=None, version=3):
+    """The bytes of a GGUF file: tensors are ``name: (number of the type, shape, bytes)``, keys ``name: (number of the type, bytes)``."""
+    head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(keys or {}))
+    for name, (kind, value) in (keys or {}).items():
+        head += gguf_text(name) + struct.pack("<I", kind) + value
+    data = b""
+    for name, (kind, shape, own) in tensors.items():
+        head += gguf_text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), kind, len(data))
+        data += own + bytes(-len(own) % 32)
+    return head + bytes(-len(head) % 32) + data
+
+
+def gguf_floats(arrays, keys=None):
+    """The same of float32 arrays."""
+    return gguf({name: (0, array.shape, array.tobytes()) for name, array in arrays.items()}, keys)
+
+
 def bfloat16_bits(array):
     """The bits of a float32 array rounded to bfloat16, ties to even."""
     bits = np.ascontiguousarray(array, np.float32).view(np.uint32)

@@ -192,3 +192,15 @@ fn a_file_stays_in_its_container() {
     fs::write(&path, File { keys: split.to_vec(), ..model() }.bytes()).unwrap();
     assert!(refusal(&path, &gguf, "gguf:q4_0").starts_with("the file is part 2 of 3 of a split model; join the parts first"));
 }
+
+#[test]
+fn a_tensor_whose_factor_is_another_tensor_is_not_decoded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("in.gguf");
+    let lines = [line("a.weight", &[64], 40, 0), line("a.scale", &[1], 0, 64), line("b.weight", &[64], 40, 96)];
+    fs::write(&path, File::new(&[], &lines, 160).bytes()).unwrap();
+    let plan = Plan::new(&checkpoint(&path), Target::Floats, &Selection::default()).unwrap();
+    let actions: Vec<_> = plan.steps.into_iter().map(|step| step.action).collect();
+    let reason = "'a.scale' has its factor, which decoding does not apply";
+    assert_eq!(actions, [Action::Keep(reason.into()), Action::Keep("not quantized".into()), Action::Dequantize]);
+}
