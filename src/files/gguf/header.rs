@@ -101,8 +101,8 @@ pub(super) fn read(input: &Input) -> Result<Header> {
 
 fn alignment(key: &Key) -> Result<u64> {
     let wrong = || {
-        let expected = format!("a power of two from 8 to {LARGEST_ALIGNMENT}, of type u32");
-        corrupt(format!("key {ALIGNMENT_KEY} is {:?}; expected {expected}", key.value()))
+        let found = key.as_u32().map_or("of another type".into(), |alignment| alignment.to_string());
+        corrupt(format!("key {ALIGNMENT_KEY} is {found}; expected a u32, a power of two from 8 to {LARGEST_ALIGNMENT}"))
     };
     let alignment = key.as_u32().ok_or_else(wrong)?;
     let known = alignment.is_power_of_two() && (8..=LARGEST_ALIGNMENT).contains(&alignment);

@@ -213,12 +213,12 @@ fn a_broken_file_is_refused_with_the_rule_and_the_tensor() {
         (with(key("k", 9, array(8, 1 << 61, [1]))), "key 'k' claims 2305843009213693952 elements of 8 bytes or more"),
         (with(key("k", 9, array(0, 1 << 31, [1]))), "key 'k' claims 2147483648 elements of 1 bytes or more"),
         (with(key("k", 8, u64::MAX.to_le_bytes())), "key 'k' takes 18446744073709551615 bytes"),
-        (alignment(0), "key general.alignment is Unsigned(0); expected a power of two from 8 to 1048576, of type u32"),
-        (alignment(1), "key general.alignment is Unsigned(1)"),
-        (alignment(24), "key general.alignment is Unsigned(24)"),
-        (alignment(1 << 31), "key general.alignment is Unsigned(2147483648)"),
-        (with(key("general.alignment", 5, 32i32.to_le_bytes())), "key general.alignment is Signed(32)"),
-        (with(key("general.alignment", 10, 32u64.to_le_bytes())), "key general.alignment is Unsigned(32)"),
+        (alignment(0), "key general.alignment is 0; expected a u32, a power of two from 8 to 1048576"),
+        (alignment(1), "key general.alignment is 1;"),
+        (alignment(24), "key general.alignment is 24;"),
+        (alignment(1 << 31), "key general.alignment is 2147483648;"),
+        (with(key("general.alignment", 5, 32i32.to_le_bytes())), "key general.alignment is of another type"),
+        (with(key("general.alignment", 10, 32u64.to_le_bytes())), "key general.alignment is of another type"),
     ] {
         let message = refusal(read(file.bytes()));
         assert!(message.contains(expected), "says: {message}\n  expected: {expected}");
