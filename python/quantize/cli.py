@@ -225,13 +225,12 @@ def _inspect(options: argparse.Namespace) -> None:
     _print_table([], summary)
 
 
-def _value(value: Any) -> str:
+def _value(value: str | float | list[Any]) -> str:
     """Give a value of the metadata as text; of a list only the beginning, since a vocabulary is one."""
     if not isinstance(value, list):
         return str(value)
-    values: list[Any] = value
-    more = ", ..." if len(values) > 4 else ""
-    return f"{len(values)} values: {', '.join(map(str, values[:4]))}{more}"
+    more = ", ..." if len(value) > 4 else ""
+    return f"{len(value)} values: {', '.join(map(str, value[:4]))}{more}"
 
 
 def _bits(tensor: _files.TensorInfo) -> float | None:
