@@ -5,7 +5,7 @@
 //! At most one tensor is in memory at a time. The parts of a tensor are stored as [`super::checkpoint`] describes.
 //!
 //! A GGUF file becomes a GGUF file, anything else a safetensors file. The readers of GGUF expect some tensors to stay floats and all
-//! others to be of the type that was asked for: there [`super::gguf::llama`] says which are kept, and a tensor that its format does not
+//! others to be of the type that was asked for: there `gguf::llama` says which are kept, and a tensor that its format does not
 //! take refuses the job.
 
 use std::collections::BTreeMap;
