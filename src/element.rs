@@ -119,12 +119,13 @@ impl Strided {
         !self.swapped && matches!(self.runs[..], [(_, stride)] if stride == self.dtype.size() as isize)
     }
 
-    /// Rows and columns of the matrices that the last two axes are, where these are stored turned: column after column without gaps.
+    /// Rows and columns of the matrices that the last two axes are, where these are stored turned, column after column without gaps,
+    /// and the kernel that turns them takes the dtype.
     fn turned(&self) -> Option<(usize, usize)> {
         let size = self.dtype.size() as isize;
         match self.runs[..] {
-            [.., (rows, near), (columns, far)] if !self.swapped && near == size && far == size * rows as isize => {
-                Some((rows, columns)).filter(|_| self.len() > 0)
+            [.., (rows, near), (columns, far)] if near == size && far == size * rows as isize => {
+                Some((rows, columns)).filter(|_| !self.swapped && size <= 4 && self.len() > 0)
             }
             _ => None,
         }
@@ -139,17 +140,19 @@ impl Strided {
         }
     }
 
-    /// The whole rows of turned matrices among the elements `start..start + len`, for each matrix: the byte offset of the first, how
-    /// many there are, and which elements of 0..len.
-    fn turned_rows(&self, start: usize, len: usize) -> Vec<(isize, usize, std::ops::Range<usize>)> {
-        let Some((rows, columns)) = self.turned().filter(|_| self.dtype.size() <= 4) else { return Vec::new() };
+    /// The whole rows of turned matrices among the elements `start..start + len`, those of each matrix together.
+    fn turned_rows(&self, start: usize, len: usize) -> Vec<TurnedRows> {
+        let Some((rows, columns)) = self.turned() else { return Vec::new() };
         let (mut row, end) = (start.div_ceil(columns), (start + len) / columns);
         let mut blocks = Vec::new();
         // A row or two are read faster one by one.
         while row + 2 < end {
             let count = (rows - row % rows).min(end - row);
             let first = row * columns - start;
-            self.visit(row * columns, 1, |offset, _, _| blocks.push((offset, count, first..first + count * columns)));
+            let range = first..first + count * columns;
+            self.visit(row * columns, 1, |offset, stride, _| {
+                blocks.push(TurnedRows { offset, stride: stride as usize, count, range: range.clone() })
+            });
             row += count;
         }
         blocks
@@ -306,22 +309,21 @@ impl<'a> Source<'a> {
         assert!(start.checked_add(x.len()).is_some_and(|end| end <= self.len()), "a tile within the array");
         let blocks = self.array.turned_rows(start, x.len());
         let rest = around(&blocks, x.len());
-        for (offset, rows, range) in blocks {
-            self.load_turned(level, self.data.wrapping_offset(offset), rows, &mut x[range]);
+        for rows in blocks {
+            self.load_turned(level, &rows, &mut x[rows.range.clone()]);
         }
         for range in rest {
             self.load_runs(level, start + range.start, &mut x[range]);
         }
     }
 
-    /// Whole rows of a turned matrix, the first of which begins at `data`.
-    fn load_turned(&self, level: Level, data: *const u8, rows: usize, x: &mut [f32]) {
-        let (columns, size) = (x.len() / rows, self.array.dtype.size());
-        let stride = self.array.turned().map_or(0, |(rows, _)| rows * size);
+    fn load_turned(&self, level: Level, &TurnedRows { offset, stride, count, .. }: &TurnedRows, x: &mut [f32]) {
+        let (columns, size) = (x.len() / count, self.array.dtype.size());
+        let width = count * size;
         // SAFETY: of `columns` columns of a turned matrix, `stride` bytes apart, these are the bytes from the first element of these
         // rows to the last; there is nothing but elements between them, and `from_raw` promised that those are readable.
-        let bytes = unsafe { std::slice::from_raw_parts(data, (columns - 1) * stride + rows * size) };
-        let from = Block::new(bytes, columns, rows * size, stride);
+        let bytes = unsafe { std::slice::from_raw_parts(self.data.wrapping_offset(offset), (columns - 1) * stride + width) };
+        let from = Block::new(bytes, columns, width, stride);
         let half = match self.array.dtype {
             Dtype::F16 => Half::F16,
             Dtype::Bf16 => Half::Bf16,
@@ -351,10 +353,22 @@ impl<'a> Source<'a> {
     }
 }
 
-/// What of 0..len is before and after these blocks, which follow each other.
-fn around(blocks: &[(isize, usize, std::ops::Range<usize>)], len: usize) -> [std::ops::Range<usize>; 2] {
-    let start = blocks.first().map_or(len, |(_, _, range)| range.start);
-    let end = blocks.last().map_or(len, |(_, _, range)| range.end);
+/// Whole rows of a turned matrix among elements 0..len of a call.
+struct TurnedRows {
+    /// Bytes from the first element of the array to that of the first row.
+    offset: isize,
+    /// Bytes from a column to the next.
+    stride: usize,
+    /// How many rows.
+    count: usize,
+    /// Which elements.
+    range: std::ops::Range<usize>,
+}
+
+/// What of 0..len is before and after these rows, which follow each other.
+fn around(blocks: &[TurnedRows], len: usize) -> [std::ops::Range<usize>; 2] {
+    let start = blocks.first().map_or(len, |rows| rows.range.start);
+    let end = blocks.last().map_or(len, |rows| rows.range.end);
     [0..start, end..len]
 }
 
@@ -507,21 +521,19 @@ impl<'a> Sink<'a> {
         assert!(at.checked_add(x.len()).is_some_and(|end| end <= self.len), "a tile within the array");
         let blocks = self.array.turned_rows(self.start + at, x.len());
         let rest = around(&blocks, x.len());
-        for (offset, rows, range) in blocks {
-            self.store_turned(level, self.data.wrapping_offset(offset), rows, &x[range]);
+        for rows in blocks {
+            self.store_turned(level, &rows, &x[rows.range.clone()]);
         }
         for range in rest {
             self.store_runs(level, at + range.start, &x[range]);
         }
     }
 
-    /// Whole rows of a turned matrix, the first of which begins at `data`.
-    fn store_turned(&mut self, level: Level, data: *mut u8, rows: usize, x: &[f32]) {
-        let (columns, size) = (x.len() / rows, self.array.dtype.size());
-        let stride = self.array.turned().map_or(0, |(rows, _)| rows * size);
+    fn store_turned(&mut self, level: Level, &TurnedRows { offset, stride, count, .. }: &TurnedRows, x: &[f32]) {
+        let (columns, size) = (x.len() / count, self.array.dtype.size());
         // SAFETY: of `columns` columns of a turned matrix, `stride` bytes apart, these are the elements of these rows, which are ours
         // and nobody else's.
-        let to = unsafe { BlockMut::from_raw(data, columns, rows * size, stride) };
+        let to = unsafe { BlockMut::from_raw(self.data.wrapping_offset(offset), columns, count * size, stride) };
         let half = match self.array.dtype {
             Dtype::F16 => Half::F16,
             Dtype::Bf16 => Half::Bf16,

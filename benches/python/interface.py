@@ -191,23 +191,29 @@ def machine() -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=256, help="MiB of the large array")
+def command(doc: str, tables: Callable[[Limit, argparse.Namespace], dict[str, Any]]) -> None:
+    """Read the command line of a script with this docstring, name the machine, make the tables, and write their figures to ``--json``."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--size", type=int, default=256, help="MiB of the large array, in float32")
     parser.add_argument("--repeats", type=int, default=9, help="samples of everything")
-    parser.add_argument("--filter", default="", help="only formats with this in their name and group size")
+    parser.add_argument("--filter", default="", help="only what has this in its name, formats with their group size")
     parser.add_argument("--json", help="file that the figures go to")
     options = parser.parse_args()
     figures: dict[str, Any] = {"machine": machine(), "size": options.size, "repeats": options.repeats}
     print(", ".join(f"{name} {value}" for name, value in figures["machine"].items()))
-    limit = Limit()
-    figures["large"] = large(limit, options.filter, options.size, options.repeats)
-    figures["small"] = small(limit, options.filter, options.repeats)
-    figures["overhead"] = overhead(options.filter, options.repeats)
-    figures["import"] = imports(options.repeats)
+    figures |= tables(Limit(), options)
     if options.json:
         Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
 
 
+def tables(limit: Limit, options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "large": large(limit, options.filter, options.size, options.repeats),
+        "small": small(limit, options.filter, options.repeats),
+        "overhead": overhead(options.filter, options.repeats),
+        "import": imports(options.repeats),
+    }
+
+
 if __name__ == "__main__":
-    main()
+    command(__doc__, tables)

@@ -9,16 +9,14 @@ threads, and four Python threads that call at once against the same calls one af
 from __future__ import annotations
 
 import argparse
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from interface import heading, machine, ones_like, per_turn, seconds, weights
+from interface import command, heading, ones_like, per_turn, seconds, weights
 from limit import DECODE, ENCODE, Limit, Traffic, aligned, all_threads, interleaved, kinds, print_table
 
 import quantize as qz
@@ -135,20 +133,12 @@ def threads(repeats: int) -> list[dict[str, Any]]:
     return figures
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=256, help="MiB of float32 whose elements the large arrays have")
-    parser.add_argument("--repeats", type=int, default=9, help="samples of everything")
-    parser.add_argument("--filter", default="", help="only rows with this in their name")
-    parser.add_argument("--json", help="file that the figures go to")
-    options = parser.parse_args()
-    figures: dict[str, Any] = {"machine": machine(), "size": options.size, "repeats": options.repeats}
-    print(", ".join(f"{name} {value}" for name, value in figures["machine"].items()))
-    figures["from_memory"] = from_memory(Limit(), options.size, options.repeats, options.filter)
-    figures["threads"] = threads(options.repeats)
-    if options.json:
-        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
+def tables(limit: Limit, options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "from_memory": from_memory(limit, options.size, options.repeats, options.filter),
+        "threads": threads(options.repeats),
+    }
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, tables)

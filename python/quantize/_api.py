@@ -430,18 +430,32 @@ def _from_dlpack(array: SupportsDLPack) -> tuple[NDArray[Any], bool]:
     return _core.from_dlpack(capsule)
 
 
+# The outermost codes of a table, each with how many scales the next number is away: E2M1, and those that differ.
+_E2M1_ENDS = ((15, 2.0), (7, 2.0))
+_TABLE_ENDS = {
+    "bnb:nf4": ((0, 1 - 0.6961928), (15, 1 - 0.72295684)),
+    "bnb:fp4": ((11, 1 / 3), (3, 1 / 3)),
+    "gguf:iq4_nl": ((0, 23.0), (15, 24.0)),
+    "gguf:iq4_xs": ((0, 23.0), (15, 24.0)),
+}
+
+
 def _saturated(expected: NDArray[Any], found: NDArray[Any], q: QuantizedArray, axis: int | None) -> Any:
     """Count the elements at either end of the codes that are off by more than half a step."""
     codes, scales = np.moveaxis(q.codes(), q.axis, -1), q.scales
+    expected, found = (np.moveaxis(side, q.axis, -1) for side in (expected, found))
     info = format_info(q.format)
-    # The ends of E2M1 are 6 and -6, codes 7 and 15, and 2 away from what is next.
-    (low, high), steps = ((7, 15), 2) if info.scheme == "codebook" else (info.codes, 1)
-    at = np.nonzero((codes == low) | (codes == high))
-    group = at[-1] // q.group_size if isinstance(q.group_size, int) else np.zeros_like(at[-1])
-    scale = scales.reshape(-1)[group] if q.group_size == "tensor" else scales[(*at[:-1], group)]
-    step = steps * np.abs(scale.astype(np.float64))
-    ends = [np.moveaxis(side, q.axis, -1)[at].astype(np.float64) for side in (expected, found)]
+    ends = _TABLE_ENDS.get(q.format, _E2M1_ENDS) if info.scheme == "codebook" else tuple((code, 1.0) for code in info.codes)
     clipped = np.zeros(codes.shape, bool)
-    clipped[at] = np.abs(ends[0] - ends[1]) > step / 2
+    for code, steps in ends:
+        at = np.nonzero(codes == code)
+        if info.flat or q.group_size == "tensor":
+            flat = np.ravel_multi_index(at, codes.shape)
+            scale = scales.reshape(-1)[flat // (q.group_size if isinstance(q.group_size, int) else max(codes.size, 1))]
+        else:
+            group = at[-1] // q.group_size if isinstance(q.group_size, int) else np.zeros_like(at[-1])
+            scale = scales[(*at[:-1], group)]
+        error = np.abs(expected[at].astype(np.float64) - found[at])
+        clipped[at] = error > steps * np.abs(scale.astype(np.float64)) / 2
     counts = np.moveaxis(clipped, -1, q.axis).sum(axis)
     return int(counts) if axis is None else counts

@@ -85,13 +85,14 @@ fn encode(
     run: &Run<'_>,
     mut work: impl FnMut(&mut Job<'_>) -> Result<(Faults, bool)>,
 ) -> Result<(Outcome, f32)> {
+    let grid = Grid::new(rows, run.threads);
     let mut job = Job {
         source,
         slice: source.as_slice(),
         layout,
         rows,
         format,
-        grid: if source.is_turned() { Grid::new(rows, run.threads).by_rows(rows.columns()) } else { Grid::new(rows, run.threads) },
+        grid: if source.is_turned() { grid.by_rows(rows.columns()) } else { grid },
         span: source.span(cut::SPAN),
         run: *run,
         global: once::unstored_global(layout),
