@@ -114,7 +114,8 @@ def test_saturated_elements_along_an_axis():
         total = qz.compare(3 * x, q).saturated
         for axis in range(3):
             counts = qz.compare(3 * x, q, axis=axis).saturated
-            assert counts.sum() == total > 0 and counts.shape == tuple(np.delete(x.shape, axis))
+            assert counts.sum() == total > 0
+            assert counts.shape == tuple(np.delete(x.shape, axis))
 
 
 def test_saturated_at_the_far_end_of_a_symmetric_group():
