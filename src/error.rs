@@ -44,6 +44,15 @@ pub enum Error {
         /// The options that the format has.
         options: Vec<&'static str>,
     },
+    /// A method that the format does not have (`TypeError`).
+    Method {
+        /// The method.
+        method: &'static str,
+        /// The format.
+        format: String,
+        /// The formats that have it, with the option of the variant.
+        formats: Vec<String>,
+    },
     /// No format of this name (`ValueError`).
     UnknownFormat {
         /// The name that was given.
@@ -135,6 +144,9 @@ impl fmt::Display for Error {
             }
             Error::Option { option, format, options } => {
                 write!(f, "{format} has no option {option}; it takes {}", options.join(", "))
+            }
+            Error::Method { method, format, formats } => {
+                write!(f, "{format} has no method '{method}' with these options; formats that have it: {}", formats.join(", "))
             }
             Error::UnknownFormat { name, near } if near.is_empty() => write!(f, "no format '{name}'; formats() lists them"),
             Error::UnknownFormat { name, near } => write!(f, "no format '{name}'; did you mean '{}'?", near.join("', '")),

@@ -9,6 +9,7 @@
 //! | [`engine`] | cuts arrays into tiles, runs them on threads, stops when asked |
 //! | [`pool`], [`threads`] | the threads, and how many |
 //! | [`formats`] | one file a format: its facts, its numerics, its layout |
+//! | [`search`] | the scales of the smallest error |
 //! | [`kernels`] | one operation a file, written once over [`simd`] |
 //! | [`simd`] | sixteen lanes of f32 on every instruction set |
 //! | [`element`] | float16, bfloat16, float32, float64 in any memory order |
@@ -37,6 +38,7 @@ pub mod kernels;
 pub mod layout;
 pub mod level;
 pub mod pool;
+pub mod search;
 pub mod simd;
 pub mod spec;
 pub mod tensor;

@@ -15,6 +15,7 @@ from quantize._types import (
     CpuFeatures,
     FormatInfo,
     GroupSize,
+    Method,
     NonFinite,
     QuantizedArray,
     SupportsDLPack,
@@ -37,7 +38,8 @@ def quantize(
     group_size: GroupSize | None = None,
     scale_dtype: DTypeLike | Literal["bfloat16"] | None = None,
     dtype: DTypeLike | Literal["bfloat16"] | None = None,
-    method: Literal["nearest"] = "nearest",
+    method: Method = "nearest",
+    importance: ArrayLike | SupportsDLPack | Literal["magnitude"] | None = None,
     nonfinite: NonFinite = "raise",
     out: Mapping[str, NDArray[Any]] | None = None,
     threads: int | None = None,
@@ -62,8 +64,13 @@ def quantize(
         ``ml_dtypes`` gives that dtype. Default: the format's own, which may be the dtype of ``array``.
     dtype : optional
         What ``array`` holds. Needed only for bits of bfloat16 in uint16: ``dtype="bfloat16"``.
-    method : "nearest"
-        How scales are chosen: by the rule of the format's home project.
+    method : "nearest" or "optimal"
+        How scales are chosen: by the rule of the format's home project, or those of the smallest error that the format can hold;
+        see :func:`formats` for those that have it. Groups then have up to 65536 elements.
+    importance : None, "magnitude" or ndarray, optional
+        What "optimal" weights the squared error of each element with: nothing; sqrt(mean square of the row + x^2), a row along
+        ``axis``, for the weights of a model without data; or floats of 0 or more, of shape (n,), such as the mean squares of the
+        inputs of a layer, or of the shape of ``array``. A group of zeros counts as one of equal weights.
     nonfinite : "raise", "zero" or "clip"
         What to do with NaN and infinities: raise; make them 0; or give an infinity the group's largest finite magnitude and
         make NaN 0. The last two warn with the count.
@@ -83,9 +90,11 @@ def quantize(
     ------
     ValueError
         Unknown format, a group size that the format does not have, an axis that its blocks do not divide, an element that is
-        not finite, a scale beyond its dtype, or an ``out`` that does not fit.
+        not finite, a scale beyond its dtype, an ``out`` that does not fit, or an ``importance`` of another shape, below 0, not
+        finite or 0 everywhere.
     TypeError
-        An array that is not of floats or is on another device, an option that the format lacks, a wrong dtype in ``out``.
+        An array that is not of floats or is on another device, an option or a method that the format lacks, a wrong dtype in
+        ``out``.
     MemoryError
         The parts cannot be allocated.
 
@@ -95,10 +104,22 @@ def quantize(
     >>> q = qz.quantize(np.ones((2, 64), np.float32), "gguf:q4_0")
     >>> q.parts["blocks"].shape
     (2, 36)
+
+    The smallest error, where the third element matters most:
+
+    >>> x = np.float32([[1.0, -0.8, 0.33, 0.1]])
+    >>> qz.quantize(x, method="optimal", importance=np.float32([1, 1, 50, 1])).dequantize().round(3)
+    array([[ 0.987, -0.823,  0.329,  0.165]], dtype=float32)
     """
     found, bits = (array, False) if type(array) is np.ndarray and dtype is None else _floats(array, dtype)
-    if method != "nearest":
-        raise ValueError(f"method is {method!r}; expected 'nearest'")
+    if method not in ("nearest", "optimal"):
+        raise ValueError(f"method is {method!r}; expected 'nearest' or 'optimal'")
+    weights: NDArray[Any] | str | None = None
+    weight_bits = False
+    if importance is None or isinstance(importance, str):
+        weights = importance
+    else:
+        weights, weight_bits = _floats(importance, None, "importance")
     if scale_dtype is not None:
         scale_name, view = float_dtype(scale_dtype)
     else:  # scales that follow the array are of its bfloat16
@@ -106,7 +127,8 @@ def quantize(
     if out is not None and not isinstance(out, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"out is of type {type(out).__name__}; expected a mapping from the name of every part to an array")
     given = None if out is None else dict(out)
-    tensor, parts = _core.quantize(found, bits, format, axis, group_size, scale_name, options or None, nonfinite, given, requested(threads))
+    how = (method, weights, weight_bits, nonfinite)
+    tensor, parts = _core.quantize(found, bits, format, axis, group_size, scale_name, options or None, *how, given, requested(threads))
     return wrap(tensor, parts, None if out is not None else view)
 
 
@@ -384,17 +406,17 @@ _HOST = (1, 3, 11)
 _DEVICES = {2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 9: "vpi", 10: "rocm", 13: "cuda (managed)", 14: "oneapi", 15: "webgpu"}
 
 
-def _floats(array: Any, dtype: DTypeLike | Literal["bfloat16"] | None) -> tuple[NDArray[Any], bool]:
-    """Give a numpy array over the data, and whether it is uint16 that holds bfloat16."""
+def _floats(array: Any, dtype: DTypeLike | Literal["bfloat16"] | None, argument: str = "array") -> tuple[NDArray[Any], bool]:
+    """Give a numpy array over the data, and whether it is uint16 that holds bfloat16; messages call it ``argument``."""
     bits = False
     if isinstance(array, np.ndarray):
         if isinstance(array, np.ma.MaskedArray):
-            raise TypeError("array is a masked array; expected no mask: fill it with array.filled(value)")
+            raise TypeError(f"{argument} is a masked array; expected no mask: fill it with {argument}.filled(value)")
         found: NDArray[Any] = np.asarray(array)  # pyright: ignore[reportUnknownArgumentType]
     elif hasattr(array, "__dlpack__"):
-        found, bits = _from_dlpack(array)
+        found, bits = _from_dlpack(array, argument)
     elif isinstance(array, (list, tuple)):
-        return _from_numbers(array), False  # pyright: ignore[reportUnknownArgumentType]
+        return _from_numbers(array, argument), False  # pyright: ignore[reportUnknownArgumentType]
     else:
         found = np.asarray(array)
     if dtype is None:
@@ -406,21 +428,21 @@ def _floats(array: Any, dtype: DTypeLike | Literal["bfloat16"] | None) -> tuple[
     return found, bits or holds_bits
 
 
-def _from_numbers(values: Any) -> NDArray[np.float64]:
+def _from_numbers(values: Any, argument: str) -> NDArray[np.float64]:
     """Nested lists of numbers. They count as float32, which the core rounds to."""
     found = np.asarray(values)
     if found.dtype.kind not in "iuf" and not (found.size == 0 or found.dtype.name in FLOATS):
-        raise TypeError(f"array is a list of {found.dtype}; expected numbers")
+        raise TypeError(f"{argument} is a list of {found.dtype}; expected numbers")
     return found.astype(np.float64, copy=False)
 
 
-def _from_dlpack(array: SupportsDLPack) -> tuple[NDArray[Any], bool]:
+def _from_dlpack(array: SupportsDLPack, argument: str) -> tuple[NDArray[Any], bool]:
     kind, index = (int(value) for value in array.__dlpack_device__())
     if kind not in _HOST:
         device = f"{_DEVICES.get(kind, f'DLPack device type {kind}')}:{index}"
         raise TypeError(
-            f"array is on {device}; expected memory of the host: copy it there, "
-            "for example with array.cpu(), jax.device_get(array) or cupy.asnumpy(array)"
+            f"{argument} is on {device}; expected memory of the host: copy it there, "
+            f"for example with {argument}.cpu(), jax.device_get({argument}) or cupy.asnumpy({argument})"
         )
     capsule: object
     try:

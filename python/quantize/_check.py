@@ -499,11 +499,11 @@ def _counted(
 
 # Formats
 
-# A conversion from a format with signed scales may bring negative ones, so that they are certain errors only where no conversion can.
+# A conversion from a format with signed scales may bring negative ones, and so may method="optimal": they are certain errors only where neither can.
 _positive = partial(_signs, part="scales", zero="writes none, except where a float16 underflows")
 _e4m3 = partial(_signs, zero="replaces it by a small number", certain=True)
 _gptq = (_g_idx, _positive, _gptq_order)
-_bnb = (partial(_signs, part="absmax", certain=True),)
+_bnb = (partial(_signs, part="absmax"),)
 
 DETECTORS: dict[str, tuple[Detector, ...]] = {
     "int4": (partial(_row_padding, part="packed"),),

@@ -22,6 +22,9 @@ GroupSize: TypeAlias = "int | Literal['row', 'tensor', 'channel']"
 NonFinite: TypeAlias = Literal["raise", "zero", "clip"]
 """What to do with NaN and infinities."""
 
+Method: TypeAlias = Literal["nearest", "optimal"]
+"""How scales are chosen: by the rule of the format's home project, or those of the smallest error."""
+
 Index: TypeAlias = "int | slice | EllipsisType | tuple[int | slice | EllipsisType, ...]"
 """Basic indexing."""
 
@@ -72,6 +75,8 @@ class FormatInfo(NamedTuple):
     """Whether encoding gives that project's bytes. Where it decodes only, or its encoder cannot be repeated, the rule is ours."""
     flat: bool
     """Whether groups run over all elements in C order, whatever the axes."""
+    methods: tuple[str, ...]
+    """How its scales can be chosen: ``nearest``, and ``optimal`` where a variant of it has a search."""
 
 
 FindingKind: TypeAlias = Literal[

@@ -5,6 +5,7 @@
 
 use super::cut::{self, Grid, PartsMut, Task};
 use super::groups::pack_long_scales;
+use super::search::{Method, Search};
 use super::stage::Stage;
 use super::woven::{self, Tiles};
 use super::{Outcome, Run, SERIAL, STREAM, once};
@@ -16,6 +17,7 @@ use crate::kernels::range::BEYOND_HALF;
 use crate::layout::Layout;
 use crate::level::Level;
 use crate::pool::{self, Watch};
+use crate::simd::LANES;
 use crate::simd::ieee::Ieee;
 use crate::tensor::Quantized;
 use bytemuck::cast_slice_mut;
@@ -45,20 +47,45 @@ pub enum NonFinite {
 ///
 /// Where the shape of the source or the length of a part is not the layout's.
 pub fn quantize(source: &Source<'_>, layout: &Layout, nonfinite: NonFinite, parts: &mut [&mut [u8]], run: &Run<'_>) -> Result<Outcome> {
+    quantize_by(source, layout, Method::Nearest, nonfinite, parts, run)
+}
+
+/// As [`quantize`], with a method for the scales.
+///
+/// # Errors
+///
+/// As [`quantize`], and with [`Method::Optimal`] [`Error::Method`] where the format has no search, [`Error::Value`] for groups
+/// beyond [`crate::search::LARGEST_GROUP`] or weights that are none, [`Error::Shape`] for weights of another shape.
+///
+/// # Panics
+///
+/// As [`quantize`].
+pub fn quantize_by(
+    source: &Source<'_>,
+    layout: &Layout,
+    method: Method<'_>,
+    nonfinite: NonFinite,
+    parts: &mut [&mut [u8]],
+    run: &Run<'_>,
+) -> Result<Outcome> {
     let _ieee = Ieee::enter();
     assert_eq!(source.shape(), layout.shape, "the shape of the layout");
     cut::check(layout, parts.iter().map(|part| part.len()));
     let threads = if layout.elements() < SERIAL { 1 } else { run.threads };
     let run = Run { threads, ..*run };
+    let search = Search::new(method, source, layout, &run)?;
+    let search = search.as_ref();
     match formats::of(layout.spec) {
         Format::Rows(format) => {
-            let (outcome, global) = encode(source, layout, (layout, format), nonfinite, &run, |job| job.encode(cut::borrow_mut(parts)))?;
+            let (outcome, global) =
+                encode(source, layout, (layout, format), search, nonfinite, &run, |job| job.encode(cut::borrow_mut(parts)))?;
             once::write(layout, global, parts);
             Ok(outcome)
         }
         Format::Woven(weave) => {
             let rows = woven::rows_of(layout, weave);
-            let (outcome, global) = encode(source, layout, (&rows, weave.rows()), nonfinite, &run, |job| job.encode_woven(weave, parts))?;
+            let (outcome, global) =
+                encode(source, layout, (&rows, weave.rows()), search, nonfinite, &run, |job| job.encode_woven(weave, parts))?;
             once::write(layout, global, parts);
             Ok(outcome)
         }
@@ -66,7 +93,7 @@ pub fn quantize(source: &Source<'_>, layout: &Layout, nonfinite: NonFinite, part
             let plain = layout.in_format(nest.plain().spec());
             let mut scales = vec![0.0; plain.groups_per_row()];
             let [codes, nested @ ..] = parts else { unreachable!("the spec names codes first") };
-            let (outcome, _) = encode(source, layout, (&plain, nest.plain()), nonfinite, &run, |job| {
+            let (outcome, _) = encode(source, layout, (&plain, nest.plain()), search, nonfinite, &run, |job| {
                 job.encode(cut::borrow_mut(&mut [codes, cast_slice_mut(&mut scales)]))
             })?;
             nest.nest(run.level, &scales, nested);
@@ -81,19 +108,22 @@ fn encode(
     source: &Source<'_>,
     layout: &Layout,
     (rows, format): (&Layout, &'static dyn Rows),
+    search: Option<&Search<'_>>,
     nonfinite: NonFinite,
     run: &Run<'_>,
     mut work: impl FnMut(&mut Job<'_>) -> Result<(Faults, bool)>,
 ) -> Result<(Outcome, f32)> {
     let grid = Grid::new(rows, run.threads);
+    let grid = if source.is_turned() { grid.by_rows(rows.columns()) } else { grid };
     let mut job = Job {
         source,
         slice: source.as_slice(),
         layout,
         rows,
         format,
-        grid: if source.is_turned() { grid.by_rows(rows.columns()) } else { grid },
-        span: source.span(cut::SPAN),
+        span: source.span(if search.is_some() { cut::SPAN.max(LANES * grid.group) } else { cut::SPAN }),
+        grid,
+        search,
         run: *run,
         global: once::unstored_global(layout),
         policy: None,
@@ -134,8 +164,10 @@ struct Job<'a> {
     /// The same tensor as rows that follow each other: the layout itself, or what it is woven of.
     rows: &'a Layout,
     format: &'static dyn Rows,
+    /// The search for scales, where the format's own rule does not make them.
+    search: Option<&'a Search<'a>>,
     grid: Grid,
-    /// Elements of a span.
+    /// Elements of a span; a search looks at sixteen groups at once.
     span: usize,
     run: Run<'a>,
     /// The second level of the scales, 1 where there is none.
@@ -290,25 +322,34 @@ impl Job<'_> {
     }
 
     fn encode_span(&self, start: usize, len: usize, scratch: &mut Scratch, parts: &mut PartsMut<'_>) -> Faults {
+        let Scratch { x, groups } = scratch;
         let x = match (self.slice, self.policy) {
             (Some(slice), None) => &slice[start..start + len],
             (_, policy) => {
-                scratch.x.resize(len, 0.0);
-                self.load(start, &mut scratch.x);
+                x.resize(len, 0.0);
+                self.load(start, x);
                 if let Some(policy) = policy {
-                    let groups = scratch.x.chunks_mut(self.grid.group);
+                    let groups = x.chunks_mut(self.grid.group);
                     let replaced: u64 = groups.map(|group| clean(group, policy, largest_finite(group))).sum();
                     self.replaced.fetch_add(replaced, Ordering::Relaxed);
                 }
-                &scratch.x[..]
+                &x[..]
             }
         };
-        self.format.encode(self.context(), x, &mut scratch.groups, &mut parts[..self.rows.spec.parts.len()])
+        let parts = &mut parts[..self.rows.spec.parts.len()];
+        let Some(search) = self.search else { return self.format.encode(self.context(), x, groups, parts) };
+        groups.resize(self.rows.spec, self.context(), len);
+        let faults = search.quantize(self.format, self.context(), &self.run, start, x, groups);
+        self.format.pack(self.context(), groups, parts);
+        faults
     }
 
     fn encode_long(&mut self, mut parts: PartsMut<'_>) -> Result<(Faults, bool)> {
         if self.policy == Some(NonFinite::Clip) {
             self.bounds = self.fold(0.0, largest_finite, f32::max)?;
+        }
+        if let Some(search) = self.search {
+            return self.encode_searched(search, parts);
         }
         let need = self.format.need();
         let surveyed = self.fold((None, false), |x| survey(self.run.level, need, x), |earlier, later| join(need, earlier, later))?;
@@ -338,6 +379,27 @@ impl Job<'_> {
             *self.replaced.get_mut() /= passes;
         }
         Ok((faults, pool_failed))
+    }
+
+    /// The one group of all rows, where it was searched for: none that is longer than a tile is.
+    fn encode_searched(&self, search: &Search<'_>, mut parts: PartsMut<'_>) -> Result<(Faults, bool)> {
+        let len = self.grid.elements();
+        let (mut x, mut all, mut piece) = (Vec::new(), Groups::default(), Groups::default());
+        let context = Context { group: len, ..self.context() };
+        all.resize(self.rows.spec, context, len);
+        let faults = search.quantize(self.format, context, &self.run, 0, self.long_span(0, len, 0, &mut x), &mut all);
+        pack_long_scales(self.rows, &self.grid, self.format, self.run.level, &all, &mut parts);
+        for (start, len) in self.grid.tasks() {
+            let mut parts = cut::split_mut(&mut parts, self.grid.bytes(self.rows, len));
+            for (start, len) in self.spans_of(&Task { start, len, parts: () }) {
+                let mut parts = cut::split_mut(&mut parts, self.grid.bytes(self.rows, len));
+                let context = Context { group: len, ..context };
+                piece.resize(self.rows.spec, context, len);
+                piece.codes.copy_from_slice(&all.codes[start..start + len]);
+                self.format.pack(context, &piece, &mut parts[..self.rows.spec.parts.len()]);
+            }
+        }
+        Ok((faults, false))
     }
 
     /// One value for every long group, from those of its spans in order.
@@ -440,6 +502,9 @@ impl Job<'_> {
         let mut scratch = Vec::new();
         let mut ranges: Vec<Option<Range>> = Vec::new();
         let need = self.format.need();
+        if self.grid.long && self.search.is_some() {
+            return Ok(Some((0, "scale"))); // there is but one group
+        }
         if self.grid.long {
             let surveyed = self.fold((None, false), |x| survey(self.run.level, need, x), |earlier, later| join(need, earlier, later))?;
             ranges.extend(surveyed.into_iter().map(|(range, _)| range));
@@ -461,7 +526,10 @@ impl Job<'_> {
                     clean(group, policy, largest_finite(group));
                 }
             }
-            self.format.quantize(context, &scratch, ranges.get(first).copied().flatten(), &mut one);
+            match self.search {
+                Some(search) => search.quantize(self.format, context, &self.run, start, &scratch, &mut one),
+                None => self.format.quantize(context, &scratch, ranges.get(first).copied().flatten(), &mut one),
+            };
             if let Some(group) = beyond(&one.scales) {
                 return Ok(Some((first + group, "scale")));
             }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `cut` | the tasks of a call and their shares of every part |
 //! | `encode`, `decode` | from an array to parts and back |
+//! | `search`, `importance` | encoding with the scales of the smallest error, and the weights of errors |
 //! | `woven` | tiles of formats whose rows lie side by side |
 //! | `once` | the parts that a tensor has once |
 //! | `groups` | the codes, scales and offsets of whole tensors |
@@ -18,20 +19,24 @@ mod cut;
 mod decode;
 mod encode;
 mod groups;
+mod importance;
 mod nibbles;
 mod once;
 mod repack;
 mod reweave;
+mod search;
 mod stage;
 mod woven;
 
 pub use compare::compare;
 pub use decode::{dequantize, dequantize_owned};
-pub use encode::{NonFinite, quantize, quantize_owned};
+pub use encode::{NonFinite, quantize, quantize_by, quantize_owned};
 pub use groups::{pack_groups, unpack};
+pub use importance::Importance;
 pub use nibbles::{pack, unpack as unpack_nibbles};
 pub use once::{check as check_once, global_of, make_effective, write_order};
 pub use repack::repack;
+pub use search::Method;
 
 pub use crate::kernels::sums::Sums;
 

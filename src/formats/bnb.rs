@@ -28,6 +28,7 @@
 
 use super::planar::Planar;
 use super::{Context, Faults, Groups, Need, Nest, Range, Rows};
+use crate::kernels::codebooks;
 use crate::kernels::encode::{Fit, Rule};
 use crate::kernels::lanes::clamp;
 use crate::kernels::nibbles::UNSIGNED;
@@ -158,25 +159,8 @@ const fn search(middles: [f32; 15], buckets: f32, shift: f32, limit: f32) -> Sea
 pub(super) struct Nf4;
 
 impl Table for Nf4 {
-    const NUMBERS: [f32; 16] = [
-        -1.0,
-        -0.696_192_8,
-        -0.525_073_05,
-        -0.394_917_5,
-        -0.284_441_38,
-        -0.184_773_43,
-        -0.091_050_036,
-        0.0,
-        0.079_580_3,
-        0.160_930_2,
-        0.246_112_3,
-        0.337_915_24,
-        0.440_709_83,
-        0.562_617,
-        0.722_956_84,
-        1.0,
-    ];
-    const ORDER: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+    const NUMBERS: [f32; 16] = codebooks::NF4;
+    const ORDER: [u8; 16] = codebooks::ASCENDING;
     const BUCKETS: f32 = 7.4;
     const SHIFT: f32 = 7.5;
 }
@@ -185,25 +169,8 @@ impl Table for Nf4 {
 pub(super) struct Fp4;
 
 impl Table for Fp4 {
-    const NUMBERS: [f32; 16] = [
-        0.0,
-        1.0 / 192.0,
-        2.0 / 3.0,
-        1.0,
-        1.0 / 3.0,
-        1.0 / 2.0,
-        1.0 / 6.0,
-        1.0 / 4.0,
-        0.0,
-        -1.0 / 192.0,
-        -2.0 / 3.0,
-        -1.0,
-        -1.0 / 3.0,
-        -1.0 / 2.0,
-        -1.0 / 6.0,
-        -1.0 / 4.0,
-    ];
-    const ORDER: [u8; 16] = [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3];
+    const NUMBERS: [f32; 16] = codebooks::FP4;
+    const ORDER: [u8; 16] = codebooks::FP4_ORDER;
     // Bucket 8 begins between -1/384 and 0 and ends before the middle of 1/192 and 1/6.
     const BUCKETS: f32 = 11.6;
     const SHIFT: f32 = 7.515;

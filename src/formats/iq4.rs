@@ -15,9 +15,7 @@ use crate::kernels::lanes::{GROUP, clamp, magnitude};
 use crate::kernels::nibbles::UNSIGNED;
 use crate::simd::Simd;
 
-/// The number of each code. Zero is none of them.
-pub(super) const TABLE: [f32; 16] =
-    [-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0];
+pub(super) use crate::kernels::codebooks::IQ4 as TABLE;
 
 /// What the nibbles stand for.
 #[derive(Clone, Copy)]

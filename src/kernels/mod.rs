@@ -3,6 +3,7 @@
 //! A kernel is a struct of its operands that implements [`crate::simd::Kernel`]; `level.run(kernel)` runs it.
 
 pub mod blocks;
+pub mod codebooks;
 pub mod convert;
 pub mod decode;
 pub mod encode;

@@ -187,6 +187,15 @@ pub fn round_to_e4m3<S: Simd>(simd: S, v: S::F32) -> S::F32 {
     simd.select(simd.less(v, simd.splat(E4M3_NORMAL)), small, normal)
 }
 
+/// The byte of the greatest 8-bit float that is not above a number of 0 or more; 448 beyond it.
+#[inline(always)]
+pub fn floor_to_e4m3<S: Simd>(simd: S, v: S::F32) -> S::I32 {
+    let small = simd.truncate(simd.mul(simd.select(simd.less(v, simd.splat(1.0)), v, simd.splat(1.0)), simd.splat(512.0)));
+    let normal = simd.add_i32(simd.shift_right(simd.bits(v), 20), simd.splat_i32(-E4M3_BIAS));
+    let byte = simd.as_f32(simd.min_i32(normal, simd.splat_i32(0x7e)));
+    simd.bits(simd.select(simd.less(v, simd.splat(E4M3_NORMAL)), simd.as_f32(small), byte))
+}
+
 /// The byte of a number that is one of those of an 8-bit float.
 #[inline(always)]
 pub fn e4m3_bits(value: f32) -> u8 {

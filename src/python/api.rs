@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use numpy::PyUntypedArrayMethods;
+use numpy::{PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -13,8 +13,8 @@ use super::arrays::{self, Array, Item, Outputs, Wanted};
 use super::errors::{QuantizeWarning, guarded};
 use super::parts::{Parts, borrow_parts, dict, named_parts, wanted_parts};
 use super::tensor::{Tensor, chosen, named_scale_dtype, normal_axis};
-use crate::element::Dtype;
-use crate::engine::{self, NonFinite, Outcome, Run, SERIAL, Sums};
+use crate::element::{Dtype, Source};
+use crate::engine::{self, Importance, Method, NonFinite, Outcome, Run, SERIAL, Sums};
 use crate::error::{Error, Result};
 use crate::formats::{self, Format};
 use crate::layout::{Layout, Options};
@@ -22,9 +22,10 @@ use crate::level::Level;
 use crate::spec::{Choice, Global, GroupSize, ScaleDtype, Spec};
 use crate::{pool, threads};
 
-/// `quantize(array, bits, format, axis, group_size, scale_dtype, options, nonfinite, out, threads)` gives `(tensor, parts)`.
+/// `quantize(array, bits, format, axis, group_size, scale_dtype, options, method, importance, importance_bits, nonfinite, out,
+/// threads)` gives `(tensor, parts)`.
 ///
-/// `bits` says that uint16 holds bfloat16; `options` are those beside the two before them, or None; `out` is a dict from every
+/// `bits` says that uint16 holds bfloat16; `importance` is None, a string or an array; `options` are those beside the two before them, or None; `out` is a dict from every
 /// part's name to its array, or None.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "the options of the public function, one each")]
@@ -36,6 +37,9 @@ pub(super) fn quantize<'py>(
     group_size: Option<GroupSize>,
     scale_dtype: Option<&str>,
     options: Option<&Bound<'py, PyDict>>,
+    method: &str,
+    importance: Option<&Bound<'py, PyAny>>,
+    importance_bits: bool,
     nonfinite: &str,
     out: Option<&Parts<'py>>,
     threads: Option<isize>,
@@ -49,14 +53,22 @@ pub(super) fn quantize<'py>(
         let scale_dtype = scale_dtype.map(named_scale_dtype).transpose()?.or_else(|| spec.scale_dtype_of(source.dtype()));
         let options = Options { group_size, scale_dtype, ..options };
         let mut tensor = Tensor::new(spec, array.shape(), axis, options)?;
+        let name = importance.and_then(|importance| importance.extract::<String>().ok());
+        let weights = importance.filter(|_| name.is_none()).map(|weights| weights.cast::<PyUntypedArray>()).transpose()?;
+        let weights_source = weights.map(|weights| arrays::source(weights, "importance", importance_bits)).transpose()?;
+        // One weight for each place along the axis, or one for each element.
+        let by_element = |weights: &Source<'_>| weights.shape().len() == array.ndim();
+        let weights_source = weights_source.map(|weights| if by_element(&weights) { weights.with_axis_last(tensor.axis) } else { weights });
+        let method = named_method(method, name.as_deref(), weights_source.as_ref())?;
         let wanted = wanted_parts(&tensor.layout, if out.is_some() { "out" } else { "parts" });
+        let inputs: Vec<&Array<'_>> = [Some(array), weights].into_iter().flatten().collect();
         let mut outputs = match out {
             None => Outputs::new(py, &wanted)?,
-            Some(out) => Outputs::given(named_parts(spec, out, "out")?, &wanted, &[array])?,
+            Some(out) => Outputs::given(named_parts(spec, out, "out")?, &wanted, &inputs)?,
         };
         let source = source.with_axis_last(tensor.axis);
         let (layout, mut slices) = (&tensor.layout, outputs.slices());
-        let work = |run: &Run| engine::quantize(&source, layout, nonfinite, &mut slices, run);
+        let work = |run: &Run| engine::quantize_by(&source, layout, method, nonfinite, &mut slices, run);
         let outcome = call(py, layout.elements(), threads, out.is_some(), work)?;
         report(py, &outcome)?;
         tensor.layout = tensor.layout.in_format(formats::stored(spec).spec());
@@ -426,6 +438,22 @@ fn warn_of_lacking_level(py: Python<'_>, level: Level) -> PyResult<()> {
 fn warn(py: Python<'_>, message: String) -> PyResult<()> {
     const CALLER_OF_THE_FACADE: i32 = 2;
     PyErr::warn(py, py.get_type::<QuantizeWarning>().as_any(), &CString::new(message)?, CALLER_OF_THE_FACADE)
+}
+
+/// A method by its name, with the importance that belongs to it.
+fn named_method<'a>(name: &str, importance: Option<&str>, weights: Option<&'a Source<'a>>) -> Result<Method<'a>> {
+    let importance = match (importance, weights) {
+        (None, None) => Importance::Equal,
+        (None, Some(weights)) => Importance::Array(weights),
+        (Some("magnitude"), _) => Importance::Magnitude,
+        (Some(other), _) => return Err(Error::value("importance", format!("'{other}'"), "expected None, \"magnitude\" or an array")),
+    };
+    match (name, importance) {
+        ("nearest", Importance::Equal) => Ok(Method::Nearest),
+        ("nearest", _) => Err(Error::value("importance", "given", "method=\"nearest\" has no use for it: say method=\"optimal\"")),
+        ("optimal", importance) => Ok(Method::Optimal(importance)),
+        (other, _) => Err(Error::value("method", format!("'{other}'"), "expected \"nearest\" or \"optimal\"")),
+    }
 }
 
 pub(super) fn named_policy(name: &str) -> Result<NonFinite> {

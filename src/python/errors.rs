@@ -37,7 +37,7 @@ impl From<Error> for PyErr {
             | Error::UnknownFormat { .. }
             | Error::NonFinite { .. }
             | Error::ScaleOverflow { .. } => PyValueError::new_err(message),
-            Error::Dtype { .. } | Error::Option { .. } => PyTypeError::new_err(message),
+            Error::Dtype { .. } | Error::Option { .. } | Error::Method { .. } => PyTypeError::new_err(message),
             Error::Lossy { .. } => LossyConversionError::new_err(message),
             Error::Corrupt { .. } => CorruptFileError::new_err(message),
             Error::Memory { .. } => PyMemoryError::new_err(message),

@@ -6,6 +6,7 @@ use pyo3::types::PyTuple;
 use super::errors::guarded;
 use super::parts::fixed_item;
 use crate::formats::{self, Format};
+use crate::search::Problem;
 use crate::spec::{GroupSizes, Part, Scheme, Spec};
 
 /// `formats()` gives one tuple a format, in the order of the fields of `FormatInfo`.
@@ -55,8 +56,15 @@ fn describe<'py>(py: Python<'py>, spec: &'static Spec) -> PyResult<Bound<'py, Py
         shapes.into_any(),
         spec.exact.into_pyobject(py)?.to_owned().into_any(),
         spec.is_flat().into_pyobject(py)?.to_owned().into_any(),
+        PyTuple::new(py, methods(spec))?.into_any(),
     ];
     PyTuple::new(py, fields)
+}
+
+/// The methods that a variant has.
+fn methods(spec: &'static Spec) -> Vec<&'static str> {
+    let has_optimal = formats::variants(spec).any(|variant| Problem::of(variant.spec()).is_some());
+    if has_optimal { vec!["nearest", "optimal"] } else { vec!["nearest"] }
 }
 
 /// A part as the table has it.

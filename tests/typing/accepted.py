@@ -15,6 +15,9 @@ def arrays(w: NDArray[np.float32], halves: NDArray[np.float16], doubles: NDArray
     assert_type(q, qz.QuantizedArray)
     qz.quantize(halves, "uint4", axis=0, group_size=64, scale_dtype="bfloat16", nonfinite="zero", threads=2)
     qz.quantize(doubles, group_size="row", scale_dtype=np.float32, method="nearest")
+    qz.quantize(w, method="optimal", importance="magnitude")
+    qz.quantize(w, method="optimal", importance=doubles)
+    qz.quantize(w, method="optimal", importance=[1.0, 2.0])
     qz.quantize(bits, group_size="tensor", dtype="bfloat16", scale_dtype=ml_dtypes.bfloat16)
     qz.quantize([[1.0, 2], [3, 4.5]], out={"packed": np.empty((2, 1), np.uint8), "scales": np.empty((2, 1), np.float16)})
 

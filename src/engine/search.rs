@@ -1,0 +1,109 @@
+//! Encoding with the scales of the smallest error in place of those of the format's own rule.
+
+use super::Run;
+use super::importance::{Importance, Weights};
+use crate::element::Source;
+use crate::error::{Error, Result};
+use crate::formats::{Context, FORMATS, Faults, Format, Groups, Rows};
+use crate::layout::Layout;
+use crate::search::{LARGEST_GROUP, Problem, Task};
+use crate::spec::{GroupSize, Spec};
+
+/// How scales are chosen.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Method<'a> {
+    /// By the rule of the format's home project.
+    #[default]
+    Nearest,
+    /// Those of the smallest error, weighted so; see [`crate::search`].
+    Optimal(Importance<'a>),
+}
+
+/// The largest magnitude of a group from which on every scale that matters is a normal number of f32.
+const LEAST: f32 = 16.0 * f32::MIN_POSITIVE;
+
+/// The search for the groups of one array.
+pub(super) struct Search<'a> {
+    problem: Problem,
+    weights: Weights<'a>,
+    /// Length of the group axis.
+    columns: usize,
+}
+
+impl<'a> Search<'a> {
+    /// The search that a method asks for, if any.
+    pub(super) fn new(method: Method<'a>, source: &Source<'_>, layout: &Layout, run: &Run<'_>) -> Result<Option<Search<'a>>> {
+        let Method::Optimal(importance) = method else { return Ok(None) };
+        let Some(problem) = Problem::of(layout.spec) else {
+            return Err(Error::Method { method: "optimal", format: layout.spec.name.into(), formats: names() });
+        };
+        let elements =
+            if layout.group_size == GroupSize::Tensor { layout.elements() } else { layout.group_elements().min(layout.columns()) };
+        if elements > LARGEST_GROUP {
+            let found = format!("{}, groups of {elements} elements", layout.group_size);
+            return Err(Error::value("group_size", found, format!("method=\"optimal\" takes groups of up to {LARGEST_GROUP}")));
+        }
+        let columns = source.shape().last().copied().unwrap_or(1);
+        Ok(Some(Search { problem, weights: Weights::new(importance, source, run)?, columns }))
+    }
+
+    /// The groups of the elements `x`, which begin at `start`. `groups` has room for them.
+    pub(super) fn quantize(
+        &self,
+        format: &dyn Rows,
+        context: Context,
+        run: &Run<'_>,
+        start: usize,
+        x: &[f32],
+        groups: &mut Groups,
+    ) -> Faults {
+        let mut scratch = Vec::new();
+        let weights = self.weights.of(start, x, self.columns, run, &mut scratch);
+        let Groups { codes, scales, offsets, .. } = groups;
+        let faults = self.problem.solve(Task {
+            level: context.level,
+            x,
+            weights,
+            group: context.group,
+            dtype: context.scale_dtype,
+            global: context.global,
+            codes,
+            scales,
+            offsets,
+        });
+        // Every format has its own way to store a group of zeros, and scales below the normal numbers, which are not searched.
+        let least = if context.scale_dtype.size() > 1 { LEAST } else { f32::from_bits(1) };
+        let mut one = Groups::default();
+        for (group, elements) in x.chunks(context.group).enumerate() {
+            // A block of several groups is not coded group by group; its scales of 0 are those of zeros.
+            if elements.iter().any(|x| x.abs() >= least) || format.spec().block(context.group) != context.group {
+                continue;
+            }
+            let at = group * context.group..group * context.group + elements.len();
+            let context = Context { group: at.len(), ..context };
+            one.resize(format.spec(), context, at.len());
+            format.quantize(context, elements, None, &mut one);
+            groups.codes[at].copy_from_slice(&one.codes);
+            groups.scales[group] = one.scales[0];
+            if let Some(offset) = groups.offsets.get_mut(group) {
+                *offset = one.offsets[0];
+            }
+        }
+        faults
+    }
+}
+
+/// The formats that have a search, with the option where it is a variant that has it.
+fn names() -> Vec<String> {
+    let name = |spec: &Spec| match spec.choice {
+        Some(choice) => match choice.is_on() {
+            Some(on) => format!("{} ({}={})", spec.name, choice.option(), if on { "True" } else { "False" }),
+            None => spec.name.into(),
+        },
+        None => spec.name.into(),
+    };
+    let mut names: Vec<String> =
+        FORMATS.iter().map(|format| Format::spec(*format)).filter(|spec| Problem::of(spec).is_some()).map(name).collect();
+    names.dedup();
+    names
+}

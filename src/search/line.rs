@@ -1,0 +1,357 @@
+//! Branch and bound over one scale.
+//!
+//! For fixed codes q the error is a parabola in s of curvature B(q) = sum w q^2. As s shrinks |q| grows, so that between s1 > s2
+//! no codes that matter have more than B2, that of the codes nearest at s2; less its parabola E is concave. With
+//! c = (s1 - s2)^2 B2 and d = E(s2) - E(s1), for every s in between
+//!
+//! ```text
+//! E(s) >= E(s1)                     where d >= c
+//!         E(s2)                     where -d >= c
+//!         E(s1) - (c - d)^2 / (4 c) otherwise
+//! ```
+//!
+//! One look at a scale so says something about all scales around it. An interval is done with where this bound is no less than
+//! the best error found, where at most one code changes within it (the codes on both sides were seen, and each had its best
+//! scale), or where no scale within it can be stored. All others are halved.
+//!
+//! Ends: beyond the greatest number an element misses the more the smaller the scale, and below the least one the more the
+//! greater it is; where that alone is as much as the best error, nothing further out is better. Where half of a scale does the
+//! same with twice the codes, scales need not be looked at from there on.
+
+use super::groups::Solver;
+use super::sums::{Levels, Sums, ends, sums};
+use super::tile::Tile;
+use crate::simd::{LANES, Simd};
+
+/// What a bound may be less than the best error, relatively: about what sums in f32 are good to.
+const TOLERANCE: f32 = 4.8e-7;
+
+/// Rounding errors of a sum in f32, relatively.
+const ROUNDING: f32 = 2.4e-7;
+
+/// How far the grid is extended, upwards and downwards, where an end stays open.
+const EXTENDED: (f32, f32) = (1.15, 0.75);
+
+/// Multiples of [`Line::unit`] beyond which sums in f32 tell nothing: only weights 12 orders of magnitude apart lead there.
+const LIMITS: (f32, f32) = (1.0 / (1 << 24) as f32, (1 << 24) as f32);
+
+/// Numbers with any scale that a dtype of floats can store.
+pub(super) trait Line: Levels {
+    /// Whether every number up to half of the greatest is half of another.
+    fn doubles(self) -> bool;
+    /// At less than this multiple of [`Line::unit`] a scale of the other sign does the same.
+    fn mirrored(self) -> f32;
+    /// The multiple of [`Line::unit`] from which on elements are beyond the numbers.
+    fn full(self) -> f32;
+    /// Where the search begins to look: multiples of [`Line::unit`], ascending.
+    fn grid(self) -> &'static [f32];
+
+    /// The reciprocal of a scale, for the greatest element and the smallest one, negated.
+    fn unit<S: Simd>(self, simd: S, highest: S::F32, lowest: S::F32) -> S::F32;
+}
+
+/// The best that was found.
+struct Best<S: Simd> {
+    error: S::F32,
+    /// As it is stored, with its sign.
+    scale: S::F32,
+}
+
+/// A scale that was looked at.
+#[derive(Clone, Copy)]
+struct Point<S: Simd> {
+    scale: S::F32,
+    error: S::F32,
+    curvature: S::F32,
+    steps: S::F32,
+}
+
+/// Neighbouring points of the grid.
+#[derive(Clone, Copy)]
+struct Gap<S: Simd> {
+    sign: f32,
+    greater: Point<S>,
+    smaller: Point<S>,
+}
+
+impl<S: Simd> Point<S> {
+    #[inline(always)]
+    fn lanes(self, simd: S) -> [At; LANES] {
+        let [scales, errors] = [lanes(simd, self.scale), lanes(simd, self.error)];
+        let [curvatures, steps] = [lanes(simd, self.curvature), lanes(simd, self.steps)];
+        std::array::from_fn(|lane| At { scale: scales[lane], error: errors[lane], curvature: curvatures[lane], steps: steps[lane] })
+    }
+}
+
+/// A point in one lane.
+#[derive(Clone, Copy, Default)]
+struct At {
+    scale: f32,
+    error: f32,
+    curvature: f32,
+    steps: f32,
+}
+
+/// An interval of scales of one group that may hold a better one.
+#[derive(Clone, Copy, Default)]
+struct Interval {
+    sign: f32,
+    greater: At,
+    smaller: At,
+    middle: f32,
+    bound: f32,
+}
+
+/// What is known of an interval in each lane.
+struct Weighed<S: Simd> {
+    /// No error within is smaller.
+    bound: S::F32,
+    /// A scale within that can be stored, in the middle or next to it.
+    middle: S::F32,
+    /// Whether it may hold a better scale than the best one.
+    is_open: S::I32,
+}
+
+/// The open intervals of each lane. The last one in is the first one out, so that a stack holds no more than the gaps of the grid
+/// and one for each halving.
+pub(super) struct Open([Vec<Interval>; LANES]);
+
+impl Open {
+    pub(super) fn new() -> Self {
+        Open(std::array::from_fn(|_| Vec::with_capacity(64)))
+    }
+
+    #[inline(always)]
+    fn push<S: Simd>(&mut self, simd: S, signs: &[f32; LANES], greater: &[At; LANES], smaller: &[At; LANES], weighed: &Weighed<S>) {
+        let (bounds, middles) = (lanes(simd, weighed.bound), lanes(simd, weighed.middle));
+        let mut is_open = [0; LANES];
+        simd.store_i32(weighed.is_open, &mut is_open);
+        for lane in (0..LANES).filter(|&lane| is_open[lane] != 0) {
+            let (greater, smaller, middle, bound) = (greater[lane], smaller[lane], middles[lane], bounds[lane]);
+            self.0[lane].push(Interval { sign: signs[lane], greater, smaller, middle, bound });
+        }
+    }
+
+    /// The next interval of each lane whose bound is below the limit; whether there is one.
+    fn pop(&mut self, limits: &[f32; LANES], next: &mut [Interval; LANES]) -> [bool; LANES] {
+        std::array::from_fn(|lane| {
+            while let Some(interval) = self.0[lane].pop() {
+                if interval.bound < limits[lane] {
+                    next[lane] = interval;
+                    return true;
+                }
+            }
+            false
+        })
+    }
+}
+
+/// Look at scales with their signs, and at the best scales of the codes that they lead to.
+#[inline(always)]
+fn look<S: Simd, L: Line, const WEIGHTED: bool>(
+    simd: S,
+    levels: L,
+    tile: &Tile<S>,
+    scale: S::F32,
+    sign: S::F32,
+    best: &mut Best<S>,
+) -> Point<S> {
+    let Sums { rr, rq, qq, steps } = sums::<S, L, WEIGHTED>(simd, levels, tile, simd.div(sign, scale));
+    let zero = simd.splat(0.0);
+    let free = simd.add(scale, simd.mul(scale, simd.div(rq, qq)));
+    let stored = tile.stored(simd, free);
+    let moved = simd.sub(tile.of_lane(simd, stored), scale);
+    let twice = simd.mul(simd.add(moved, moved), rq);
+    let error = simd.add(simd.mul(scale, simd.sub(simd.mul(scale, rr), twice)), simd.mul(simd.mul(moved, moved), qq));
+    let error = simd.select(simd.less(error, zero), zero, error);
+    // The best scale of all lies where its codes are the nearest, and so does a look at those. What is far from the look only has
+    // its rounding errors.
+    let far = simd.splat(8.0);
+    let is_near = simd.and(simd.less(scale, simd.mul(far, free)), simd.less(free, simd.mul(far, scale)));
+    let is_better = simd.and(is_near, simd.less(error, best.error));
+    best.error = simd.select(is_better, error, best.error);
+    best.scale = simd.select(is_better, simd.mul(stored, sign), best.scale);
+    Point { scale, error: simd.mul(simd.mul(scale, scale), rr), curvature: qq, steps }
+}
+
+/// What no scale between two falls below.
+#[inline(always)]
+fn bound<S: Simd>(simd: S, greater: Point<S>, smaller: Point<S>) -> S::F32 {
+    let width = simd.sub(greater.scale, smaller.scale);
+    let c = simd.mul(simd.mul(width, width), smaller.curvature);
+    let d = simd.sub(smaller.error, greater.error);
+    let h = simd.sub(c, d);
+    let inner = simd.sub(greater.error, simd.div(simd.mul(h, h), simd.mul(c, simd.splat(4.0))));
+    let rises = simd.less(d, c);
+    let falls = simd.less(simd.sub(simd.splat(0.0), d), c);
+    let bound = simd.select(rises, simd.select(falls, inner, smaller.error), greater.error);
+    // Where both ends are far above it the difference has their rounding errors.
+    simd.sub(bound, simd.mul(simd.add(greater.error, smaller.error), simd.splat(ROUNDING)))
+}
+
+/// See [`Weighed`]; `limit` is what a bound must be below.
+#[inline(always)]
+fn weigh<S: Simd>(simd: S, tile: &Tile<S>, greater: Point<S>, smaller: Point<S>, limit: S::F32) -> Weighed<S> {
+    let bound = bound(simd, greater, smaller);
+    let half = simd.mul(simd.add(greater.scale, smaller.scale), simd.splat(0.5));
+    let middle = tile.of_lane(simd, tile.stored(simd, half));
+    let is_within = simd.and(simd.less(smaller.scale, middle), simd.less(middle, greater.scale));
+    let changes = simd.less(simd.splat(1.5), simd.sub(smaller.steps, greater.steps));
+    Weighed { bound, middle, is_open: simd.and(simd.and(simd.less(bound, limit), is_within), changes) }
+}
+
+/// The search for such numbers.
+#[derive(Clone, Copy)]
+pub(super) struct OfLine<L>(pub(super) L);
+
+impl<L: Line> Solver for OfLine<L> {
+    type Levels = L;
+
+    fn levels(self) -> L {
+        self.0
+    }
+
+    #[inline(always)]
+    fn solve<S: Simd, const WEIGHTED: bool>(self, simd: S, tile: &Tile<S>, open: &mut Open) -> S::F32 {
+        solve::<S, L, WEIGHTED>(simd, self.0, tile, open)
+    }
+}
+
+/// The scales of the sixteen groups; infinite where the one that leaves no element beyond the numbers is beyond its dtype.
+#[inline(always)]
+fn solve<S: Simd, L: Line, const WEIGHTED: bool>(simd: S, levels: L, tile: &Tile<S>, open: &mut Open) -> S::F32 {
+    let (zero, one) = (simd.splat(0.0), simd.splat(1.0));
+    let mut best = Best::<S> { error: tile.energy, scale: zero };
+    let is_empty = simd.equal(tile.largest(simd), zero);
+    let unit = simd.select(is_empty, one, levels.unit(simd, tile.highest, tile.lowest));
+    let opposite = simd.select(is_empty, one, levels.unit(simd, tile.lowest, tile.highest));
+    let mut gaps = Vec::with_capacity(64);
+    let mut mirrored = None;
+    for (sign, unit) in [(1.0, unit), (-1.0, opposite)] {
+        // Where the sign never matters there is one.
+        if sign > 0.0 || levels.mirrored() < f32::INFINITY {
+            mirrored = scan::<S, L, WEIGHTED>(simd, levels, tile, sign, simd.div(one, unit), mirrored, &mut best, &mut gaps);
+        }
+    }
+    let limit = simd.mul(best.error, simd.splat(1.0 - TOLERANCE));
+    for &Gap { sign, greater, smaller } in &gaps {
+        let weighed = weigh(simd, tile, greater, smaller, limit);
+        if simd.any(weighed.is_open) {
+            open.push(simd, &[sign; LANES], &greater.lanes(simd), &smaller.lanes(simd), &weighed);
+        }
+    }
+    halve::<S, L, WEIGHTED>(simd, levels, tile, open, &mut best);
+    let full = simd.div(one, simd.mul(simd.splat(levels.full()), unit));
+    simd.select(tile.overflows(simd, full), simd.splat(f32::INFINITY), best.scale)
+}
+
+/// Look along the grid with one sign, from where the scale is too great to where it is too small; `unit` is the scale of multiple 1.
+///
+/// Where the sign does not matter scales have been looked at before: `mirrored` is the last of those. The answer is the same for
+/// the other sign.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "all of the search")]
+fn scan<S: Simd, L: Line, const WEIGHTED: bool>(
+    simd: S,
+    levels: L,
+    tile: &Tile<S>,
+    sign: f32,
+    unit: S::F32,
+    mirrored: Option<Point<S>>,
+    best: &mut Best<S>,
+    gaps: &mut Vec<Gap<S>>,
+) -> Option<Point<S>> {
+    let (zero, signs) = (simd.splat(0.0), simd.splat(sign));
+    let skipped = if sign < 0.0 { levels.grid().iter().take_while(|&&multiple| multiple < levels.mirrored()).count() } else { 0 };
+    let (mut first, mut last_mirrored) = (None, None);
+    let mut grid = levels.grid()[skipped..].iter();
+    for shrinks in [true, false] {
+        let (mut last, mut multiple) = if shrinks { (mirrored, 0.0) } else { (first, levels.grid()[0]) };
+        let mut may_be_open = simd.splat_i32(-1);
+        if let Some(Point { scale, .. }) = last.filter(|_| !shrinks) {
+            if levels.doubles() {
+                may_be_open = tile.is_subnormal(simd, scale);
+            }
+            if skipped > 0 || !simd.any(may_be_open) {
+                break;
+            }
+        }
+        loop {
+            // Nothing much is beyond the numbers at the beginning.
+            if let Some(Point { scale, steps, .. }) = last.filter(|_| !shrinks || multiple > 1.05 * levels.full()) {
+                let ends = ends::<S, L, WEIGHTED>(simd, levels, tile, simd.div(signs, scale));
+                let missed = simd.mul(simd.mul(scale, scale), if shrinks { ends.beyond } else { ends.least });
+                let mut may_gain = simd.less(missed, best.error);
+                if !shrinks {
+                    if levels.least() > 0.0 {
+                        may_gain = simd.or(may_gain, simd.less(zero, ends.least_sum));
+                    }
+                    may_gain = simd.and(may_gain, simd.less(zero, steps));
+                }
+                if !simd.any(simd.and(may_gain, may_be_open)) {
+                    break;
+                }
+            }
+            multiple = if shrinks { grid.next().copied().unwrap_or(multiple * EXTENDED.0) } else { multiple * EXTENDED.1 };
+            if !(LIMITS.0..LIMITS.1).contains(&multiple) {
+                break;
+            }
+            let next = look::<S, L, WEIGHTED>(simd, levels, tile, simd.div(unit, simd.splat(multiple)), signs, best);
+            if let Some(last) = last {
+                let (greater, smaller) = if shrinks { (last, next) } else { (next, last) };
+                gaps.push(Gap { sign, greater, smaller });
+            }
+            last = Some(next);
+            first = first.or(last);
+            if shrinks && multiple < levels.mirrored() {
+                last_mirrored = last;
+            }
+        }
+    }
+    last_mirrored
+}
+
+/// Halve what is open until nothing is.
+#[inline(always)]
+fn halve<S: Simd, L: Line, const WEIGHTED: bool>(simd: S, levels: L, tile: &Tile<S>, open: &mut Open, best: &mut Best<S>) {
+    // A lane without an interval looks at what it looked at before, which does no harm.
+    let mut current = [Interval { sign: 1.0, middle: 1.0, ..Interval::default() }; LANES];
+    loop {
+        let limit = simd.mul(best.error, simd.splat(1.0 - TOLERANCE));
+        let is_halved = open.pop(&lanes(simd, limit), &mut current);
+        if !is_halved.contains(&true) {
+            return;
+        }
+        let signs = current.map(|interval| interval.sign);
+        let greater = Point::<S> {
+            scale: simd.load(&current.map(|interval| interval.greater.scale)),
+            error: simd.load(&current.map(|interval| interval.greater.error)),
+            curvature: simd.splat(0.0),
+            steps: simd.load(&current.map(|interval| interval.greater.steps)),
+        };
+        let smaller = Point::<S> {
+            scale: simd.load(&current.map(|interval| interval.smaller.scale)),
+            error: simd.load(&current.map(|interval| interval.smaller.error)),
+            curvature: simd.load(&current.map(|interval| interval.smaller.curvature)),
+            steps: simd.load(&current.map(|interval| interval.smaller.steps)),
+        };
+        let middle = simd.load(&current.map(|interval| interval.middle));
+        let middle = look::<S, L, WEIGHTED>(simd, levels, tile, middle, simd.load(&signs), best);
+        let limit = simd.mul(best.error, simd.splat(1.0 - TOLERANCE));
+        let is_halved = simd.load_i32(&is_halved.map(|is_halved| -i32::from(is_halved)));
+        for (greater, smaller) in [(greater, middle), (middle, smaller)] {
+            let mut weighed = weigh(simd, tile, greater, smaller, limit);
+            weighed.is_open = simd.and(weighed.is_open, is_halved);
+            if simd.any(weighed.is_open) {
+                open.push(simd, &signs, &greater.lanes(simd), &smaller.lanes(simd), &weighed);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn lanes<S: Simd>(simd: S, v: S::F32) -> [f32; LANES] {
+    let mut lanes = [0.0; LANES];
+    simd.store(v, &mut lanes);
+    lanes
+}

@@ -1,0 +1,125 @@
+//! The scales of the smallest error: for every group the codes and the scale that no others of the layout beat.
+//!
+//! ```text
+//! E(s) = min over codes of sum w (x - s number(code))^2        s: every number that the layout can store
+//! ```
+//!
+//! | module | what |
+//! |---|---|
+//! | `groups` | all groups of a span |
+//! | `tile` | sixteen groups, a lane each, brought to one size |
+//! | `sums` | what one scale does to them: its error, and what bounds that of its neighbours |
+//! | `line` | branch and bound over the scale |
+//! | `symmetric` | the codes -8..=7 |
+//! | `codebook` | codes that are looked up |
+//! | `small` | E2M1 codes, and the scales of eight bits |
+//!
+//! Sums run over a group from its first element to its last in its own lane, so that the bytes are the same at every level.
+
+mod codebook;
+mod groups;
+mod line;
+mod small;
+mod sums;
+mod symmetric;
+mod tile;
+
+use crate::kernels::encode::Faults;
+use crate::kernels::range::{BEYOND_HALF, INFINITE};
+use crate::level::Level;
+use crate::spec::{self, Choice, Global, GroupSizes, ScaleDtype, Scheme, Spec};
+use groups::{Search, Solver};
+use line::OfLine;
+use small::{Set, Small};
+use symmetric::Symmetric;
+
+/// Elements of a group at most: sixteen of them and their weights are 8 MiB.
+pub const LARGEST_GROUP: usize = 64 * 1024;
+
+/// What is searched for a format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Problem {
+    kind: Kind,
+    /// What a code of the search is less than the format's, which is the zero point of the format.
+    zero_point: Option<i8>,
+    /// Bits of the least magnitude that is no element.
+    beyond: i32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Symmetric,
+    Iq4,
+    Nf4,
+    Fp4,
+    Small(Set, Option<Global>),
+}
+
+impl Problem {
+    /// The problem of a format; `None` where it has no search.
+    pub fn of(spec: &Spec) -> Option<Problem> {
+        let (kind, zero_point) = match (spec.scheme, spec.choice) {
+            (Scheme::Symmetric, _) => (Kind::Symmetric, None),
+            (Scheme::Affine, Some(Choice::Symmetric(true))) => (Kind::Symmetric, Some(8)),
+            // Where scales are multiples of another one, or quantized in turn, the best ones alone are not the best together.
+            (Scheme::Codebook(spec::Codebook::Iq4), _) if matches!(spec.group_sizes, GroupSizes::Fixed(_)) => (Kind::Iq4, None),
+            (Scheme::Codebook(spec::Codebook::Nf4), Some(Choice::DoubleQuant(false))) => (Kind::Nf4, None),
+            (Scheme::Codebook(spec::Codebook::Fp4), Some(Choice::DoubleQuant(false))) => (Kind::Fp4, None),
+            (Scheme::Codebook(spec::Codebook::E2m1), _) => {
+                let set = if spec.scale_dtypes[0] == ScaleDtype::E8m0 { Set::E8m0 } else { Set::E4m3 };
+                (Kind::Small(set, spec.global), None)
+            }
+            _ => return None,
+        };
+        let beyond = if spec.half { BEYOND_HALF.to_bits().cast_signed() } else { INFINITE };
+        Some(Problem { kind, zero_point, beyond })
+    }
+
+    /// Codes and scales of the groups of `x`, and zero points where the format stores them.
+    ///
+    /// Where no scale makes the error smaller than that of zeros alone, the scale is 0. Where the format's own scale, the one
+    /// that brings every element within the codes, would be beyond the dtype, it is infinite.
+    pub fn solve(self, task: Task<'_>) -> Faults {
+        if let Some(zero_point) = self.zero_point {
+            task.offsets.fill(f32::from(zero_point));
+        }
+        let bias = self.zero_point.unwrap_or(0);
+        match self.kind {
+            Kind::Symmetric => self.run(OfLine(Symmetric), bias, task),
+            Kind::Iq4 => self.run(OfLine(&codebook::OF_IQ4), bias, task),
+            Kind::Nf4 => self.run(OfLine(&codebook::OF_NF4), bias, task),
+            Kind::Fp4 => self.run(OfLine(&codebook::OF_FP4), bias, task),
+            Kind::Small(set, global) => {
+                let global = global.map(|global| (global, task.global));
+                self.run(Small { set, global }, bias, task)
+            }
+        }
+    }
+
+    fn run<P: Solver>(self, solver: P, bias: i8, task: Task<'_>) -> Faults {
+        task.level.run(Search { solver, beyond: self.beyond, bias, task })
+    }
+}
+
+/// Groups to be searched.
+#[derive(Debug)]
+pub struct Task<'a> {
+    /// The instruction set.
+    pub level: Level,
+    /// The elements.
+    pub x: &'a [f32],
+    /// The weight of the error of each, 0 or more; none where all are equal. A group of zeros has equal weights too.
+    pub weights: Option<&'a [f32]>,
+    /// Elements of a group; the last one may be shorter.
+    pub group: usize,
+    /// The dtype of the scales.
+    pub dtype: ScaleDtype,
+    /// The second level of the scales, 1 where there is none.
+    pub global: f32,
+    /// One code an element.
+    pub codes: &'a mut [i8],
+    /// One scale a group.
+    pub scales: &'a mut [f32],
+    /// One zero point a group; empty in a scheme without.
+    pub offsets: &'a mut [f32],
+}

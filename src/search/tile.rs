@@ -1,0 +1,179 @@
+//! Sixteen groups side by side: vector i holds element i of each, a lane a group.
+//!
+//! ```text
+//! x' = x 2^-k      the largest magnitude of the lane in 1..2, so that squares neither overflow nor vanish
+//! w' = w 2^-j      likewise
+//! ```
+//!
+//! An element of weight 0 is 0 here: it has no part in the search.
+
+use crate::kernels::lanes::magnitude;
+use crate::kernels::scales::round_to;
+use crate::simd::{LANES, Simd};
+use crate::spec::ScaleDtype;
+use half::f16;
+
+/// Sixteen groups.
+pub(super) struct Tile<S: Simd> {
+    /// The elements; zeros after the end of a shorter group, and in lanes that have none.
+    pub(super) x: Vec<S::F32>,
+    /// Their weights; empty where they are equal.
+    pub(super) weights: Vec<S::F32>,
+    /// The largest and the smallest element together with 0, the latter negated.
+    pub(super) highest: S::F32,
+    /// See `highest`.
+    pub(super) lowest: S::F32,
+    /// sum w x^2: the error where everything is 0.
+    pub(super) energy: S::F32,
+    /// 2^k: what a scale of the lane is multiplied by.
+    up: S::F32,
+    /// 2^-k.
+    down: S::F32,
+    /// The dtype of the scales.
+    dtype: ScaleDtype,
+    /// The greatest scale that can be stored and whose products with the numbers are finite.
+    most: f32,
+}
+
+impl<S: Simd> Tile<S> {
+    #[inline(always)]
+    pub(super) fn new(simd: S, dtype: ScaleDtype, greatest_number: f32) -> Self {
+        let (zero, one) = (simd.splat(0.0), simd.splat(1.0));
+        let most = f32::MAX / greatest_number;
+        let most = match dtype {
+            ScaleDtype::F16 => most.min(f16::MAX.to_f32()),
+            ScaleDtype::Bf16 => f32::from_bits(most.to_bits() & 0xffff_0000),
+            _ => most,
+        };
+        Tile { x: Vec::new(), weights: Vec::new(), highest: zero, lowest: zero, energy: zero, up: one, down: one, dtype, most }
+    }
+
+    /// Fill it with groups of `group` elements, 16 of them or fewer. The answer is the largest magnitude of each lane, as bits.
+    #[inline(always)]
+    pub(super) fn load(&mut self, simd: S, x: &[f32], weights: Option<&[f32]>, group: usize) -> S::I32 {
+        let zero = simd.splat(0.0);
+        transpose(simd, x, group, &mut self.x);
+        self.weights.clear();
+        if let Some(weights) = weights {
+            transpose(simd, weights, group, &mut self.weights);
+            self.settle_weights(simd);
+        }
+        let mut worst = simd.splat_i32(0);
+        for x in &self.x {
+            worst = simd.max_i32(worst, simd.bits(magnitude(simd, *x)));
+        }
+        let mut largest = worst;
+        if !self.weights.is_empty() {
+            largest = simd.splat_i32(0);
+            for (x, weight) in self.x.iter_mut().zip(&self.weights) {
+                *x = simd.select(simd.equal(*weight, zero), zero, *x);
+                largest = simd.max_i32(largest, simd.bits(magnitude(simd, *x)));
+            }
+        }
+        (self.up, self.down) = powers(simd, largest);
+        (self.highest, self.lowest, self.energy) = (zero, zero, zero);
+        for (i, x) in self.x.iter_mut().enumerate() {
+            *x = simd.mul(*x, self.down);
+            let negated = simd.sub(zero, *x);
+            self.highest = simd.select(simd.less(self.highest, *x), *x, self.highest);
+            self.lowest = simd.select(simd.less(self.lowest, negated), negated, self.lowest);
+            let weighted = if let Some(weight) = self.weights.get(i) { simd.mul(*weight, *x) } else { *x };
+            self.energy = simd.add(self.energy, simd.mul(weighted, *x));
+        }
+        worst
+    }
+
+    /// Weights of one size; equal ones in lanes where all are 0.
+    #[inline(always)]
+    fn settle_weights(&mut self, simd: S) {
+        let zero = simd.splat(0.0);
+        let mut largest = simd.splat_i32(0);
+        for weight in &self.weights {
+            largest = simd.max_i32(largest, simd.bits(*weight));
+        }
+        let (_, down) = powers(simd, largest);
+        let all_zero = simd.equal(simd.as_f32(largest), zero);
+        for weight in &mut self.weights {
+            *weight = simd.select(all_zero, simd.splat(1.0), simd.mul(*weight, down));
+        }
+    }
+
+    /// The larger of the two ends of the range.
+    #[inline(always)]
+    pub(super) fn largest(&self, simd: S) -> S::F32 {
+        simd.select(simd.less(self.highest, self.lowest), self.lowest, self.highest)
+    }
+
+    /// The scale nearest to a scale of the lane that can be stored, and whose products with the numbers are finite. Below the normal
+    /// numbers of f32 there is only 0.
+    #[inline(always)]
+    pub(super) fn stored(&self, simd: S, scale: S::F32) -> S::F32 {
+        let (zero, least, most) = (simd.splat(0.0), simd.splat(f32::MIN_POSITIVE), simd.splat(self.most));
+        let stored = round_to(simd, simd.mul(scale, self.up), self.dtype);
+        let size = magnitude(simd, stored);
+        let nearest = simd.select(simd.less(size, simd.splat(0.5 * f32::MIN_POSITIVE)), zero, least);
+        let stored = simd.select(simd.less(size, least), nearest, stored);
+        simd.select(simd.less(most, size), most, stored)
+    }
+
+    /// Where a scale of the lane is beyond the dtype.
+    #[inline(always)]
+    pub(super) fn overflows(&self, simd: S, scale: S::F32) -> S::I32 {
+        simd.equal(round_to(simd, simd.mul(scale, self.up), self.dtype), simd.splat(f32::INFINITY))
+    }
+
+    /// The scale of the lane that a stored one is.
+    #[inline(always)]
+    pub(super) fn of_lane(&self, simd: S, stored: S::F32) -> S::F32 {
+        simd.mul(stored, self.down)
+    }
+
+    /// A number of the lane in the array's own size.
+    #[inline(always)]
+    pub(super) fn of_array(&self, simd: S, v: S::F32) -> S::F32 {
+        simd.mul(v, self.up)
+    }
+
+    /// The lanes where half a scale of the size of `scale` or more may not be one that can be stored.
+    #[inline(always)]
+    pub(super) fn is_subnormal(&self, simd: S, scale: S::F32) -> S::I32 {
+        let least = if self.dtype == ScaleDtype::F16 { 1.0 / 8192.0 } else { 2.0 * f32::MIN_POSITIVE };
+        simd.less(simd.mul(scale, self.up), simd.splat(least))
+    }
+}
+
+/// The power of two of the exponent of a magnitude, and its reciprocal; both are normal numbers.
+#[inline(always)]
+fn powers<S: Simd>(simd: S, magnitude: S::I32) -> (S::F32, S::F32) {
+    let field = simd.shift_right(magnitude, 23);
+    let field = simd.min_i32(simd.max_i32(field, simd.splat_i32(1)), simd.splat_i32(253));
+    let is_zero = simd.equal(simd.as_f32(magnitude), simd.splat(0.0));
+    let one = simd.splat(1.0);
+    let up = simd.shift_left(field, 23);
+    // 254 - field.
+    let opposite = simd.add_i32(simd.xor(field, simd.splat_i32(-1)), simd.splat_i32(255));
+    let down = simd.shift_left(opposite, 23);
+    (simd.select(is_zero, one, simd.as_f32(up)), simd.select(is_zero, one, simd.as_f32(down)))
+}
+
+/// Vector i gets element i of each group.
+#[inline(always)]
+fn transpose<S: Simd>(simd: S, x: &[f32], group: usize, out: &mut Vec<S::F32>) {
+    let zero = simd.splat(0.0);
+    out.clear();
+    out.resize(group, zero);
+    for (at, out) in out.chunks_mut(LANES).enumerate() {
+        let mut rows = [zero; LANES];
+        for (row, x) in rows.iter_mut().zip(x.chunks(group)) {
+            let x = &x[x.len().min(at * LANES)..];
+            *row = if let Some(whole) = x.first_chunk() {
+                simd.load(whole)
+            } else {
+                let mut padded = [0.0; LANES];
+                padded[..x.len()].copy_from_slice(x);
+                simd.load(&padded)
+            };
+        }
+        out.copy_from_slice(&simd.transpose(&rows)[..out.len()]);
+    }
+}

@@ -1,0 +1,386 @@
+"""``method="optimal"``: nothing that a layout can hold has a smaller error, on whatever level and threads, and all bad input is refused."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from helpers import BFLOAT16, KINDS, python, same_parts, sample
+from reference import FORMATS, bnb, e2m1, iq4
+
+import quantize as qz
+
+# Of every format the options of the variants that have a search.
+VARIANTS = {
+    "int4": [{"scale_dtype": "float16"}, {"scale_dtype": BFLOAT16}, {"scale_dtype": "float32"}],
+    "gguf:q4_0": [{}],
+    "gptq": [{"group_size": 32}],
+    "gptq:v2": [{"group_size": 32}],
+    "onnx:matmulnbits": [{"scale_dtype": "float16", "group_size": 16}, {"scale_dtype": "float32"}],
+    "onnx:qdq": [{"scale_dtype": "float16", "group_size": 8}, {"scale_dtype": "float32"}],
+    "compressed-tensors": [{"scale_dtype": "float16", "group_size": 32}, {"scale_dtype": BFLOAT16, "group_size": 32}],
+    "gguf:iq4_nl": [{}],
+    "bnb:nf4": [{}, {"group_size": 32}],
+    "bnb:fp4": [{"group_size": 32}],
+    "gguf:mxfp4": [{}],
+    "gptoss:mxfp4": [{}],
+    "mlx:mxfp4": [{}],
+    "compressed-tensors:mxfp4": [{}],
+    "torchao:mxfp4": [{"scale_rule": rule} for rule in ("floor", "even")],
+    "gguf:nvfp4": [{}],
+    "mlx:nvfp4": [{}, {"global_scale": 5.0}],
+    "compressed-tensors:nvfp4": [{}],
+    "modelopt:nvfp4": [{}],
+    "torchao:nvfp4": [{}, {"two_level": False}],
+}
+CASES = [(name, options) for name, variants in VARIANTS.items() for options in variants]
+
+SYMMETRIC = np.arange(-8.0, 8.0)
+TABLES = {"gguf:iq4_nl": iq4.TABLE, "bnb:nf4": bnb.NF4, "bnb:fp4": bnb.FP4}
+# The scales of eight bits.
+E8M0 = 2.0 ** np.arange(-127.0, 128.0)
+E4M3 = np.arange(1, 127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+# What sums in float32 are good to, relatively to the error and to the energy of the group.
+RELATIVE, OF_ENERGY = 2e-6, 3e-7
+
+
+def test_every_format_that_has_it_is_tested():
+    assert sorted(VARIANTS) == sorted(row.name for row in qz.formats() if "optimal" in row.methods)
+    assert all(row.methods[0] == "nearest" for row in qz.formats())
+
+
+def numbers_of(name):
+    """The numbers of a format, ascending."""
+    table = (
+        SYMMETRIC if qz.formats()[[row.name for row in qz.formats()].index(name)].scheme != "codebook" else TABLES.get(name, e2m1.NUMBERS)
+    )
+    return np.unique(table.astype(np.float64))
+
+
+def scales_of(q):
+    """The effective scales that the groups of ``q`` can have, or the dtype that they are stored in."""
+    row = next(row for row in qz.formats() if row.name == q.format)
+    if row.scale_dtypes[0] == "float8_e8m0fnu":
+        return E8M0
+    if row.scale_dtypes[0].startswith("float8_e4m3"):
+        # What is stored for one group tells the second level.
+        part = next((part for name, part in q.parts.items() if "scale" in name and part.dtype == np.uint8), None)
+        if part is None:
+            return E4M3
+        scales = part.reshape(-1).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+        first = np.flatnonzero(scales)[:1]
+        # With a second level the largest group has a scale.
+        return E4M3 * (float(q.scales.reshape(-1)[first[0]]) / scales[first[0]] if len(first) else 1.0)
+    return next((part.dtype.name for name, part in q.parts.items() if name in ("scales", "weight_scale", "absmax")), "float16")
+
+
+def stored(scales, dtype):
+    """Scales in the dtype that stores them; no format of float32 or bfloat16 scales stores a subnormal one here."""
+    with np.errstate(over="ignore"):
+        scales = scales.astype(np.float32).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype).astype(np.float64)
+    return np.where(np.abs(scales) < 2.0**-126, 0, scales)
+
+
+def nearest(y, numbers):
+    """The number nearest to each ``y``."""
+    return numbers[np.searchsorted((numbers[1:] + numbers[:-1]) / 2, y)]
+
+
+def error_of(x, weights, scales, numbers):
+    """The smallest error of these scales, none of which is 0."""
+    values = scales[:, None] * nearest(x / scales[:, None], numbers)
+    return float((weights * (x - values) ** 2).sum(1).min(initial=np.inf))
+
+
+def smallest_error(x, weights, numbers, dtype):
+    """Look into every cell of scales of either sign: between two scales at which a code changes all codes stay as they are.
+
+    In place of a dtype it takes all scales that there are.
+    """
+    x, weights = x.astype(np.float64), weights.astype(np.float64)
+    best = float((weights * x**2).sum())
+    if isinstance(dtype, np.ndarray):
+        return min(best, error_of(x, weights, dtype, numbers))
+    middles = (numbers[1:] + numbers[:-1]) / 2
+    for sign in (1, -1):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            changes = (middles / (sign * x[:, None])).ravel()
+        changes = np.unique(changes[(changes > 0) & np.isfinite(changes)])
+        if not len(changes):
+            continue
+        inside = np.concatenate([[changes[0] / 2], (changes[1:] + changes[:-1]) / 2, [2 * changes[-1]]])
+        codes = nearest(sign * x * inside[:, None], numbers)
+        curvature = (weights * codes**2).sum(1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scales = stored((weights * x * codes).sum(1) / curvature, dtype)
+        scales = np.unique(scales[np.isfinite(scales) & (scales != 0)])
+        best = min(best, error_of(x, weights, sign * scales, numbers))
+    return best
+
+
+def errors(q, x, weights):
+    """The weighted error of every group, in float64; the group axis is the last one."""
+    differences = weights.astype(np.float64) * (x.astype(np.float64) - q.dequantize(dtype=np.float64)) ** 2
+    size = q.group_size if isinstance(q.group_size, int) else x.shape[-1]
+    return differences.reshape(*x.shape[:-1], -1, size).sum(-1)
+
+
+def importance_of(kind, shape, seed=1):
+    random = np.random.default_rng(seed)
+    weights = {
+        "none": lambda: None,
+        "columns": lambda: random.random(shape[-1]) ** 4,
+        "elements": lambda: random.random(shape) ** 4,
+        "zeros": lambda: random.random(shape) * (random.random(shape) < 0.3),
+        "apart": lambda: 10.0 ** random.uniform(-3, 3, shape),
+    }[kind]()
+    return None if weights is None else weights.astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "magnitudes tie", "zeros", "positive", "half subnormal", "half underflow", "wide"])
+@pytest.mark.parametrize("weighting", ["none", "columns", "zeros", "apart"])
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_no_cell_has_a_smaller_error(name, options, kind, weighting):
+    x = sample((8, 64), kind=kind)
+    importance = importance_of(weighting, x.shape)
+    q = qz.quantize(x, name, method="optimal", importance=importance, **options)
+    weights = np.broadcast_to(1.0 if importance is None else importance, x.shape)
+    numbers, scales = numbers_of(name), scales_of(q)
+    grouped = (8, -1, q.group_size)
+    for row, (x_row, w_row) in enumerate(zip(x.reshape(grouped), weights.reshape(grouped), strict=True)):
+        found = errors(q, x, weights)[row]
+        for group, (values, weight) in enumerate(zip(x_row, w_row, strict=True)):
+            if not weight.any():
+                continue
+            best = smallest_error(values, weight, numbers, scales)
+            energy = float((weight * values.astype(np.float64) ** 2).sum())
+            if 0 not in numbers:  # zeros are one step off, and at first the steps are as large as the largest element asks for
+                energy += float(weight.sum() * (np.abs(values).max() / numbers[-1]) ** 2)
+            assert found[group] <= best * (1 + RELATIVE) + energy * OF_ENERGY, (row, group)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_never_worse_than_nearest(name, options, kind):
+    x = sample((8, 256), kind=kind)
+    try:
+        nearest_q = qz.quantize(x, name, **options)
+    except ValueError:  # a scale beyond its dtype, or an element beyond float16
+        with pytest.raises(ValueError, match="beyond|finite"):
+            qz.quantize(x, name, method="optimal", **options)
+        return
+    q = qz.quantize(x, name, method="optimal", **options)
+    ones = np.ones_like(x)
+    energy = (x.astype(np.float64) ** 2).reshape(8, -1, q.group_size).sum(-1)
+    if kind == "huge":  # scales whose products with every code are finite: the rule may take greater ones
+        assert np.isfinite(q.dequantize()).all()
+        return
+    assert (errors(q, x, ones) <= errors(nearest_q, x, ones) * (1 + RELATIVE) + energy * OF_ENERGY).all()
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_the_layout_is_the_same(name, options):
+    x = sample((8, 64))
+    q = qz.quantize(x, name, method="optimal", **options)
+    plain = qz.quantize(x, name, **options)
+    assert {key: (part.dtype, part.shape) for key, part in q.parts.items()} == {
+        key: (part.dtype, part.shape) for key, part in plain.parts.items()
+    }
+    options = {key: value for key, value in options.items() if key in ("group_size", "global_scale", "two_level")}
+    decoded = FORMATS[name].decode(dict(q.parts), x.shape, **options)
+    assert np.array_equal(decoded, q.dequantize())
+    assert qz.from_parts(name, dict(q.parts), shape=x.shape, **options).identical(q)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 31, 33, 100, 1000, "row", "tensor"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 33), (2, 511), (40, 96), (1, 5000), (0, 8), (4, 0)])
+def test_any_group_size(shape, size):
+    x = sample(shape, seed=4)
+    weights = np.random.default_rng(2).random(shape[-1]).astype(np.float32) + 0.01
+    q = qz.quantize(x, group_size=size, method="optimal", importance=weights if x.size else None)
+    groups = qz.quantize(x, group_size=size)
+    assert q.scales.shape == groups.scales.shape
+    if not x.size:
+        return
+    error = (weights * (x - q.dequantize()) ** 2).sum()
+    assert error <= (weights * (x - groups.dequantize()) ** 2).sum() * (1 + RELATIVE)
+    if size == "tensor" and x.size < 1000:
+        best = smallest_error(x.ravel(), np.broadcast_to(weights, shape).ravel(), SYMMETRIC, "float16")
+        assert error <= best * (1 + 1e-5)
+
+
+def test_groups_of_any_size_have_a_limit():
+    x = np.zeros((2, 65538), np.float32)
+    qz.quantize(x[:, :65536], method="optimal", group_size="row")
+    for size in ("row", 65537, "tensor"):
+        with pytest.raises(ValueError, match=r"group_size is .*65536"):
+            qz.quantize(x, method="optimal", group_size=size)
+
+
+def test_weights_count():
+    x = np.float32([[1, 0.3, -0.2, 0.05, 0.61, -0.9, 0.4, 0.8]])
+    for place in range(8):
+        weights = np.where(np.arange(8) == place, 1e6, 1).astype(np.float32)
+        q = qz.quantize(x, method="optimal", scale_dtype="float32", importance=weights)
+        plain = qz.quantize(x, method="optimal", scale_dtype="float32")
+        assert abs(q.dequantize() - x)[0, place] <= abs(plain.dequantize() - x)[0, place] + 1e-7
+
+
+def test_a_group_of_zero_weights_has_equal_ones():
+    x = sample((4, 64))
+    weights = np.ones_like(x)
+    weights[:, :32] = 0
+    q = qz.quantize(x, method="optimal", importance=weights)
+    assert q.identical(qz.quantize(x, method="optimal"))
+
+
+def test_weights_count_relatively():
+    x = sample((4, 64))
+    weights = importance_of("elements", x.shape)
+    q = qz.quantize(x, method="optimal", importance=weights)
+    for factor in (2.0**-100, 2.0**100):
+        assert q.identical(qz.quantize(x, method="optimal", importance=weights * np.float32(factor)))
+
+
+@pytest.mark.parametrize("kind", ["normal", "wide", "float subnormal", "huge", "zeros"])
+def test_magnitude(kind):
+    x = sample((6, 128), kind=kind)
+    wide = x.astype(np.float64)
+    weights = np.sqrt((wide**2).mean(-1, keepdims=True) + wide**2)
+    q = qz.quantize(x, scale_dtype="float32", method="optimal", importance="magnitude")
+    error, energy = errors(q, x, weights), (weights * wide**2).reshape(6, -1, 32).sum(-1)
+    by_array = qz.quantize(x, scale_dtype="float32", method="optimal", importance=np.minimum(weights, 3.4e38).astype(np.float32))
+    assert (error <= errors(by_array, x, weights) * (1 + RELATIVE) + energy * OF_ENERGY).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4", BFLOAT16])
+def test_importance_in_any_dtype_and_order(dtype):
+    x = sample((4, 64))
+    weights = np.random.default_rng(3).integers(1, 100, (4, 64)).astype(dtype)
+    q = qz.quantize(x, method="optimal", importance=weights)
+    assert q.identical(qz.quantize(x, method="optimal", importance=weights.astype(np.float32)))
+    assert q.identical(qz.quantize(x, method="optimal", importance=np.asfortranarray(weights)))
+    assert q.identical(qz.quantize(x, method="optimal", importance=weights[::-1][::-1]))
+    assert q.identical(qz.quantize(x, method="optimal", importance=weights.tolist()))
+    turned = qz.quantize(np.ascontiguousarray(x.T), axis=0, method="optimal", importance=np.ascontiguousarray(weights.T))
+    same_parts(turned.parts, q.parts)
+    columns = weights[0]
+    q = qz.quantize(x, method="optimal", importance=columns)
+    assert q.identical(qz.quantize(x, method="optimal", importance=np.tile(columns, (4, 1))))
+    same_parts(qz.quantize(np.ascontiguousarray(x.T), axis=0, method="optimal", importance=columns).parts, q.parts)
+
+
+@pytest.mark.parametrize(
+    ("importance", "error", "message"),
+    [
+        ("size", ValueError, "importance is 'size'; expected None, \"magnitude\" or an array"),
+        (np.full(64, -1.0), ValueError, r"importance is -1 at \(0,\)"),
+        (np.r_[np.ones(63), np.nan], ValueError, r"importance is nan at \(63,\)"),
+        (np.r_[np.ones(10), np.inf, np.ones(53)], ValueError, r"importance is inf at \(10,\)"),
+        (np.full(64, 1e300), ValueError, r"importance is 1e300|importance is 1000"),
+        (np.zeros((4, 64)), ValueError, "importance is 0 everywhere"),
+        (np.ones(63), ValueError, r"importance has shape \(63,\); expected \(64,\)"),
+        (np.ones((64, 4)), ValueError, r"importance has shape \(64, 4\)"),
+        (np.ones((1, 4, 64)), ValueError, r"importance has shape \(1, 4, 64\)"),
+        (1.0, ValueError, r"importance has shape \(\)"),
+        (np.ones(64, int), TypeError, "importance has dtype int64"),
+        (np.ma.masked_array(np.ones(64)), TypeError, "importance is a masked array"),
+        (["a"] * 64, TypeError, "importance is a list"),
+    ],
+)
+def test_bad_importance(importance, error, message):
+    x = sample((4, 64))
+    out = {name: np.full_like(part, 7) for name, part in qz.quantize(x).parts.items()}
+    before = {name: part.copy() for name, part in out.items()}
+    with pytest.raises(error, match=message):
+        qz.quantize(x, method="optimal", importance=importance, out=out)
+    same_parts(out, before)
+
+
+def test_importance_belongs_to_optimal():
+    for importance in ("magnitude", np.ones(64, np.float32)):
+        with pytest.raises(ValueError, match="importance"):
+            qz.quantize(sample((4, 64)), importance=importance)
+
+
+def test_out_in_the_memory_of_the_importance():
+    x, weights = sample((4, 64)), np.ones((4, 64), np.float32)
+    scales = weights.view(np.float16)[0, :8].reshape(4, 2)
+    with pytest.raises(ValueError, match="in the memory of the input"):
+        qz.quantize(x, method="optimal", importance=weights, out={"packed": np.empty((4, 32), np.uint8), "scales": scales})
+
+
+@pytest.mark.parametrize("row", [row for row in qz.formats() if "optimal" not in row.methods], ids=lambda row: row.name)
+def test_formats_that_lack_it(row):
+    with pytest.raises(TypeError, match=f"{row.name} has no method 'optimal'.*int4, gguf:q4_0"):
+        qz.quantize(sample((8, 256)), row.name, method="optimal")
+
+
+@pytest.mark.parametrize("name", ["gptq", "gptq:v2", "onnx:matmulnbits", "onnx:qdq", "compressed-tensors"])
+def test_variants_that_lack_it(name):
+    with pytest.raises(TypeError, match=rf"{name} has no method 'optimal'.*{name} \(symmetric=True\)"):
+        qz.quantize(sample((8, 128)), name, symmetric=False, method="optimal")
+
+
+def test_what_is_not_finite():
+    x = sample((4, 64))
+    x[1, 3], x[2, 5] = np.nan, np.inf
+    with pytest.raises(ValueError, match=r"2 elements are not finite, the first at \(1, 3\) is nan"):
+        qz.quantize(x, method="optimal")
+    for policy, infinity in (("zero", 0.0), ("clip", np.abs(x[2, np.r_[0:5, 6:32]]).max())):
+        clean = x.copy()
+        clean[1, 3], clean[2, 5] = 0, infinity
+        with pytest.warns(qz.QuantizeWarning, match="2 elements were not finite"):
+            q = qz.quantize(x, method="optimal", nonfinite=policy)
+        assert q.identical(qz.quantize(clean, method="optimal"))
+    with pytest.warns(qz.QuantizeWarning, match="2 elements were not finite"):
+        qz.quantize(x[:3, :35], method="optimal", nonfinite="clip", group_size="tensor", importance="magnitude")
+
+
+def test_a_scale_that_overflows():
+    x = np.ones((3, 64), np.float32)
+    x[1, 40] = 1e9
+    with pytest.raises(ValueError, match=r"the scale of group \(1, 1\) is beyond the largest float16"):
+        qz.quantize(x, method="optimal")
+    with pytest.raises(ValueError, match=r"the scale of group \(0, 0\) is beyond the largest float16"):
+        qz.quantize(x[:, :63], method="optimal", group_size="tensor")
+    qz.quantize(x, method="optimal", scale_dtype="float32")
+
+
+DIGEST = """
+import hashlib, sys, warnings
+import numpy as np
+import quantize as qz
+from helpers import KINDS, sample
+from test_optimal import CASES
+digest = hashlib.sha256()
+for name, options in CASES:
+    for kind in KINDS:
+        x = sample((24, 192), kind=kind)
+        for importance in (None, "magnitude", np.random.default_rng(1).random(192).astype(np.float32)):
+            try:
+                q = qz.quantize(x, name, method="optimal", importance=importance, **options)
+            except ValueError as error:
+                digest.update(str(error).encode())
+                continue
+            for part in q.parts.values():
+                digest.update(part.tobytes())
+large = sample((700, 1024), seed=5)
+for size in (32, 100, "row"):
+    for importance in (None, "magnitude"):
+        q = qz.quantize(large, group_size=size, method="optimal", importance=importance, threads=int(sys.argv[1]) if len(sys.argv) > 1 else 1)
+        digest.update(q.parts["packed"].tobytes() + q.parts["scales"].tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_every_level_gives_the_same_bytes():
+    levels = qz.cpu_features().available
+    assert len({python(DIGEST, QUANTIZE_LEVEL=level) for level in levels}) == 1
+
+
+def test_any_number_of_threads_gives_the_same_bytes():
+    x = sample((700, 1024), seed=5)
+    weights = np.random.default_rng(1).random(1024).astype(np.float32)
+    for importance in (None, "magnitude", weights):
+        for name, options in (("int4", {"group_size": 32}), ("int4", {"group_size": "row"}), ("gptq", {}), ("compressed-tensors", {})):
+            one, *others = (qz.quantize(x[:696], name, method="optimal", importance=importance, threads=n, **options) for n in (1, 2, 3))
+            assert all(one.identical(other) for other in others)
