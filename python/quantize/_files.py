@@ -21,7 +21,7 @@ import numpy as np
 
 from quantize import _core
 from quantize._threads import requested
-from quantize._types import GroupSize, NonFinite, QuantizedArray, amount, float_dtype, format_info, wrap
+from quantize._types import GroupSize, Method, NonFinite, QuantizedArray, amount, float_dtype, format_info, wrap
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -78,7 +78,7 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
 
     @property
     def container(self) -> str:
-        """The file format: ``"safetensors"``, ``"gguf"`` or ``"npy"``."""
+        """The file format: ``"safetensors"``, ``"gguf"``, ``"npy"`` or, of a folder, ``"huggingface"``."""
         return self._open_file().container
 
     @property
@@ -138,12 +138,13 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
 
 
 def open(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a safetensors, GGUF or npy file.
+    """Open a safetensors, GGUF or npy file, or a Hugging Face folder.
 
     Parameters
     ----------
     path : path
-        The array of an npy file is called as the file is, without its ending.
+        The array of an npy file is called as the file is, without its ending. The tensors of a folder are those of all its shards; a
+        weight that its config says is quantized is one tensor, called as the weight of the module.
 
     Returns
     -------
@@ -199,6 +200,8 @@ class TensorReport:
     """Signal to quantization noise in dB; infinite without errors."""
     replaced: int
     """Elements that were not finite and were replaced."""
+    weights: str | None
+    """What errors were weighted with in the search for scales: ``"importance"`` or ``"magnitude"``; None without a search."""
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -243,17 +246,22 @@ def convert(
     format: str = "int4",
     group_size: GroupSize | None = None,
     scale_dtype: DTypeLike | Literal["bfloat16"] | None = None,
+    method: Method = "nearest",
+    importance: str | os.PathLike[str] | None = None,
     nonfinite: NonFinite = "raise",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     keep: Sequence[str] = (),
     dequantize: bool = False,
+    dtype: DTypeLike | Literal["bfloat16"] | None = None,
+    shard_size: int | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     threads: int | None = None,
     progress: Progress | bool = False,
+    **options: Any,
 ) -> ConvertReport:
-    """Quantize the matrices of a safetensors, npy or GGUF file into a new file, or decode them back.
+    """Quantize the matrices of a safetensors, npy or GGUF file, or of a Hugging Face folder, or decode them back.
 
     A tensor is quantized if it is of float16, bfloat16, float32 or float64, has two axes or more and a last axis of at least one
     group (a multiple of the block where the format has blocks). All others are copied unchanged; the report says why. At most
@@ -262,30 +270,47 @@ def convert(
     A GGUF file becomes a GGUF file. There the tensors that llama.cpp keeps (norms, routers, embeddings of positions and their
     like) are kept, and a matrix whose rows the block does not divide refuses the job.
 
+    A folder (``config.json`` and safetensors in shards or in one file) becomes a folder that the readers of the format's project
+    load: the weights of the linear layers inside the blocks of the model are quantized, with MLX the embedding and the head too;
+    tensors, index and config are named as that project names them; what is neither weights nor config is copied. A weight that the
+    format does not take refuses the job. See the page on folders.
+
     Parameters
     ----------
     source : path
-        A safetensors file, also one that was converted before, a GGUF file, or an npy file.
+        A safetensors file, also one that was converted before, a GGUF file, an npy file, or a Hugging Face folder.
     target : path or None
-        The file to write: GGUF from GGUF, else safetensors. None only for a dry run.
+        What to write: GGUF from GGUF, a folder from a folder, else safetensors. None only for a dry run.
     format : str
         Name or alias; see :func:`formats`. A GGUF file takes those of gguf.
     group_size, scale_dtype, nonfinite
         As for :func:`quantize`.
+    method : "nearest" or "optimal"
+        As for :func:`quantize`. With "optimal" the errors of a tensor are weighted by what ``importance`` has for it, and else by
+        magnitude; the report says which.
+    importance : path, optional
+        A file of floats, one tensor for each that it weights, under the same name: the mean squares of the inputs of its layer, of shape
+        (columns,), or one number for each element. Of an importance matrix of llama.cpp in GGUF the sums ``NAME.in_sum2`` are taken.
     include, exclude : sequence of str
         Shell patterns of names: only tensors that match one of ``include``, none that matches one of ``exclude``.
     keep : sequence of str
         Names of tensors to copy unchanged.
     dequantize : bool
         Decode quantized tensors to the dtype that they had before, instead of quantizing.
+    dtype : float16, bfloat16 or float32, optional
+        Decode to this dtype instead.
+    shard_size : int, optional
+        Bytes of the tensors of one shard of a folder at most; a larger tensor has one of its own. Default: 5 GB.
     overwrite : bool
-        Replace a file that exists.
+        Replace a file that exists. A folder that is not empty is never written into.
     dry_run : bool
         Plan from the header alone; write nothing.
     threads : int, optional
         At most so many threads; see :func:`set_threads`. The bytes do not depend on it.
     progress : callable or bool
         Called with bytes done, bytes in all and the name at hand. True shows a bar on a terminal, with tqdm where it is installed.
+    **options
+        As for :func:`quantize`.
 
     Returns
     -------
@@ -317,16 +342,27 @@ def convert(
     target = None if target is None else os.fspath(target)
     if target is None and not dry_run:
         raise ValueError("target is None; expected a path, or dry_run=True for the plan alone")
-    if dequantize and (group_size is not None or scale_dtype is not None):
-        raise ValueError("group_size and scale_dtype are given; expected neither with dequantize=True, the file has both")
+    if dequantize and (group_size is not None or scale_dtype is not None or options or method != "nearest"):
+        raise ValueError("group_size, scale_dtype, method or an option is given; expected none with dequantize=True, the file has them")
+    if dtype is not None and not dequantize:
+        raise ValueError("dtype is given; expected it only with dequantize=True")
+    if method not in ("nearest", "optimal"):
+        raise ValueError(f"method is {method!r}; expected 'nearest' or 'optimal'")
+    if importance is not None and method != "optimal":
+        raise ValueError('importance is given; method="nearest" has no use for it: say method="optimal"')
+    if shard_size is not None and shard_size < 1:
+        raise ValueError(f"shard_size is {shard_size}; expected 1 or more bytes")
     names = (_names(include), _names(exclude), _names(keep))
-    scale_name = None if scale_dtype is None else float_dtype(scale_dtype)[0]
+    floats = dtype if dequantize else scale_dtype
+    scale_name = None if floats is None else float_dtype(floats)[0]
+    weights = None if importance is None else os.fspath(importance)
     started = time.perf_counter()
 
     def run(target: str | None, callback: Progress | None) -> list[Any]:
         name = None if dequantize else format
         limit = requested(threads)
-        return _core.convert(source, target, name, group_size, scale_name, nonfinite, *names, overwrite, limit, callback)
+        how = (options or None, method, weights, nonfinite)
+        return _core.convert(source, target, name, group_size, scale_name, *how, *names, shard_size, overwrite, limit, callback)
 
     rows = run(None, None)
     if target is not None and not dry_run:
@@ -349,14 +385,14 @@ def _names(given: Sequence[str]) -> list[str]:
 def _report(source: str, target: str | None, dry_run: bool, rows: list[Any], started: float) -> ConvertReport:
     tensors: list[TensorReport] = []
     errors: list[tuple[str, Errors]] = []
-    for name, shape, dtype, action, reason, tensor, before, after, sums, replaced in rows:
+    for name, shape, dtype, action, reason, tensor, before, after, sums, replaced, weights in rows:
         format, group_size = (tensor[0], tensor[3]) if tensor else (None, None)
         measured: tuple[float | None, float | None, float | None] = (None, None, None)
         if sums is not None:
             own = Errors(*sums)
             errors.append((name, own))
             measured = (own.rmse, own.max_abs_error, own.sqnr_db)
-        tensors.append(TensorReport(name, tuple(shape), dtype, action, reason, format, group_size, before, after, *measured, replaced))
+        tensors.append(TensorReport(name, tuple(shape), dtype, action, reason, format, group_size, before, after, *measured, replaced, weights))
     quantized = [tensor for tensor in tensors if tensor.format]
     weights = sum(math.prod(tensor.shape) for tensor in quantized)
     sqnr_db, worst = _overall(errors)

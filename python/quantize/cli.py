@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -80,9 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = _command(commands, "convert", _convert, "quantize the matrices of a file, or decode them back")
-    command.add_argument("source", metavar="IN", help="a safetensors, GGUF or npy file")
+    command.add_argument("source", metavar="IN", help="a safetensors, GGUF or npy file, or a Hugging Face folder")
     command.add_argument(
-        "target", metavar="OUT", nargs="?", help="the file to write, GGUF from GGUF, else safetensors; not needed for a dry run"
+        "target",
+        metavar="OUT",
+        nargs="?",
+        help="what to write: GGUF from GGUF, a folder from a folder, else safetensors; not needed for a dry run",
     )
     kind = command.add_mutually_exclusive_group()
     kind.add_argument("--to", "--format", dest="format", metavar="NAME", help="see 'quantize formats' (default: int4)")
@@ -91,6 +95,17 @@ def _parser() -> argparse.ArgumentParser:
         "--group-size", type=_group_size, metavar="N", help="elements per scale, 'row' or 'tensor' (default: the format's)"
     )
     command.add_argument("--scale-dtype", choices=["float16", "bfloat16", "float32"], help="what scales are stored as")
+    command.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], help="what --dequantize decodes to")
+    command.add_argument(
+        "--symmetric", action=argparse.BooleanOptionalAction, help="whether all zero points are in the middle, where the format leaves a choice"
+    )
+    command.add_argument("--method", choices=["nearest", "optimal"], default="nearest", help="how scales are chosen (default: nearest)")
+    command.add_argument(
+        "--importance",
+        metavar="FILE",
+        help="what --method optimal weights errors with: a vector for each tensor name; without it, magnitudes",
+    )
+    command.add_argument("--shard-size", type=_bytes, metavar="SIZE", help="of a folder's files, such as 2GB or 500MB (default: 5GB)")
     command.add_argument(
         "--nonfinite",
         choices=["raise", "zero", "clip"],
@@ -105,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_work_options(command)
 
     command = _command(commands, "inspect", _inspect, "list the tensors of a file, from its header alone")
-    command.add_argument("file", metavar="FILE", help="a safetensors, GGUF or npy file")
+    command.add_argument("file", metavar="FILE", help="a safetensors, GGUF or npy file, or a Hugging Face folder")
 
     command = _command(commands, "compare", _compare, "measure how far the tensors of one file are from those of another")
     command.add_argument("first", metavar="A", help="the reference")
@@ -132,13 +147,26 @@ def _group_size(text: str) -> int | str:
     return text if text in ("row", "tensor", "channel") else int(text)
 
 
+def _bytes(text: str) -> int:
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+    found = re.fullmatch(r"(\d+)\s*([KMGT]I?B)?", text.strip().upper())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected one like 2GB or 500MiB")
+    return int(found[1]) * units.get(found[2], 1)
+
+
 def _convert(options: argparse.Namespace) -> None:
+    symmetry = {} if options.symmetric is None else {"symmetric": options.symmetric}
     report = _files.convert(
         options.source,
         options.target,
         format=options.format or "int4",
         group_size=options.group_size,
         scale_dtype=options.scale_dtype,
+        method=options.method,
+        importance=options.importance,
+        dtype=options.dtype,
+        shard_size=options.shard_size,
         nonfinite=options.nonfinite,
         include=options.include,
         exclude=options.exclude,
@@ -148,6 +176,7 @@ def _convert(options: argparse.Namespace) -> None:
         dry_run=options.dry_run,
         threads=options.threads,
         progress=not options.quiet,
+        **symmetry,
     )
     if options.json:
         _print_json(report.to_dict())
@@ -185,6 +214,10 @@ def _print_report(report: _files.ConvertReport) -> None:
         summary.append(["SQNR", _decibels(report.sqnr_db)])
     if report.worst is not None:
         summary.append(["worst tensor", _worst(report)])
+    weighted = Counter(tensor.weights for tensor in report.tensors if tensor.weights)
+    if weighted:
+        by = ", ".join(f"{weights} ({count})" for weights, count in weighted.most_common())
+        summary.append(["scales", f"of the smallest error, weighted by {by}"])
     if replaced:
         summary.append(["replaced", f"{replaced} elements that were not finite"])
     summary.append(["written", "nothing, this is the plan" if report.dry_run else f"{report.target} in {report.seconds:.1f} s"])

@@ -23,7 +23,7 @@ const LARGEST_TASK: usize = 1024 * 1024;
 
 /// Elements of a group up to which it is coded in one piece: 256 KiB of f32, which stay in a core's own cache between the pass
 /// that finds the range and the pass that codes.
-const LONG: usize = 64 * 1024;
+pub(super) const LONG: usize = 64 * 1024;
 
 /// Elements of a span, where a group is not longer: 16 KiB of f32, which stay in the first cache.
 pub(super) const SPAN: usize = 4096;

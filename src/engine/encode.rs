@@ -25,9 +25,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What becomes of elements that are not finite.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NonFinite {
     /// An error that counts them and names the first.
+    #[default]
     Raise,
     /// Each becomes 0.
     Zero,
@@ -68,24 +69,46 @@ pub fn quantize_by(
     parts: &mut [&mut [u8]],
     run: &Run<'_>,
 ) -> Result<Outcome> {
+    quantize_sharing(source, layout, method, None, nonfinite, parts, run)
+}
+
+/// As [`quantize_by`], the second level of the scales made for the magnitude `largest`, where it is given: that of several tensors which
+/// share it.
+///
+/// # Errors
+///
+/// As [`quantize_by`].
+///
+/// # Panics
+///
+/// As [`quantize`].
+pub fn quantize_sharing(
+    source: &Source<'_>,
+    layout: &Layout,
+    method: Method<'_>,
+    largest: Option<f32>,
+    nonfinite: NonFinite,
+    parts: &mut [&mut [u8]],
+    run: &Run<'_>,
+) -> Result<Outcome> {
     let _ieee = Ieee::enter();
     assert_eq!(source.shape(), layout.shape, "the shape of the layout");
     cut::check(layout, parts.iter().map(|part| part.len()));
     let threads = if layout.elements() < SERIAL { 1 } else { run.threads };
     let run = Run { threads, ..*run };
     let search = Search::new(method, source, layout, &run)?;
-    let search = search.as_ref();
+    let of_scales = (search.as_ref(), largest);
     match formats::of(layout.spec) {
         Format::Rows(format) => {
             let (outcome, global) =
-                encode(source, layout, (layout, format), search, nonfinite, &run, |job| job.encode(cut::borrow_mut(parts)))?;
+                encode(source, layout, (layout, format), of_scales, nonfinite, &run, |job| job.encode(cut::borrow_mut(parts)))?;
             once::write(layout, global, parts);
             Ok(outcome)
         }
         Format::Woven(weave) => {
             let rows = woven::rows_of(layout, weave);
             let (outcome, global) =
-                encode(source, layout, (&rows, weave.rows()), search, nonfinite, &run, |job| job.encode_woven(weave, parts))?;
+                encode(source, layout, (&rows, weave.rows()), of_scales, nonfinite, &run, |job| job.encode_woven(weave, parts))?;
             once::write(layout, global, parts);
             Ok(outcome)
         }
@@ -93,7 +116,7 @@ pub fn quantize_by(
             let plain = layout.in_format(nest.plain().spec());
             let mut scales = vec![0.0; plain.groups_per_row()];
             let [codes, nested @ ..] = parts else { unreachable!("the spec names codes first") };
-            let (outcome, _) = encode(source, layout, (&plain, nest.plain()), search, nonfinite, &run, |job| {
+            let (outcome, _) = encode(source, layout, (&plain, nest.plain()), of_scales, nonfinite, &run, |job| {
                 job.encode(cut::borrow_mut(&mut [codes, cast_slice_mut(&mut scales)]))
             })?;
             nest.nest(run.level, &scales, nested);
@@ -108,7 +131,7 @@ fn encode(
     source: &Source<'_>,
     layout: &Layout,
     (rows, format): (&Layout, &'static dyn Rows),
-    search: Option<&Search<'_>>,
+    (search, shared): (Option<&Search<'_>>, Option<f32>),
     nonfinite: NonFinite,
     run: &Run<'_>,
     mut work: impl FnMut(&mut Job<'_>) -> Result<(Faults, bool)>,
@@ -124,6 +147,7 @@ fn encode(
         span: source.span(if search.is_some() { cut::SPAN.max(LANES * grid.group) } else { cut::SPAN }),
         grid,
         search,
+        shared,
         run: *run,
         global: once::unstored_global(layout),
         policy: None,
@@ -166,6 +190,8 @@ struct Job<'a> {
     format: &'static dyn Rows,
     /// The search for scales, where the format's own rule does not make them.
     search: Option<&'a Search<'a>>,
+    /// The largest magnitude of the tensors that share the second level of the scales, where there are several.
+    shared: Option<f32>,
     grid: Grid,
     /// Elements of a span; a search looks at sixteen groups at once.
     span: usize,
@@ -190,11 +216,11 @@ impl Job<'_> {
     /// Do the work, the second level of the scales settled before.
     fn attempt(&mut self, work: &mut impl FnMut(&mut Self) -> Result<(Faults, bool)>) -> Result<(Faults, bool)> {
         if self.layout.spec.global_part().is_some() {
-            let (largest, fault) = self.largest()?;
+            let (own, fault) = self.largest()?;
             if fault {
                 return Ok((Faults { element: true, scale: false }, false));
             }
-            self.global = self.format.global(largest);
+            self.global = self.format.global(self.shared.unwrap_or(own));
         }
         if self.grid.elements() == 0 { Ok((Faults::default(), false)) } else { work(self) }
     }
@@ -557,6 +583,27 @@ fn join(need: Need, earlier: (Option<Range>, bool), later: (Option<Range>, bool)
         (a, b) => a.or(b),
     };
     (range, earlier.1 || later.1)
+}
+
+/// The largest magnitude among the finite elements of an array, 0 where there is none.
+///
+/// # Errors
+///
+/// [`Error::Cancelled`].
+pub fn largest(source: &Source<'_>, run: &Run<'_>) -> Result<f32> {
+    const PIECE: usize = cut::LONG;
+    let all = Mutex::new(0.0f32);
+    let len = source.len();
+    let tasks = (0..len).step_by(PIECE).map(|start| (start, PIECE.min(len - start)));
+    pool::for_each(tasks, run.threads, run.interrupted, |(start, len)| {
+        let mut x = vec![0.0; len];
+        source.load(run.level, start, &mut x);
+        let (range, fault) = run.level.run(RangeOf { x: &x, need: Need::WithZero });
+        let largest = if fault { largest_finite(&x) } else { range.high.max(-range.low) };
+        let mut all = all.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        *all = all.max(largest);
+    })?;
+    Ok(all.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()))
 }
 
 /// The largest magnitude among the finite elements, 0 where there is none.

@@ -30,7 +30,7 @@ mod woven;
 
 pub use compare::compare;
 pub use decode::{dequantize, dequantize_owned};
-pub use encode::{NonFinite, quantize, quantize_by, quantize_owned};
+pub use encode::{NonFinite, largest, quantize, quantize_by, quantize_owned, quantize_sharing};
 pub use groups::{pack_groups, unpack};
 pub use importance::Importance;
 pub use nibbles::{pack, unpack as unpack_nibbles};

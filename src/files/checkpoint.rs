@@ -17,6 +17,7 @@ use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
+use super::folder::family::{self, Found};
 use super::{Container, StoredDtype, Tensor, buffer, gguf, shown};
 use crate::engine;
 use crate::error::{Error, Index, Result};
@@ -34,6 +35,7 @@ const VERSION: u64 = 1;
 pub struct Checkpoint {
     container: Box<dyn Container>,
     entries: Vec<Entry>,
+    unread: Option<String>,
 }
 
 /// One tensor.
@@ -92,6 +94,20 @@ impl Checkpoint {
             let shape = layout.shape.clone();
             entries.push(Entry { name, dtype, shape, content: Content::Quantized { layout, parts } });
         }
+        let mut unread = None;
+        if let Some(folder) = container.folder() {
+            match family::recognise(folder.config(), &*container)? {
+                Err(method) => unread = Some(method),
+                Ok(found) => {
+                    for Found { name, layout, dtype, parts, constants } in found {
+                        parts.iter().chain(&constants).for_each(|&part| is_part[part] = true);
+                        order.push(parts.iter().min().copied());
+                        let shape = layout.shape.clone();
+                        entries.push(Entry { name, dtype, shape, content: Content::Quantized { layout, parts } });
+                    }
+                }
+            }
+        }
         for (index, tensor) in tensors.iter().enumerate().filter(|(index, _)| !is_part[*index]) {
             let Tensor { name, dtype, shape } = tensor.clone();
             order.push(Some(index));
@@ -107,12 +123,17 @@ impl Checkpoint {
         let mut entries: Vec<_> = order.into_iter().zip(entries).collect();
         entries.sort_by_key(|(place, _)| *place);
         let entries = entries.into_iter().map(|(_, entry)| entry).collect();
-        Ok(Checkpoint { container, entries })
+        Ok(Checkpoint { container, entries, unread })
     }
 
     /// The file itself.
     pub fn container(&self) -> &dyn Container {
         &*self.container
+    }
+
+    /// How its tensors are quantized, where a folder says so and it is none of the ways that are read.
+    pub fn unread(&self) -> Option<&str> {
+        self.unread.as_deref()
     }
 
     /// The tensors.

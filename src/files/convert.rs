@@ -4,20 +4,23 @@
 //! least one group (whole ones only, where the format needs that). Everything else is copied byte for byte, and the plan says why.
 //! At most one tensor is in memory at a time. The parts of a tensor are stored as [`super::checkpoint`] describes.
 //!
-//! A GGUF file becomes a GGUF file, anything else a safetensors file. The readers of GGUF expect some tensors to stay floats and all
+//! A GGUF file becomes a GGUF file, a folder of Hugging Face a folder, anything else a safetensors file. The readers of GGUF expect some tensors to stay floats and all
 //! others to be of the type that was asked for: there `gguf::llama` says which are kept, and a tensor that its format does not
-//! take refuses the job.
+//! take refuses the job. In a folder `folder::modules` says which are quantized, `folder::family` how they are stored, and a weight that
+//! the format does not take refuses the job too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use super::checkpoint::{Advance, BLOCK, Checkpoint, Entry, KEY, part_tensors, write_scheme};
 use super::compare::{Values, blocks, errors, rows};
+use super::folder::output::{Contents, FolderWriter};
+use super::folder::{self, family, modules};
 use super::gguf::{self, Key, llama};
-use super::output::{Output, Writer};
-use super::{StoredDtype, Tensor, glob, is_named, safetensors, shown};
+use super::output::{Output, TensorWriter};
+use super::{Container, StoredDtype, Tensor, glob, is_named, safetensors, shown};
 use crate::element::{Sink, Source};
-use crate::engine::{self, NonFinite, Run, Sums};
+use crate::engine::{self, Importance, Method, NonFinite, Run, Sums};
 use crate::error::{Error, Result};
 use crate::layout::{Layout, Options};
 use crate::spec::{GroupSize, GroupSizes, Spec};
@@ -28,9 +31,50 @@ use crate::tensor::Quantized;
 pub enum Target {
     /// This format.
     Format(&'static Spec, Options),
-    /// The dtype that a quantized tensor had before.
-    Floats,
+    /// Floats: of this dtype, or of that which a quantized tensor had before.
+    Floats(Option<StoredDtype>),
 }
+
+/// How weights are quantized.
+#[derive(Default)]
+pub struct How {
+    /// What becomes of elements that are not finite.
+    pub nonfinite: NonFinite,
+    /// How scales are chosen.
+    pub scales: Scales,
+}
+
+/// How scales are chosen.
+#[derive(Default)]
+pub enum Scales {
+    /// By the rule of the format's home project.
+    #[default]
+    Nearest,
+    /// Those of the smallest error. The errors of a tensor are weighted by what the file, if there is one, has under its name: one
+    /// number for each of its columns, or for each of its elements. Where there is none they are weighted by magnitude.
+    Optimal(Option<Checkpoint>),
+}
+
+/// The end of the name under which an importance matrix of llama.cpp has the sums of squares of a tensor's inputs.
+const SUMS_OF_SQUARES: &str = ".in_sum2";
+
+impl Scales {
+    /// What the errors of a tensor are weighted with: the tensor of the file, read.
+    fn weights(&self, name: &str) -> Result<Option<(&Entry, Vec<u8>)>> {
+        let Scales::Optimal(Some(file)) = self else { return Ok(None) };
+        let names = [name.to_string(), format!("{name}{SUMS_OF_SQUARES}")];
+        let Some(entry) = file.entries().iter().find(|entry| names.contains(&entry.name)) else { return Ok(None) };
+        if entry.dtype.float().is_none() || entry.layout().is_some() {
+            let argument = format!("importance of tensor {}", shown(name));
+            return Err(Error::dtype(argument, entry.dtype.name(), "floats"));
+        }
+        let loaded = file.load(entry, &mut |_| Ok(()))?;
+        Ok(loaded.into_iter().next().map(|bytes| (entry, bytes)))
+    }
+}
+
+/// Bytes of a shard of a folder where nothing else is asked for, as huggingface_hub has it.
+pub const SHARD_SIZE: u64 = 5_000_000_000;
 
 /// Which tensors are selected, by their names. With nothing given: all.
 #[derive(Clone, Debug, Default)]
@@ -58,6 +102,18 @@ pub struct Plan {
 enum Head {
     Safetensors(BTreeMap<String, String>),
     Gguf(Vec<Key>),
+    Folder(Contents),
+}
+
+/// What decides which tensors are quantized.
+#[derive(Clone, Copy)]
+enum Convention<'a> {
+    /// Every matrix that holds a group.
+    Matrices,
+    /// Those that llama.cpp quantizes.
+    Gguf,
+    /// The linear layers of a model of this type, and its embeddings where that is usual.
+    Folder { model_type: Option<&'a str>, embeddings: bool },
 }
 
 /// What happens to one tensor.
@@ -101,6 +157,8 @@ pub struct Effect {
     pub errors: Option<Sums>,
     /// Elements that were not finite and were replaced.
     pub replaced: u64,
+    /// What errors were weighted with in the search for scales, if there was one: `magnitude` or `importance`.
+    pub weights: Option<&'static str>,
 }
 
 /// An error, and the tensor at hand when it came.
@@ -124,14 +182,27 @@ impl Plan {
     /// # Errors
     ///
     /// Those of [`Layout::new`] for options that the format does not take; [`Error::Value`] for a pattern or name that fits no
-    /// tensor, for a part that would take the name of another tensor, for a format that the container has no type for and for one
-    /// file of a split model.
+    /// tensor, for a part that would take the name of another tensor, for a format that the container has no type for, for one
+    /// file of a split model and for a folder that is quantized already, or in a way that is not read; those of looking for the files
+    /// that are copied with a folder.
     pub fn new(file: &Checkpoint, target: Target, selection: &Selection) -> Result<Plan> {
         if let Target::Format(spec, options) = target {
             // An option that the format does not take is a fault whatever the file holds. Every format takes a matrix of nothing.
             Layout::new(spec, &[0, 0], options)?;
         }
         let is_gguf = file.container().container() == "gguf";
+        let folder = file.container().folder();
+        if folder.is_some() {
+            check_folder(file, target)?;
+        }
+        let convention = match (folder, target) {
+            (Some(folder), Target::Format(spec, _)) => Convention::Folder {
+                model_type: folder.config().get("model_type").and_then(|name| name.as_str()),
+                embeddings: family::is_mlx(spec),
+            },
+            _ if is_gguf => Convention::Gguf,
+            _ => Convention::Matrices,
+        };
         // What weights become, as a GGUF file has it.
         let dtype = match target {
             Target::Format(spec, _) if is_gguf => gguf::dtype(spec)?,
@@ -145,20 +216,21 @@ impl Plan {
         for entry in file.entries() {
             let (action, layout) = match selection.leaves_out(&entry.name).or_else(|| factor_beside(entry, target, file)) {
                 Some(reason) => (Action::Keep(reason), entry.layout().cloned()),
-                None => action(entry, target, is_gguf),
+                None => action(entry, target, convention),
             };
             let plain = |dtype| Tensor { name: entry.name.clone(), dtype, shape: entry.shape.clone() };
             let first = tensors.len();
             match (&action, &layout) {
                 (Action::Quantize, Some(_)) if is_gguf => tensors.push(plain(dtype)),
+                (Action::Quantize, Some(layout)) if folder.is_some() => tensors.extend(family::tensors(&entry.name, layout, entry.dtype)),
                 (Action::Quantize, Some(layout)) => tensors.extend(part_tensors(&entry.name, layout)),
-                (Action::Dequantize, _) => tensors.push(plain(entry.dtype)),
+                (Action::Dequantize, _) => tensors.push(plain(dequantized(entry, target))),
                 _ => tensors.extend(file.stored(entry).map(|(_, tensor)| tensor.clone())),
             }
             steps.push(Step {
                 name: entry.name.clone(),
                 shape: entry.shape.clone(),
-                dtype: entry.dtype,
+                dtype: if action == Action::Dequantize { dequantized(entry, target) } else { entry.dtype },
                 action,
                 layout,
                 bytes_before: file.bytes(entry),
@@ -168,7 +240,9 @@ impl Plan {
         }
         refuse_taken_names(&tensors)?;
 
-        let head = if is_gguf {
+        let head = if let Some(folder) = folder {
+            Head::Folder(contents(folder, target, &steps)?)
+        } else if is_gguf {
             let changed = steps.iter().any(|step| matches!(step.action, Action::Quantize | Action::Dequantize));
             Head::Gguf(llama::keys(file.container().keys(), changed.then_some(dtype)))
         } else {
@@ -180,7 +254,20 @@ impl Plan {
             }
             Head::Safetensors(metadata)
         };
-        Ok(Plan { steps, target, tensors, head })
+        let mut plan = Plan { steps, target, tensors, head };
+        plan.shard(SHARD_SIZE);
+        Ok(plan)
+    }
+
+    /// Cut a folder into shards of at most `size` bytes; a tensor that is larger has one of its own. A file has no shards.
+    pub fn shard(&mut self, size: u64) {
+        let Head::Folder(contents) = &mut self.head else { return };
+        let of_steps = folder::output::shards(self.steps.iter().map(|step| step.bytes_after), size);
+        contents.shards = vec![Vec::new(); of_steps.last().map_or(1, |last| last + 1)];
+        let ends = self.steps.iter().skip(1).map(|step| step.first).chain([self.tensors.len()]);
+        for ((step, end), shard) in self.steps.iter().zip(ends).zip(of_steps) {
+            contents.shards[shard].extend_from_slice(&self.tensors[step.first..end]);
+        }
     }
 
     /// Carry the plan out: write the file `path`, which appears when it is whole.
@@ -197,7 +284,7 @@ impl Plan {
         file: Checkpoint,
         path: &Path,
         overwrite: bool,
-        nonfinite: NonFinite,
+        how: &How,
         run: &Run,
         advance: &mut dyn FnMut(u64, &str) -> Result<()>,
     ) -> std::result::Result<Vec<Effect>, Failure> {
@@ -205,12 +292,12 @@ impl Plan {
             return Err(self.refusal(step));
         }
         self.check_name(path)?;
-        let output = Output::create(path, overwrite)?;
-        let writer = match &self.head {
-            Head::Safetensors(metadata) => safetensors::create(output, &self.tensors, metadata)?,
-            Head::Gguf(keys) => gguf::create(output, &self.tensors, keys)?,
+        let writer: Box<dyn TensorWriter + '_> = match &self.head {
+            Head::Safetensors(metadata) => Box::new(safetensors::create(Output::create(path, overwrite)?, &self.tensors, metadata)?),
+            Head::Gguf(keys) => Box::new(gguf::create(Output::create(path, overwrite)?, &self.tensors, keys)?),
+            Head::Folder(contents) => Box::new(FolderWriter::create(path, contents)?),
         };
-        let mut conversion = Conversion { file, writer, nonfinite, run };
+        let mut conversion = Conversion { plan: self, file, writer, how, run, largest: HashMap::new() };
         let mut effects = Vec::with_capacity(self.steps.len());
         for (index, step) in self.steps.iter().enumerate() {
             effects.push(conversion.step(index, step, advance)?);
@@ -237,12 +324,13 @@ impl Plan {
 
     /// The name of the new file must not promise another container.
     fn check_name(&self, path: &Path) -> Result<()> {
-        let (is, other) = match self.head {
-            Head::Safetensors(_) => ("safetensors", "gguf"),
-            Head::Gguf(_) => ("gguf", "safetensors"),
+        let (others, is): (&[&str], _) = match self.head {
+            Head::Safetensors(_) => (&["gguf"], "one that ends in .safetensors"),
+            Head::Gguf(_) => (&["safetensors"], "one that ends in .gguf"),
+            Head::Folder(_) => (&["safetensors", "gguf", "npy"], "that of a folder"),
         };
-        if is_named(path, other) {
-            let expected = format!("expected one that ends in .{is}: a file stays in its container, an npy file becomes safetensors");
+        if others.iter().any(|other| is_named(path, other)) {
+            let expected = format!("expected {is}: a file stays in its container, an npy file becomes safetensors");
             return Err(Error::value("the name of the new file", shown(&path.to_string_lossy()), expected));
         }
         Ok(())
@@ -279,21 +367,75 @@ impl Selection {
     }
 }
 
+/// Whether a folder can become what is wanted.
+fn check_folder(file: &Checkpoint, target: Target) -> Result<()> {
+    let config = file.container().folder().expect("a folder was given").config();
+    if let Some(method) = file.unread() {
+        return Err(Error::value("the folder", format!("quantized by {method}"), "that is not among the formats that are read"));
+    }
+    let Target::Format(spec, _) = target else { return Ok(()) };
+    if let Some((method, _)) = family::method(config) {
+        return Err(Error::value("the folder", format!("quantized already ({method})"), "dequantize it first"));
+    }
+    family::check(spec)
+}
+
+/// The dtype that a quantized tensor is decoded to.
+fn dequantized(entry: &Entry, target: Target) -> StoredDtype {
+    match target {
+        Target::Floats(Some(dtype)) => dtype,
+        _ => entry.dtype,
+    }
+}
+
+/// What the new folder has besides the tensors' bytes.
+fn contents(folder: &folder::Folder, target: Target, steps: &[Step]) -> Result<Contents> {
+    let mut metadata = folder.metadata().clone();
+    metadata.insert("format".into(), "pt".into());
+    let mut texts = Vec::new();
+    let mut config = family::floats(folder.config());
+    if let Target::Format(spec, options) = target {
+        if family::is_mlx(spec) {
+            metadata.insert("format".into(), "mlx".into());
+        }
+        let kept = |step: &Step| {
+            let float_matrix = step.layout.is_none() && step.dtype.float().is_some() && step.shape.len() == 2;
+            float_matrix.then(|| family::module_of(&step.name)).flatten().map(String::from)
+        };
+        let kept: Vec<String> = steps.iter().filter_map(kept).collect();
+        let group_size = options.group_size.unwrap_or(GroupSize::Elements(spec.group_sizes.default()));
+        let described = family::describe(folder.config(), spec, group_size, &kept);
+        config = described.config;
+        texts.extend(described.files);
+    } else if let Target::Floats(Some(dtype)) = target {
+        for key in ["dtype", "torch_dtype"] {
+            config.entry(key).and_modify(|before| *before = dtype.name().into());
+        }
+    }
+    texts.push((folder::CONFIG, config.into()));
+    Ok(Contents { shards: Vec::new(), metadata, texts, source: folder.path().to_path_buf(), side_files: folder.side_files()? })
+}
+
 /// What happens to a tensor that is selected, and how it is then quantized.
-fn action(entry: &Entry, target: Target, is_gguf: bool) -> (Action, Option<Layout>) {
+fn action(entry: &Entry, target: Target, convention: Convention) -> (Action, Option<Layout>) {
     let keep = |reason: String| (Action::Keep(reason), entry.layout().cloned());
     match (target, entry.layout()) {
-        (Target::Floats, Some(_)) => (Action::Dequantize, None),
-        (Target::Floats, None) => keep("not quantized".into()),
+        (Target::Floats(_), Some(_)) => (Action::Dequantize, None),
+        (Target::Floats(_), None) => keep("not quantized".into()),
         (Target::Format(..), Some(layout)) => keep(format!("already {}", layout.spec.name)),
         (Target::Format(spec, options), None) => {
-            if let Some(reason) = no_matrix(entry).or_else(|| is_gguf.then(|| llama::spares(&entry.name)).flatten()) {
+            let spared = || match convention {
+                Convention::Matrices => None,
+                Convention::Gguf => llama::spares(&entry.name),
+                Convention::Folder { model_type, embeddings } => modules::spares(entry, model_type, embeddings),
+            };
+            if let Some(reason) = no_matrix(entry).or_else(spared) {
                 return keep(reason);
             }
-            match layout(entry, spec, options).map_err(|error| error.to_string()) {
-                Ok(layout) => (Action::Quantize, Some(layout)),
-                Err(reason) if is_gguf => (Action::Refuse(reason), None),
-                Err(reason) => keep(reason),
+            match (layout(entry, spec, options).map_err(|error| error.to_string()), convention) {
+                (Ok(layout), _) => (Action::Quantize, Some(layout)),
+                (Err(reason), Convention::Matrices) => keep(reason),
+                (Err(reason), _) => (Action::Refuse(reason), None),
             }
         }
     }
@@ -301,7 +443,7 @@ fn action(entry: &Entry, target: Target, is_gguf: bool) -> (Action, Option<Layou
 
 /// Why a tensor is not decoded although it could be: in GGUF the factor of an NVFP4 tensor `x.weight` may be another tensor, `x.scale`.
 fn factor_beside(entry: &Entry, target: Target, file: &Checkpoint) -> Option<String> {
-    let is_nvfp4 = matches!(target, Target::Floats) && entry.layout().is_some_and(|layout| layout.spec.name == "gguf:nvfp4");
+    let is_nvfp4 = matches!(target, Target::Floats(_)) && entry.layout().is_some_and(|layout| layout.spec.name == "gguf:nvfp4");
     let scale = is_nvfp4.then(|| entry.name.strip_suffix(".weight"))??.to_string() + ".scale";
     let found = file.entries().iter().any(|other| other.name == scale);
     found.then(|| format!("{} has its factor, which decoding does not apply", shown(&scale)))
@@ -347,14 +489,17 @@ fn refuse_taken_names(tensors: &[Tensor]) -> Result<()> {
 }
 
 /// Writes bytes of one of the tensors that a step makes: which, from which byte of it on, the bytes.
-type Write<'a> = &'a mut dyn FnMut(usize, u64, &[u8]) -> Result<()>;
+type WritePart<'a> = &'a mut dyn FnMut(usize, u64, &[u8]) -> Result<()>;
 
 /// A plan at work.
 struct Conversion<'a> {
+    plan: &'a Plan,
     file: Checkpoint,
-    writer: Writer,
-    nonfinite: NonFinite,
+    writer: Box<dyn TensorWriter + 'a>,
+    how: &'a How,
     run: &'a Run<'a>,
+    /// The largest magnitude of weights that share the second level of their scales, by what they have in common.
+    largest: HashMap<String, f32>,
 }
 
 impl Conversion<'_> {
@@ -364,23 +509,25 @@ impl Conversion<'_> {
         step: &Step,
         advance: &mut dyn FnMut(u64, &str) -> Result<()>,
     ) -> std::result::Result<Effect, Failure> {
-        let Conversion { file, writer, nonfinite, run } = self;
+        let largest = self.shared_largest(step)?;
+        let Conversion { plan, file, writer, how, run, .. } = self;
         let entry = &file.entries()[index];
         let advance = &mut |bytes| advance(bytes, &entry.name);
         let mut write = |part: usize, offset: u64, bytes: &[u8]| writer.write(step.first + part, offset, bytes);
         match &step.action {
             Action::Keep(_) => copy(file, entry, advance, &mut write)?,
-            Action::Dequantize => dequantize(file, entry, run, advance, &mut write)?,
+            Action::Dequantize => dequantize(file, entry, dequantized(entry, plan.target), run, advance, &mut write)?,
             Action::Refuse(_) => unreachable!("a plan that refuses a tensor is not carried out"),
             Action::Quantize => {
                 let layout = step.layout.as_ref().expect("a step that quantizes has a layout");
                 let loaded = file.load(entry, advance)?;
                 let [data] = &loaded[..] else { unreachable!("a plain tensor lies in one piece") };
-                let (quantized, effect) = quantize(entry, data, layout, *nonfinite, run).map_err(|error| {
+                let (quantized, effect) = quantize(entry, data, layout, largest, how, run).map_err(|error| {
                     let of_values = matches!(error, Error::NonFinite { .. } | Error::ScaleOverflow { .. });
                     Failure { tensor: of_values.then(|| entry.name.clone()), error }
                 })?;
-                for (index, part) in quantized.parts.iter().enumerate() {
+                let constants = if file.container().folder().is_some() { family::constants(layout, entry.dtype) } else { Vec::new() };
+                for (index, part) in quantized.parts.iter().chain(&constants).enumerate() {
                     write(index, 0, part)?;
                 }
                 return Ok(effect);
@@ -388,10 +535,32 @@ impl Conversion<'_> {
         }
         Ok(Effect::default())
     }
+
+    /// The largest magnitude of all weights that share the second level of their scales with that of `step`; `None` where it has its own.
+    fn shared_largest(&mut self, step: &Step) -> Result<Option<f32>> {
+        let shared = |step: &Step| {
+            let shares = self.file.container().folder().is_some() && family::shares_scales(step.layout.as_ref()?.spec);
+            shares.then(|| modules::fused(&step.name))?
+        };
+        let Some(common) = (step.action == Action::Quantize).then(|| shared(step)).flatten() else { return Ok(None) };
+        if let Some(&known) = self.largest.get(&common) {
+            return Ok(Some(known));
+        }
+        let mut largest = 0.0f32;
+        for (entry, other) in self.file.entries().iter().zip(&self.plan.steps) {
+            if other.action == Action::Quantize && shared(other).as_ref() == Some(&common) {
+                let loaded = self.file.load(entry, &mut |_| Ok(()))?;
+                let dtype = entry.dtype.float().expect("only floats are planned to be quantized");
+                largest = largest.max(engine::largest(&Source::from_bytes(&loaded[0], dtype, &entry.shape), self.run)?);
+            }
+        }
+        self.largest.insert(common, largest);
+        Ok(Some(largest))
+    }
 }
 
 /// Copy what an entry lies in, block by block.
-fn copy(file: &Checkpoint, entry: &Entry, advance: Advance, write: Write) -> Result<()> {
+fn copy(file: &Checkpoint, entry: &Entry, advance: Advance, write: WritePart) -> Result<()> {
     let mut block = Vec::new();
     for (part, (index, tensor)) in file.stored(entry).enumerate() {
         let bytes = tensor.bytes();
@@ -406,20 +575,43 @@ fn copy(file: &Checkpoint, entry: &Entry, advance: Advance, write: Write) -> Res
 }
 
 /// The parts of a plain tensor's `data`, and how far they are from it.
-fn quantize(entry: &Entry, data: &[u8], layout: &Layout, nonfinite: NonFinite, run: &Run) -> Result<(Quantized, Effect)> {
+fn quantize(
+    entry: &Entry,
+    data: &[u8],
+    layout: &Layout,
+    largest: Option<f32>,
+    how: &How,
+    run: &Run,
+) -> Result<(Quantized, Effect)> {
     let dtype = entry.dtype.float().expect("only floats are planned to be quantized");
     let mut quantized = Quantized::zeroed(layout.clone())?;
     let mut slices: Vec<&mut [u8]> = quantized.parts.iter_mut().map(Vec::as_mut_slice).collect();
-    let outcome = engine::quantize(&Source::from_bytes(data, dtype, &entry.shape), layout, nonfinite, &mut slices, run)?;
+    let source = Source::from_bytes(data, dtype, &entry.shape);
+    let weights = how.scales.weights(&entry.name)?;
+    let importance = match &weights {
+        Some((weights, bytes)) => Some(Source::from_bytes(bytes, weights.dtype.float().expect("it was looked at"), &weights.shape)),
+        None => None,
+    };
+    let method = match (&how.scales, &importance) {
+        (Scales::Nearest, _) => Method::Nearest,
+        (Scales::Optimal(_), Some(weights)) => Method::Optimal(Importance::Array(weights)),
+        (Scales::Optimal(_), None) => Method::Optimal(Importance::Magnitude),
+    };
+    let outcome = engine::quantize_sharing(&source, layout, method, largest, how.nonfinite, &mut slices, run)?;
     let values = Values::Quantized(layout, quantized.views());
     let errors = errors(&entry.shape, &Values::Plain(dtype, data), &values, run)?;
-    Ok((quantized, Effect { errors: Some(errors), replaced: outcome.replaced }))
+    let weights = match method {
+        Method::Nearest => None,
+        Method::Optimal(Importance::Array(_)) => Some("importance"),
+        Method::Optimal(_) => Some("magnitude"),
+    };
+    Ok((quantized, Effect { errors: Some(errors), replaced: outcome.replaced, weights }))
 }
 
-/// Decode a quantized tensor to the dtype that it had before, block by block.
-fn dequantize(file: &Checkpoint, entry: &Entry, run: &Run, advance: Advance, write: Write) -> Result<()> {
+/// Decode a quantized tensor to `dtype`, block by block.
+fn dequantize(file: &Checkpoint, entry: &Entry, dtype: StoredDtype, run: &Run, advance: Advance, write: WritePart) -> Result<()> {
     let layout = entry.layout().expect("only quantized tensors are planned to be decoded");
-    let dtype = entry.dtype.float().expect("only floats are quantized");
+    let dtype = dtype.float().expect("tensors are decoded to floats");
     let loaded = file.load(entry, advance)?;
     let parts: Vec<&[u8]> = loaded.iter().map(Vec::as_slice).collect();
     let row = layout.shape.last().map_or(1, |&columns| columns) * dtype.size();

@@ -3,6 +3,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | [`safetensors`], [`gguf`], [`npy`] | one container each: a [`Container`] to read, for the first two `create` too, which begins a file |
+//! | [`folder`] | a model as Hugging Face lays it out: safetensors in shards, an index, a config |
 //! | [`checkpoint`] | the tensors of a file as its user sees them: the parts of a quantized tensor are one entry |
 //! | [`convert`] | plan (from headers alone), then stream every tensor from one file into another |
 //! | [`compare`] | two files, tensor by tensor |
@@ -11,6 +12,7 @@
 pub mod checkpoint;
 pub mod compare;
 pub mod convert;
+pub mod folder;
 pub mod gguf;
 mod glob;
 pub mod input;
@@ -27,7 +29,7 @@ use input::Input;
 
 /// A file of named tensors, open for reading; its header is known to agree with its length.
 pub trait Container: Send + Sync {
-    /// The name of the container: `safetensors`, `gguf`, `npy`.
+    /// The name of the container: `safetensors`, `gguf`, `npy`, `huggingface`.
     fn container(&self) -> &'static str;
 
     /// Free text that the file carries, by key.
@@ -36,6 +38,11 @@ pub trait Container: Send + Sync {
     /// Typed values that the file carries, in their order: those of a GGUF file, whose free text is among them.
     fn keys(&self) -> &[gguf::Key] {
         &[]
+    }
+
+    /// The folder, where it is one.
+    fn folder(&self) -> Option<&folder::Folder> {
+        None
     }
 
     /// The tensors, in the order of their data.
@@ -49,12 +56,15 @@ pub trait Container: Send + Sync {
     fn read(&self, index: usize, offset: u64, out: &mut [u8]) -> Result<()>;
 }
 
-/// Open `path`: a GGUF or npy file by its magic bytes or its ending, anything else as safetensors.
+/// Open `path`: a folder as a model of Hugging Face, a GGUF or npy file by its magic bytes or its ending, anything else as safetensors.
 ///
 /// # Errors
 ///
 /// [`Error::Io`] where it cannot be opened, [`Error::Corrupt`] where it breaks the rules of its container.
 pub fn open(path: &Path) -> Result<Box<dyn Container>> {
+    if path.is_dir() {
+        return Ok(Box::new(folder::Folder::open(path)?));
+    }
     let input = Input::open(path)?;
     let start = input.start()?;
     if start.starts_with(gguf::MAGIC) || is_named(path, "gguf") {

@@ -78,12 +78,7 @@ impl Output {
         let Output { file, target, overwrite } = self;
         let persisted = if overwrite { file.persist(&target) } else { file.persist_noclobber(&target) };
         persisted.map_err(|error| Error::Io { source: error.error, path: target.clone() })?;
-        // The rename itself is durable once the folder is. Windows has no such call.
-        #[cfg(unix)]
-        fs::File::open(folder_of(&target))
-            .and_then(|folder| folder.sync_all())
-            .map_err(|source| Error::Io { source, path: target.clone() })?;
-        Ok(())
+        sync_folder(&target)
     }
 
     fn failed(&self, source: io::Error) -> Error {
@@ -106,22 +101,22 @@ impl Writer {
         Writer { output, starts, missing: tensors.iter().map(Tensor::bytes).collect() }
     }
 
-    /// Write `bytes` of tensor `index` from byte `offset` of it on; each byte once.
+    /// See [`TensorWriter::write`].
     ///
     /// # Errors
     ///
-    /// [`Error::Io`].
+    /// As there.
     pub fn write(&mut self, index: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         let missing = self.missing[index].checked_sub(bytes.len() as u64);
         self.missing[index] = missing.expect("no more bytes are written than the header names");
         self.output.write(self.starts[index] + offset, bytes)
     }
 
-    /// Put the file under its name, durably.
+    /// See [`TensorWriter::finish`].
     ///
     /// # Errors
     ///
-    /// [`Error::Io`].
+    /// As there.
     ///
     /// # Panics
     ///
@@ -132,9 +127,44 @@ impl Writer {
     }
 }
 
-fn folder_of(path: &Path) -> &Path {
+impl TensorWriter for Writer {
+    fn write(&mut self, index: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        Writer::write(self, index, offset, bytes)
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        Writer::finish(*self)
+    }
+}
+
+/// Where the tensors of a conversion go: one file, or the shards of a folder.
+pub(crate) trait TensorWriter {
+    /// Write `bytes` of tensor `index` from byte `offset` of it on; each byte once, a shard after the other.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    fn write(&mut self, index: usize, offset: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Put everything under its name, durably.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    fn finish(self: Box<Self>) -> Result<()>;
+}
+
+/// The folder that `path` is in.
+pub(super) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     }
+}
+
+/// Make durable that `path` now has this name. Windows has no such call.
+pub(super) fn sync_folder(path: &Path) -> Result<()> {
+    #[cfg(unix)]
+    fs::File::open(folder_of(path)).and_then(|folder| folder.sync_all()).map_err(|source| Error::Io { source, path: path.to_path_buf() })?;
+    Ok(())
 }

@@ -13,18 +13,18 @@ use pyo3::types::{PyDict, PyList, PyTuple};
 use super::api::named_policy;
 use super::arrays::{Array, Item, Outputs, Wanted};
 use super::errors::{CorruptFileError, guarded};
-use super::tensor::{Tensor, named_scale_dtype};
+use super::tensor::{Tensor, chosen, named_scale_dtype};
 use crate::engine::{Run, Sums};
 use crate::error::{Error, Result};
 use crate::files::StoredDtype;
 use crate::files::checkpoint::{Checkpoint, Entry};
 use crate::files::compare::{self, Compared, Verdict};
-use crate::files::convert::{Action, Effect, Failure, Plan, Selection, Step, Target};
+use crate::files::convert::{Action, Effect, Failure, How, Plan, Scales, Selection, Step, Target};
 use crate::files::gguf::Value;
 use crate::layout::{Layout, Options};
 use crate::level::Level;
 use crate::spec::GroupSize;
-use crate::{files, formats, threads};
+use crate::{files, threads};
 
 create_exception!(
     quantize,
@@ -140,11 +140,23 @@ fn object(py: Python<'_>, value: Value) -> PyResult<Bound<'_, PyAny>> {
 type Errors = (u64, f64, f64, f64, f64, f64);
 
 /// One tensor of a conversion: name, shape, dtype, action, reason, how it is quantized in the new file, bytes before and after,
-/// errors, elements replaced.
-type Row = (String, Vec<usize>, &'static str, &'static str, Option<String>, Option<Tensor>, u64, u64, Option<Errors>, u64);
+/// errors, elements replaced, what errors were weighted with.
+type Row = (
+    String,
+    Vec<usize>,
+    &'static str,
+    &'static str,
+    Option<String>,
+    Option<Tensor>,
+    u64,
+    u64,
+    Option<Errors>,
+    u64,
+    Option<&'static str>,
+);
 
-/// `convert(source, target, format, group_size, scale_dtype, nonfinite, include, exclude, keep, overwrite, threads, progress)`
-/// gives one row a tensor. Without a format: back to floats. Without a target: the plan alone.
+/// `convert(source, target, format, group_size, scale_dtype, options, method, importance, nonfinite, include, exclude, keep, shard_size,
+/// overwrite, threads, progress)` gives one row a tensor. Without a format: back to floats, of `scale_dtype` if there is one. Without a target: the plan alone.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "the options of the public function, one each")]
 pub(super) fn convert(
@@ -154,27 +166,40 @@ pub(super) fn convert(
     format: Option<&str>,
     group_size: Option<GroupSize>,
     scale_dtype: Option<&str>,
+    options: Option<&Bound<'_, PyDict>>,
+    method: &str,
+    importance: Option<PathBuf>,
     nonfinite: &str,
     include: Vec<String>,
     exclude: Vec<String>,
     keep: Vec<String>,
+    shard_size: Option<u64>,
     overwrite: bool,
     threads: Option<isize>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Vec<Row>> {
     guarded(|| {
-        let scale_dtype = scale_dtype.map(named_scale_dtype).transpose()?;
-        let options = Options { group_size, scale_dtype, ..Options::default() };
         let wanted = match format {
-            Some(name) => Target::Format(formats::find(name)?.spec(), options),
-            None => Target::Floats,
+            Some(name) => {
+                let (format, options) = chosen(name, options)?;
+                let scale_dtype = scale_dtype.map(named_scale_dtype).transpose()?;
+                Target::Format(format.spec(), Options { group_size, scale_dtype, ..options })
+            }
+            None => Target::Floats(scale_dtype.and_then(StoredDtype::from_name)),
         };
-        let nonfinite = named_policy(nonfinite)?;
+        let scales = match method {
+            "optimal" => Scales::Optimal(importance.as_deref().map(open).transpose()?),
+            _ => Scales::Nearest,
+        };
+        let how = How { nonfinite: named_policy(nonfinite)?, scales };
         let selection = Selection { include, exclude, keep };
         let (level, threads) = (Level::current()?, thread_count(threads)?);
         watched(py, progress, |watch| {
             let file = open(&source)?;
-            let plan = Plan::new(&file, wanted, &selection)?;
+            let mut plan = Plan::new(&file, wanted, &selection)?;
+            if let Some(size) = shard_size {
+                plan.shard(size);
+            }
             let effects = match target {
                 None => vec![Effect::default(); plan.steps.len()],
                 Some(target) => {
@@ -182,7 +207,7 @@ pub(super) fn convert(
                     let mut advance = watch.counter(total);
                     let interrupted = || watch.look(None).is_err();
                     let run = Run { level, threads, interrupted: &interrupted, reused: false };
-                    let done = plan.run(file, &target, overwrite, nonfinite, &run, &mut advance);
+                    let done = plan.run(file, &target, overwrite, &how, &run, &mut advance);
                     done.map_err(|Failure { tensor, error }| match tensor {
                         Some(name) => PolicyError::new_err(format!("{}: tensor {}: {error}", source.display(), files::shown(&name))),
                         None => watch.exception(error, Some(&source)),
@@ -203,7 +228,8 @@ fn row(step: Step, effect: Effect) -> Row {
     };
     let tensor = step.layout.as_ref().map(settled);
     let errors = effect.errors.map(numbers);
-    (step.name, step.shape, step.dtype.name(), action, reason, tensor, step.bytes_before, step.bytes_after, errors, effect.replaced)
+    let (before, after) = (step.bytes_before, step.bytes_after);
+    (step.name, step.shape, step.dtype.name(), action, reason, tensor, before, after, errors, effect.replaced, effect.weights)
 }
 
 /// What a file has under a name: format or dtype, shape, bytes.

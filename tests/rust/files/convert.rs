@@ -9,7 +9,7 @@ use quantize::engine;
 use quantize::engine::{NonFinite, Run, Sums};
 use quantize::error::Error;
 use quantize::files::StoredDtype;
-use quantize::files::convert::{Action, Failure, Plan, Selection, Step, Target};
+use quantize::files::convert::{Action, Failure, How, Plan, Selection, Step, Target};
 use quantize::formats::{self, FORMATS};
 use quantize::layout::{Layout, Options};
 use quantize::level::Level;
@@ -79,7 +79,7 @@ fn a_converted_file_holds_the_parts_and_gives_every_tensor_back() {
         assert_eq!(effects.iter().filter(|effect| effect.errors.is_some()).count(), 4);
         let file = checkpoint(&small);
         assert_eq!(file.container().metadata()["note"], "kept");
-        convert(&small, &back, Target::Floats);
+        convert(&small, &back, Target::Floats(None));
         let restored = checkpoint(&back);
         let metadata: Vec<_> = restored.container().metadata().keys().collect();
         assert_eq!(metadata, ["format", "note"]);
@@ -117,7 +117,7 @@ fn every_format_and_variant_goes_into_a_file_and_back() {
         assert_eq!((layout.spec.name, layout.spec.parts.len()), (format.spec().name, format.spec().parts.len()));
         let quantized = engine::quantize_owned(&Source::from_slice(&x, &shape), Layout { spec: format.spec(), ..layout }).unwrap();
         assert_eq!(load(&file, "w"), quantized.parts, "{:?}", quantized.layout);
-        convert(&small, &back, Target::Floats);
+        convert(&small, &back, Target::Floats(None));
         let decoded = engine::dequantize_owned(&quantized).unwrap();
         assert_eq!(load(&checkpoint(&back), "w"), [stored_as(StoredDtype::F32, &decoded)], "{:?}", quantized.layout);
     }
@@ -152,7 +152,7 @@ fn blocks_of_rows_make_no_difference() {
     write_file(&path, &[(header, bytes.clone())], &[]);
     for group_size in [GroupSize::Elements(32), GroupSize::Tensor] {
         let [effect] = convert(&path, &small, target("uint4", Some(group_size))).try_into().unwrap();
-        convert(&small, &back, Target::Floats);
+        convert(&small, &back, Target::Floats(None));
         let (file, run) = (checkpoint(&small), Run::serial(Level::current().unwrap()));
         let layout = file.entries()[0].layout().unwrap().clone();
         let source = Source::from_bytes(&bytes, Dtype::Bf16, &shape);
@@ -226,7 +226,7 @@ fn values_that_cannot_be_quantized_stop_the_job_and_name_the_tensor() {
     assert_eq!(listing(folder.path()), ["in"]);
 
     let run = Run::serial(Level::current().unwrap());
-    let effects = plan.run(checkpoint(&path), &out, false, NonFinite::Zero, &run, &mut |_, _| Ok(())).unwrap();
+    let effects = plan.run(checkpoint(&path), &out, false, &How { nonfinite: NonFinite::Zero, ..How::default() }, &run, &mut |_, _| Ok(())).unwrap();
     assert_eq!(effects.iter().map(|effect| effect.replaced).collect::<Vec<_>>(), [0, 1]);
 
     let mut large = float_tensor("large", StoredDtype::F32, &[1, 32]);
@@ -249,7 +249,7 @@ fn a_caller_that_stops_leaves_nothing_behind() {
         names.push((name.to_string(), bytes));
         if names.len() == 2 { Err(Error::Cancelled) } else { Ok(()) }
     };
-    let failure = plan.run(checkpoint(&path), &out, false, NonFinite::Raise, &run, stop).unwrap_err();
+    let failure = plan.run(checkpoint(&path), &out, false, &How::default(), &run, stop).unwrap_err();
     assert!(matches!(failure, Failure { tensor: None, error: Error::Cancelled }));
     assert_eq!(names, [("a".to_string(), 256), ("b".to_string(), 256)]);
     assert_eq!(listing(folder.path()), ["in"]);

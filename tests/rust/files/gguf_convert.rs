@@ -126,7 +126,7 @@ fn matrices_become_4_bit_and_all_else_is_kept_byte_for_byte() {
         ];
         assert_eq!(keys(&small), expected);
 
-        convert(&small, &back, Target::Floats);
+        convert(&small, &back, Target::Floats(None));
         let restored = checkpoint(&back);
         assert_eq!(keys(&back).last().unwrap(), &said("general.file_type", Value::Unsigned(0)));
         for name in ["token_embd.weight", "blk.0.ffn_up_exps.weight"] {
@@ -145,7 +145,7 @@ fn a_file_of_which_nothing_changes_keeps_its_keys() {
     let folder = tempfile::tempdir().unwrap();
     let [path, out] = ["in.gguf", "out.gguf"].map(|name| folder.path().join(name));
     fs::write(&path, model().bytes()).unwrap();
-    convert(&path, &out, Target::Floats);
+    convert(&path, &out, Target::Floats(None));
     let expected: Vec<_> =
         keys(&path).into_iter().filter(|(name, _)| !["general.alignment", "split.count"].contains(&name.as_str())).collect();
     assert_eq!(keys(&out), expected);
@@ -199,7 +199,7 @@ fn a_tensor_whose_factor_is_another_tensor_is_not_decoded() {
     let path = folder.path().join("in.gguf");
     let lines = [line("a.weight", &[64], 40, 0), line("a.scale", &[1], 0, 64), line("b.weight", &[64], 40, 96)];
     fs::write(&path, File::new(&[], &lines, 160).bytes()).unwrap();
-    let plan = Plan::new(&checkpoint(&path), Target::Floats, &Selection::default()).unwrap();
+    let plan = Plan::new(&checkpoint(&path), Target::Floats(None), &Selection::default()).unwrap();
     let actions: Vec<_> = plan.steps.into_iter().map(|step| step.action).collect();
     let reason = "'a.scale' has its factor, which decoding does not apply";
     assert_eq!(actions, [Action::Keep(reason.into()), Action::Keep("not quantized".into()), Action::Dequantize]);

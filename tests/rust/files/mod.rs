@@ -13,10 +13,10 @@ mod safetensors;
 use std::fs;
 use std::path::Path;
 
-use quantize::engine::{NonFinite, Run};
+use quantize::engine::Run;
 use quantize::error::{Error, Result};
 use quantize::files::checkpoint::Checkpoint;
-use quantize::files::convert::{Effect, Failure, Plan, Selection, Target};
+use quantize::files::convert::{Effect, Failure, How, Plan, Selection, Target};
 use quantize::files::output::Output;
 use quantize::files::{Container, StoredDtype, Tensor};
 use quantize::formats;
@@ -97,7 +97,7 @@ fn target(format: &str, group_size: Option<GroupSize>) -> Target {
 
 fn run_plan(plan: &Plan, from: &Path, to: &Path) -> std::result::Result<Vec<Effect>, Failure> {
     let run = Run::serial(Level::current().unwrap());
-    plan.run(checkpoint(from), to, true, NonFinite::Raise, &run, &mut |_, _| Ok(()))
+    plan.run(checkpoint(from), to, true, &How::default(), &run, &mut |_, _| Ok(()))
 }
 
 fn convert(from: &Path, to: &Path, target: Target) -> Vec<Effect> {
