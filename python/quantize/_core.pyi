@@ -91,7 +91,7 @@ class File:
     @property
     def metadata(self) -> dict[str, Any]: ...
     def tensors(self) -> list[tuple[str, str, list[int], int, _Tensor | None]]: ...
-    def read(self, index: int) -> list[tuple[NDArray[np.uint8], str, tuple[int, ...]]]: ...
+    def read(self, index: int) -> list[tuple[str | None, NDArray[np.uint8], str, tuple[int, ...]]]: ...
 
 def convert(
     source: str,
@@ -106,6 +106,7 @@ def convert(
     include: list[str],
     exclude: list[str],
     keep: list[str],
+    requantize: bool,
     shard_size: int | None,
     overwrite: bool,
     threads: int | None,

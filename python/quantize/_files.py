@@ -21,7 +21,7 @@ import numpy as np
 
 from quantize import _core
 from quantize._threads import requested
-from quantize._types import GroupSize, Method, NonFinite, QuantizedArray, amount, float_dtype, format_info, wrap
+from quantize._types import GroupSize, Method, NonFinite, QuantizedArray, amount, float_dtype, wrap
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -94,11 +94,8 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
     def __getitem__(self, name: str) -> QuantizedArray | NDArray[Any]:
         """Read a tensor. CorruptFileError where a part contradicts the others, in the words of :func:`from_parts`."""
         index, _, tensor = self._tensors[name]
-        arrays = [_array(data, dtype, shape) for data, dtype, shape in self._open_file().read(index)]
-        if tensor is None:
-            return arrays[0]
-        names = [name for name, _ in format_info(tensor[0]).parts]
-        return wrap(tensor, dict(zip(names, arrays, strict=True)))
+        parts = {part: _array(data, dtype, shape) for part, data, dtype, shape in self._open_file().read(index)}
+        return parts[None] if tensor is None else wrap(tensor, parts)
 
     def __iter__(self) -> Iterator[str]:
         """Go through the names, in the order of the data."""
@@ -180,8 +177,9 @@ class TensorReport:
     """Its shape."""
     dtype: str
     """Its dtype, or the one that it had before it was quantized."""
-    action: Literal["quantize", "dequantize", "keep", "refuse"]
-    """What was done. A plan that would ``refuse`` a tensor cannot be carried out."""
+    action: Literal["quantize", "repack", "requantize", "dequantize", "keep", "refuse"]
+    """What was done: ``repack`` is a conversion between formats that changes no value, ``requantize`` one that does. A plan that would
+    ``refuse`` a tensor cannot be carried out."""
     reason: str | None
     """Why it was kept, or is refused."""
     format: str | None
@@ -252,6 +250,7 @@ def convert(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     keep: Sequence[str] = (),
+    requantize: bool = False,
     dequantize: bool = False,
     dtype: DTypeLike | Literal["bfloat16"] | None = None,
     shard_size: int | None = None,
@@ -295,6 +294,9 @@ def convert(
         Shell patterns of names: only tensors that match one of ``include``, none that matches one of ``exclude``.
     keep : sequence of str
         Names of tensors to copy unchanged.
+    requantize : bool
+        Quantize anew, from the values that it has, a quantized tensor whose values the format cannot hold. Without it such a tensor
+        refuses the job; one whose values it can hold is converted without loss.
     dequantize : bool
         Decode quantized tensors to the dtype that they had before, instead of quantizing.
     dtype : float16, bfloat16 or float32, optional
@@ -362,7 +364,7 @@ def convert(
         name = None if dequantize else format
         limit = requested(threads)
         how = (options or None, method, weights, nonfinite)
-        return _core.convert(source, target, name, group_size, scale_name, *how, *names, shard_size, overwrite, limit, callback)
+        return _core.convert(source, target, name, group_size, scale_name, *how, *names, requantize, shard_size, overwrite, limit, callback)
 
     rows = run(None, None)
     if target is not None and not dry_run:

@@ -115,6 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--include", action="append", default=[], metavar="GLOB", help="quantize only tensors of such names; repeatable")
     command.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="quantize no tensor of such names; repeatable")
     command.add_argument("--keep", action="append", default=[], metavar="NAME", help="copy this tensor unchanged; repeatable")
+    command.add_argument(
+        "--requantize", action="store_true", help="quantize anew what is quantized already and cannot be held without loss; else it refuses"
+    )
     command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists; it may be IN")
     command.add_argument("--dry-run", action="store_true", help="print the plan, from the header alone; write nothing")
     _add_work_options(command)
@@ -171,6 +174,7 @@ def _convert(options: argparse.Namespace) -> None:
         include=options.include,
         exclude=options.exclude,
         keep=options.keep,
+        requantize=options.requantize,
         dequantize=options.dequantize,
         overwrite=options.overwrite,
         dry_run=options.dry_run,
@@ -189,7 +193,7 @@ def _print_report(report: _files.ConvertReport) -> None:
     shown = [tensor for tensor in report.tensors if report.dry_run or tensor.action != "keep"]
     rows: list[list[object]] = []
     for tensor in shown:
-        becomes = {"keep": "kept", "quantize": tensor.format, "dequantize": tensor.dtype, "refuse": "refused"}[tensor.action]
+        becomes = {"keep": "kept", "dequantize": tensor.dtype, "refuse": "refused"}.get(tensor.action, tensor.format)
         remark = tensor.reason or ("" if tensor.sqnr_db is None else _decibels(tensor.sqnr_db))
         rows.append(
             [tensor.name, _shape(tensor.shape), tensor.dtype, becomes, amount(tensor.bytes_before), amount(tensor.bytes_after), remark]
@@ -224,7 +228,7 @@ def _print_report(report: _files.ConvertReport) -> None:
     _print_table([], summary)
 
 
-_ACTIONS = {"quantize": "quantized", "dequantize": "decoded", "keep": "kept", "refuse": "refused"}
+_ACTIONS = {"quantize": "quantized", "repack": "repacked without loss", "requantize": "quantized anew", "dequantize": "decoded", "keep": "kept", "refuse": "refused"}
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -35,7 +35,7 @@ pub use groups::{pack_groups, unpack};
 pub use importance::Importance;
 pub use nibbles::{pack, unpack as unpack_nibbles};
 pub use once::{check as check_once, global_of, make_effective, write_order};
-pub use repack::repack;
+pub use repack::{check_repack, kept_options, repack};
 pub use search::Method;
 
 pub use crate::kernels::sums::Sums;

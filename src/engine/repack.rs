@@ -14,10 +14,11 @@ use super::{Outcome, Run, cut, once};
 use crate::error::{Error, Result};
 use crate::formats::{self, Format, Groups};
 use crate::kernels::scales::{FromMinimums, Hold, Storage, e4m3, e4m3_bits};
-use crate::layout::Layout;
+use crate::layout::{Layout, Options};
 use crate::level::Level;
 use crate::simd::ieee::Ieee;
-use crate::spec::{Global, ScaleDtype, Scheme, Spec, ZeroPoints};
+use crate::simd::scalar::Scalar;
+use crate::spec::{Global, GroupSize, ScaleDtype, Scheme, Spec, ZeroPoints};
 use half::{bf16, f16};
 
 /// Convert parts of `from` to parts of `to`, two layouts of one tensor.
@@ -32,9 +33,9 @@ use half::{bf16, f16};
 /// Where the shapes differ, or the length of a part is not its layout's.
 pub fn repack(from: &Layout, parts: &[&[u8]], to: &Layout, out: &mut [&mut [u8]], run: &Run<'_>) -> Result<Outcome> {
     let _ieee = Ieee::enter();
-    assert_eq!(from.shape, to.shape, "two layouts of one tensor");
     cut::check(from, parts.iter().map(|part| part.len()));
-    let lossy = |reason: String| Error::Lossy { from: from.spec.name.into(), to: to.spec.name.into(), reason };
+    check_repack(from, to)?;
+    let lossy = |reason: String| lossy(from, to, reason);
     if from.elements() == 0 {
         once::write(to, 1.0, out);
         return Ok(Outcome::default());
@@ -42,20 +43,6 @@ pub fn repack(from: &Layout, parts: &[&[u8]], to: &Layout, out: &mut [&mut [u8]]
     if once::group_of_columns(from, parts)?.is_some() {
         return Err(lossy("the groups of the columns are not in order".into()));
     }
-    if from.spec.is_flat() != to.spec.is_flat() && !from.columns().is_multiple_of(from.group_elements()) {
-        return Err(lossy("groups reach across the ends of rows".into()));
-    }
-    let (of, wanted) = (from.groups_shape(), to.groups_shape());
-    if from.group_elements() != to.group_elements() || of.iter().product::<usize>() != wanted.iter().product::<usize>() {
-        return Err(lossy(format!("group sizes differ ({}, {})", from.group_size, to.group_size)));
-    }
-    let headers = to.spec.header_bytes(to.elements());
-    if headers > 0 && !std::ptr::eq(from.spec, to.spec) {
-        let block = to.spec.block(to.group_elements());
-        return Err(lossy(format!("the scales of {} are multiples of one for each {block} elements", to.spec.name)));
-    }
-    // Whatever the groups hold.
-    shift_between(from.spec, to, &mut Groups::default(), run.level).map_err(lossy)?;
     if let (Some(source), Some(target)) = (Side::new(from), Side::new(to)) {
         let convert = |groups: &mut Groups| shift_between(from.spec, to, groups, run.level).is_ok();
         let shift = shift_of(from.spec.scheme, to.spec.scheme);
@@ -65,7 +52,8 @@ pub fn repack(from: &Layout, parts: &[&[u8]], to: &Layout, out: &mut [&mut [u8]]
         }
         // Some group is not one of the target's: which is the first one is found below.
     }
-    let groups = of.iter().product();
+    let groups = from.groups_shape().iter().product();
+    let headers = to.spec.header_bytes(to.elements());
     let mut all = Groups { codes: Vec::new(), scales: vec![0.0; groups], offsets: Vec::new(), headers: vec![0; headers] };
     all.offsets.resize(if from.spec.has_offsets() { groups } else { 0 }, 0.0);
     unpack(from, parts, &mut [], &mut all.scales, &mut all.offsets, &mut all.headers, run)?;
@@ -92,6 +80,51 @@ pub fn repack(from: &Layout, parts: &[&[u8]], to: &Layout, out: &mut [&mut [u8]]
         }
     }
     Ok(outcome)
+}
+
+/// Whether parts of `from` can become parts of `to` at all, whatever they hold.
+///
+/// # Errors
+///
+/// [`Error::Lossy`].
+///
+/// # Panics
+///
+/// Where the shapes differ.
+pub fn check_repack(from: &Layout, to: &Layout) -> Result<()> {
+    assert_eq!(from.shape, to.shape, "two layouts of one tensor");
+    if from.elements() == 0 {
+        return Ok(());
+    }
+    if from.spec.is_flat() != to.spec.is_flat() && !from.columns().is_multiple_of(from.group_elements()) {
+        return Err(lossy(from, to, "groups reach across the ends of rows".into()));
+    }
+    let (of, wanted) = (from.groups_shape(), to.groups_shape());
+    if from.group_elements() != to.group_elements() || of.iter().product::<usize>() != wanted.iter().product::<usize>() {
+        return Err(lossy(from, to, format!("group sizes differ ({}, {})", from.group_size, to.group_size)));
+    }
+    if to.spec.header_bytes(to.elements()) > 0 && !std::ptr::eq(from.spec, to.spec) {
+        let block = to.spec.block(to.group_elements());
+        return Err(lossy(from, to, format!("the scales of {} are multiples of one for each {block} elements", to.spec.name)));
+    }
+    shift_between(from.spec, to, &mut Groups::default(), Level::Scalar(Scalar)).map_err(|reason| lossy(from, to, reason))
+}
+
+/// The options of `spec` for the tensor of `from`: those that are given, and for the others what the tensor has, where `spec` has it too.
+pub fn kept_options(from: &Layout, spec: &Spec, given: Options) -> Options {
+    let choice = spec.scale_dtypes.len() > 1;
+    let dtypes = [from.scale_dtype, ScaleDtype::F32];
+    let scale_dtype = dtypes.into_iter().find(|dtype| choice && spec.scale_dtypes.contains(dtype));
+    let elements = GroupSize::Elements(from.group_elements());
+    let group_size = [from.group_size, elements].into_iter().find(|&size| spec.group_sizes.takes(size)).or_else(|| {
+        let is_row = from.group_elements() == from.columns() && from.group_size != GroupSize::Tensor;
+        (is_row && spec.group_sizes.takes(GroupSize::Row)).then_some(GroupSize::Row)
+    });
+    Options { group_size: given.group_size.or(group_size), scale_dtype: given.scale_dtype.or(scale_dtype), ..given }
+}
+
+fn lossy(from: &Layout, to: &Layout, reason: String) -> Error {
+    Error::Lossy { from: from.spec.name.into(), to: to.spec.name.into(), reason }
 }
 
 /// The second level of the scales in the target, with the scales of the first level turned into its; or why that cannot be.

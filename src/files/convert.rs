@@ -19,11 +19,12 @@ use super::folder::{self, family, modules};
 use super::gguf::{self, Key, llama};
 use super::output::{Output, TensorWriter};
 use super::{Container, StoredDtype, Tensor, glob, is_named, safetensors, shown};
-use crate::element::{Sink, Source};
+use crate::element::{Dtype, Sink, Source};
 use crate::engine::{self, Importance, Method, NonFinite, Run, Sums};
 use crate::error::{Error, Result};
+use crate::formats;
 use crate::layout::{Layout, Options};
-use crate::spec::{GroupSize, GroupSizes, Spec};
+use crate::spec::{Choice, GroupSize, GroupSizes, Spec};
 use crate::tensor::Quantized;
 
 /// What is wanted of the tensors that are selected.
@@ -85,6 +86,8 @@ pub struct Selection {
     pub exclude: Vec<String>,
     /// Names that are not selected; each must be there.
     pub keep: Vec<String>,
+    /// Whether a quantized tensor whose values the format cannot hold goes through floats; else it refuses the job.
+    pub requantize: bool,
 }
 
 /// What happens to each tensor of a file, and what the new file will hold.
@@ -112,8 +115,8 @@ enum Convention<'a> {
     Matrices,
     /// Those that llama.cpp quantizes.
     Gguf,
-    /// The linear layers of a model of this type, and its embeddings where that is usual.
-    Folder { model_type: Option<&'a str>, embeddings: bool },
+    /// The linear layers of a model of this type, and its embeddings where that is usual; those that were quantized before, if any were.
+    Folder { model_type: Option<&'a str>, embeddings: bool, quantized: bool },
 }
 
 /// What happens to one tensor.
@@ -144,6 +147,10 @@ pub enum Action {
     Keep(String),
     /// Quantized.
     Quantize,
+    /// Quantized before, and now in another format with the same values.
+    Repack,
+    /// Quantized before, and now anew from the values that it had, which changes them.
+    Requantize,
     /// Decoded to its dtype before.
     Dequantize,
     /// The job cannot be done, for this reason.
@@ -183,7 +190,7 @@ impl Plan {
     ///
     /// Those of [`Layout::new`] for options that the format does not take; [`Error::Value`] for a pattern or name that fits no
     /// tensor, for a part that would take the name of another tensor, for a format that the container has no type for, for one
-    /// file of a split model and for a folder that is quantized already, or in a way that is not read; those of looking for the files
+    /// file of a split model and for a folder that is quantized in a way that is not read; those of looking for the files
     /// that are copied with a folder.
     pub fn new(file: &Checkpoint, target: Target, selection: &Selection) -> Result<Plan> {
         if let Target::Format(spec, options) = target {
@@ -199,6 +206,7 @@ impl Plan {
             (Some(folder), Target::Format(spec, _)) => Convention::Folder {
                 model_type: folder.config().get("model_type").and_then(|name| name.as_str()),
                 embeddings: family::is_mlx(spec),
+                quantized: family::method(folder.config()).is_some(),
             },
             _ if is_gguf => Convention::Gguf,
             _ => Convention::Matrices,
@@ -215,15 +223,18 @@ impl Plan {
         let mut tensors = Vec::new();
         for entry in file.entries() {
             let (action, layout) = match selection.leaves_out(&entry.name).or_else(|| factor_beside(entry, target, file)) {
+                Some(_) if folder.is_some() && entry.layout().is_some() => left_out_of_folder(target)?,
                 Some(reason) => (Action::Keep(reason), entry.layout().cloned()),
-                None => action(entry, target, convention),
+                None => action(entry, target, convention, selection.requantize),
             };
             let plain = |dtype| Tensor { name: entry.name.clone(), dtype, shape: entry.shape.clone() };
             let first = tensors.len();
             match (&action, &layout) {
-                (Action::Quantize, Some(_)) if is_gguf => tensors.push(plain(dtype)),
-                (Action::Quantize, Some(layout)) if folder.is_some() => tensors.extend(family::tensors(&entry.name, layout, entry.dtype)),
-                (Action::Quantize, Some(layout)) => tensors.extend(part_tensors(&entry.name, layout)),
+                (Action::Quantize | Action::Repack | Action::Requantize, Some(layout)) => match folder {
+                    _ if is_gguf => tensors.push(plain(dtype)),
+                    Some(_) => tensors.extend(family::tensors(&entry.name, layout, entry.dtype)),
+                    None => tensors.extend(part_tensors(&entry.name, layout)),
+                },
                 (Action::Dequantize, _) => tensors.push(plain(dequantized(entry, target))),
                 _ => tensors.extend(file.stored(entry).map(|(_, tensor)| tensor.clone())),
             }
@@ -243,7 +254,7 @@ impl Plan {
         let head = if let Some(folder) = folder {
             Head::Folder(contents(folder, target, &steps)?)
         } else if is_gguf {
-            let changed = steps.iter().any(|step| matches!(step.action, Action::Quantize | Action::Dequantize));
+            let changed = steps.iter().any(|step| !matches!(step.action, Action::Keep(_)));
             Head::Gguf(llama::keys(file.container().keys(), changed.then_some(dtype)))
         } else {
             let mut metadata = file.container().metadata().clone();
@@ -288,8 +299,9 @@ impl Plan {
         run: &Run,
         advance: &mut dyn FnMut(u64, &str) -> Result<()>,
     ) -> std::result::Result<Vec<Effect>, Failure> {
-        if let Some(step) = self.steps.iter().find(|step| matches!(step.action, Action::Refuse(_))) {
-            return Err(self.refusal(step));
+        let mut steps = file.entries().iter().zip(&self.steps);
+        if let Some((entry, step)) = steps.find(|(_, step)| matches!(step.action, Action::Refuse(_))) {
+            return Err(self.refusal(entry, step));
         }
         self.check_name(path)?;
         let writer: Box<dyn TensorWriter + '_> = match &self.head {
@@ -310,8 +322,12 @@ impl Plan {
     }
 
     /// The error of a step that refuses.
-    fn refusal(&self, step: &Step) -> Failure {
+    fn refusal(&self, entry: &Entry, step: &Step) -> Failure {
         let Target::Format(spec, options) = self.target else { unreachable!("floats fit any tensor") };
+        if let Some(from) = entry.layout() {
+            let again = again(from, spec, options).and_then(|to| engine::check_repack(from, &to));
+            return Failure { tensor: Some(step.name.clone()), error: again.expect_err("the plan refused it") };
+        }
         let error = match Layout::new(spec, &step.shape, options) {
             Err(Error::Shape { argument, found, expected }) => {
                 let advice = "keep the tensor out with exclude, or choose another format";
@@ -369,15 +385,35 @@ impl Selection {
 
 /// Whether a folder can become what is wanted.
 fn check_folder(file: &Checkpoint, target: Target) -> Result<()> {
-    let config = file.container().folder().expect("a folder was given").config();
     if let Some(method) = file.unread() {
         return Err(Error::value("the folder", format!("quantized by {method}"), "that is not among the formats that are read"));
     }
-    let Target::Format(spec, _) = target else { return Ok(()) };
-    if let Some((method, _)) = family::method(config) {
-        return Err(Error::value("the folder", format!("quantized already ({method})"), "dequantize it first"));
+    if let Target::Format(spec, _) = target { family::check(spec) } else { Ok(()) }
+}
+
+/// The format and the group size of all weights of a folder, whose config has one place for both; `None` where nothing is quantized.
+fn common(steps: &[Step]) -> Result<Option<(&'static Spec, GroupSize)>> {
+    let mut found: Option<&Layout> = None;
+    for layout in steps.iter().filter(|step| !matches!(step.action, Action::Refuse(_))).filter_map(|step| step.layout.as_ref()) {
+        let first = *found.get_or_insert(layout);
+        if first.group_size != layout.group_size {
+            let sizes = format!("{} and {}", first.group_size, layout.group_size);
+            return Err(Error::value("group_size", format!("not given, and the weights have {sizes}"), "a folder has one: give it"));
+        }
+        if !std::ptr::eq(first.spec, layout.spec) {
+            let expected = "a folder has one kind: give symmetric=False";
+            return Err(Error::value("symmetric", "not given, and some weights have zero points", expected));
+        }
     }
-    family::check(spec)
+    Ok(found.map(|layout| (layout.spec, layout.group_size)))
+}
+
+/// What happens to a quantized weight of a folder that is not selected: a folder holds one format, and floats.
+fn left_out_of_folder(target: Target) -> Result<(Action, Option<Layout>)> {
+    match target {
+        Target::Format(..) => Ok((Action::Dequantize, None)),
+        Target::Floats(_) => Err(Error::value("include, exclude or keep", "given", "a folder is decoded whole: leave them out")),
+    }
 }
 
 /// The dtype that a quantized tensor is decoded to.
@@ -403,8 +439,8 @@ fn contents(folder: &folder::Folder, target: Target, steps: &[Step]) -> Result<C
             float_matrix.then(|| family::module_of(&step.name)).flatten().map(String::from)
         };
         let kept: Vec<String> = steps.iter().filter_map(kept).collect();
-        let group_size = options.group_size.unwrap_or(GroupSize::Elements(spec.group_sizes.default()));
-        let described = family::describe(folder.config(), spec, group_size, &kept);
+        let (spec, group_size) = common(steps)?.unwrap_or((spec, GroupSize::Elements(spec.group_sizes.default())));
+        let described = family::describe(folder.config(), spec, options.group_size.unwrap_or(group_size), &kept);
         config = described.config;
         texts.extend(described.files);
     } else if let Target::Floats(Some(dtype)) = target {
@@ -417,17 +453,32 @@ fn contents(folder: &folder::Folder, target: Target, steps: &[Step]) -> Result<C
 }
 
 /// What happens to a tensor that is selected, and how it is then quantized.
-fn action(entry: &Entry, target: Target, convention: Convention) -> (Action, Option<Layout>) {
+fn action(entry: &Entry, target: Target, convention: Convention, requantize: bool) -> (Action, Option<Layout>) {
     let keep = |reason: String| (Action::Keep(reason), entry.layout().cloned());
     match (target, entry.layout()) {
         (Target::Floats(_), Some(_)) => (Action::Dequantize, None),
         (Target::Floats(_), None) => keep("not quantized".into()),
-        (Target::Format(..), Some(layout)) => keep(format!("already {}", layout.spec.name)),
+        (Target::Format(spec, options), Some(from)) => match (convention, again(from, spec, options)) {
+            (Convention::Folder { model_type, embeddings, .. }, _) if modules::spares(entry, model_type, embeddings).is_some() => {
+                (Action::Dequantize, None)
+            }
+            // In a folder a weight has more than its parts, which are written anew.
+            (Convention::Matrices | Convention::Gguf, Ok(to)) if is_same(from, &to) => keep(format!("already {}", spec.name)),
+            (_, Ok(to)) => match engine::check_repack(from, &to) {
+                Ok(()) => (Action::Repack, Some(to)),
+                Err(_) if requantize => (Action::Requantize, Some(to)),
+                Err(error) => (Action::Refuse(error.to_string()), Some(to)),
+            },
+            (_, Err(error)) => (Action::Refuse(error.to_string()), None),
+        },
+        (Target::Format(..), None) if matches!(convention, Convention::Folder { quantized: true, .. }) => {
+            keep("not quantized before".into())
+        }
         (Target::Format(spec, options), None) => {
             let spared = || match convention {
                 Convention::Matrices => None,
                 Convention::Gguf => llama::spares(&entry.name),
-                Convention::Folder { model_type, embeddings } => modules::spares(entry, model_type, embeddings),
+                Convention::Folder { model_type, embeddings, .. } => modules::spares(entry, model_type, embeddings),
             };
             if let Some(reason) = no_matrix(entry).or_else(spared) {
                 return keep(reason);
@@ -460,6 +511,24 @@ fn no_matrix(entry: &Entry) -> Option<String> {
     } else {
         None
     }
+}
+
+/// How a tensor that is quantized already would be in another format: with what it has, but for what is asked for.
+fn again(from: &Layout, spec: &'static Spec, options: Options) -> Result<Layout> {
+    // Of the variants that differ in zero points the one that has them where the tensor does.
+    let open = options.choice.is_none() && matches!(spec.choice, Some(Choice::Symmetric(_)));
+    let symmetric = match from.spec.choice {
+        Some(Choice::Symmetric(symmetric)) => symmetric,
+        _ => !from.spec.has_offsets(),
+    };
+    let spec = if open { formats::choose(spec.name, Some(Choice::Symmetric(symmetric)))?.spec() } else { spec };
+    Layout::new(spec, &from.shape, engine::kept_options(from, spec, Options { choice: None, ..options }))
+}
+
+/// Whether two layouts of one tensor store the same parts.
+fn is_same(one: &Layout, other: &Layout) -> bool {
+    std::ptr::eq(formats::stored(one.spec).spec(), formats::stored(other.spec).spec())
+        && (one.group_size, one.scale_dtype) == (other.group_size, other.scale_dtype)
 }
 
 /// How a matrix is quantized, or why it is not.
@@ -518,12 +587,27 @@ impl Conversion<'_> {
             Action::Keep(_) => copy(file, entry, advance, &mut write)?,
             Action::Dequantize => dequantize(file, entry, dequantized(entry, plan.target), run, advance, &mut write)?,
             Action::Refuse(_) => unreachable!("a plan that refuses a tensor is not carried out"),
-            Action::Quantize => {
+            Action::Quantize | Action::Repack | Action::Requantize => {
                 let layout = step.layout.as_ref().expect("a step that quantizes has a layout");
                 let loaded = file.load(entry, advance)?;
-                let [data] = &loaded[..] else { unreachable!("a plain tensor lies in one piece") };
-                let (quantized, effect) = quantize(entry, data, layout, largest, how, run).map_err(|error| {
-                    let of_values = matches!(error, Error::NonFinite { .. } | Error::ScaleOverflow { .. });
+                let parts: Vec<&[u8]> = loaded.iter().map(Vec::as_slice).collect();
+                let done = match (entry.layout(), &step.action) {
+                    (Some(from), Action::Repack) => repack(entry, (from, parts), layout, run),
+                    (Some(from), _) => {
+                        let mut floats = Vec::new();
+                        decode((from, &parts), Dtype::F32, run, &mut |_, block| {
+                            floats.extend_from_slice(block);
+                            Ok(())
+                        })?;
+                        quantize(entry, (Dtype::F32, &floats), layout, largest, how, run)
+                    }
+                    (None, _) => {
+                        let dtype = entry.dtype.float().expect("only floats are planned to be quantized");
+                        quantize(entry, (dtype, parts[0]), layout, largest, how, run)
+                    }
+                };
+                let (quantized, effect) = done.map_err(|error| {
+                    let of_values = matches!(error, Error::NonFinite { .. } | Error::ScaleOverflow { .. } | Error::Lossy { .. });
                     Failure { tensor: of_values.then(|| entry.name.clone()), error }
                 })?;
                 let constants = if file.container().folder().is_some() { family::constants(layout, entry.dtype) } else { Vec::new() };
@@ -542,16 +626,24 @@ impl Conversion<'_> {
             let shares = self.file.container().folder().is_some() && family::shares_scales(step.layout.as_ref()?.spec);
             shares.then(|| modules::fused(&step.name))?
         };
-        let Some(common) = (step.action == Action::Quantize).then(|| shared(step)).flatten() else { return Ok(None) };
+        let is_anew = |step: &Step| matches!(step.action, Action::Quantize | Action::Requantize);
+        let Some(common) = is_anew(step).then(|| shared(step)).flatten() else { return Ok(None) };
         if let Some(&known) = self.largest.get(&common) {
             return Ok(Some(known));
         }
         let mut largest = 0.0f32;
         for (entry, other) in self.file.entries().iter().zip(&self.plan.steps) {
-            if other.action == Action::Quantize && shared(other).as_ref() == Some(&common) {
+            if is_anew(other) && shared(other).as_ref() == Some(&common) {
                 let loaded = self.file.load(entry, &mut |_| Ok(()))?;
-                let dtype = entry.dtype.float().expect("only floats are planned to be quantized");
-                largest = largest.max(engine::largest(&Source::from_bytes(&loaded[0], dtype, &entry.shape), self.run)?);
+                let parts: Vec<&[u8]> = loaded.iter().map(Vec::as_slice).collect();
+                let mut look = |dtype: Dtype, bytes: &[u8]| {
+                    let elements = [bytes.len() / dtype.size()];
+                    engine::largest(&Source::from_bytes(bytes, dtype, &elements), self.run).map(|found| largest = largest.max(found))
+                };
+                match entry.layout() {
+                    Some(layout) => decode((layout, &parts), Dtype::F32, self.run, &mut |_, block| look(Dtype::F32, block))?,
+                    None => look(entry.dtype.float().expect("only floats are planned to be quantized"), parts[0])?,
+                }
             }
         }
         self.largest.insert(common, largest);
@@ -574,24 +666,33 @@ fn copy(file: &Checkpoint, entry: &Entry, advance: Advance, write: WritePart) ->
     Ok(())
 }
 
+/// The same values in another format.
+fn repack(entry: &Entry, (from, parts): (&Layout, Vec<&[u8]>), to: &Layout, run: &Run) -> Result<(Quantized, Effect)> {
+    let mut quantized = Quantized::zeroed(to.clone())?;
+    let mut slices: Vec<&mut [u8]> = quantized.parts.iter_mut().map(Vec::as_mut_slice).collect();
+    engine::repack(from, &parts, to, &mut slices, run)?;
+    let values = Values::Quantized(to, quantized.views());
+    let errors = errors(&entry.shape, &Values::Quantized(from, parts), &values, run)?;
+    Ok((quantized, Effect { errors: Some(errors), ..Effect::default() }))
+}
+
 /// The parts of a plain tensor's `data`, and how far they are from it.
 fn quantize(
     entry: &Entry,
-    data: &[u8],
+    (dtype, data): (Dtype, &[u8]),
     layout: &Layout,
     largest: Option<f32>,
     how: &How,
     run: &Run,
 ) -> Result<(Quantized, Effect)> {
-    let dtype = entry.dtype.float().expect("only floats are planned to be quantized");
     let mut quantized = Quantized::zeroed(layout.clone())?;
     let mut slices: Vec<&mut [u8]> = quantized.parts.iter_mut().map(Vec::as_mut_slice).collect();
     let source = Source::from_bytes(data, dtype, &entry.shape);
     let weights = how.scales.weights(&entry.name)?;
-    let importance = match &weights {
-        Some((weights, bytes)) => Some(Source::from_bytes(bytes, weights.dtype.float().expect("it was looked at"), &weights.shape)),
-        None => None,
-    };
+    let importance = weights.as_ref().map(|(weights, bytes)| {
+        let dtype = weights.dtype.float().expect("it was looked at");
+        Source::from_bytes(bytes, dtype, &weights.shape)
+    });
     let method = match (&how.scales, &importance) {
         (Scales::Nearest, _) => Method::Nearest,
         (Scales::Optimal(_), Some(weights)) => Method::Optimal(Importance::Array(weights)),
@@ -614,13 +715,18 @@ fn dequantize(file: &Checkpoint, entry: &Entry, dtype: StoredDtype, run: &Run, a
     let dtype = dtype.float().expect("tensors are decoded to floats");
     let loaded = file.load(entry, advance)?;
     let parts: Vec<&[u8]> = loaded.iter().map(Vec::as_slice).collect();
+    decode((layout, &parts), dtype, run, &mut |offset, block| write(0, offset, block))
+}
+
+/// The values of a quantized tensor, block by block: from which byte on, the bytes.
+fn decode((layout, parts): (&Layout, &[&[u8]]), dtype: Dtype, run: &Run, write: &mut dyn FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
     let row = layout.shape.last().map_or(1, |&columns| columns) * dtype.size();
     let mut decoded = Vec::new();
     for (first, count) in blocks(&layout.shape, !layout.spec.is_by_rows()) {
-        let (block, parts) = rows(layout, &parts, first, count);
+        let (block, parts) = rows(layout, parts, first, count);
         decoded.resize(count * row, 0);
         engine::dequantize(&block, &parts, Sink::from_bytes(&mut decoded, dtype, &block.shape), run)?;
-        write(0, (first * row) as u64, &decoded)?;
+        write((first * row) as u64, &decoded)?;
     }
     Ok(())
 }

@@ -165,6 +165,8 @@ pub(super) fn folder_of(path: &Path) -> &Path {
 /// Make durable that `path` now has this name. Windows has no such call.
 pub(super) fn sync_folder(path: &Path) -> Result<()> {
     #[cfg(unix)]
-    fs::File::open(folder_of(path)).and_then(|folder| folder.sync_all()).map_err(|source| Error::Io { source, path: path.to_path_buf() })?;
+    fs::File::open(folder_of(path))
+        .and_then(|folder| folder.sync_all())
+        .map_err(|source| Error::Io { source, path: path.to_path_buf() })?;
     Ok(())
 }

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::formats::{self, Format};
 use crate::layout::{Layout, Options};
 use crate::level::Level;
-use crate::spec::{Choice, Global, GroupSize, ScaleDtype, Spec};
+use crate::spec::{Choice, Global, GroupSize, Spec};
 use crate::{pool, threads};
 
 /// `quantize(array, bits, format, axis, group_size, scale_dtype, options, method, importance, importance_bits, nonfinite, out,
@@ -158,13 +158,13 @@ pub(super) fn repack<'py>(
         let from = &tensor.layout;
         let (format, options) = chosen(format, options)?;
         let spec = format.spec();
-        let scale_dtype = scale_dtype.map(named_scale_dtype).transpose()?.or_else(|| kept_scale_dtype(spec, from.scale_dtype));
-        let group_size = group_size.or_else(|| kept_group_size(spec, from));
+        let scale_dtype = scale_dtype.map(named_scale_dtype).transpose()?;
+        let options = engine::kept_options(from, spec, Options { group_size, scale_dtype, ..options });
         let parts = borrow_parts(from, parts)?;
         let bytes: Vec<&[u8]> = parts.iter().map(arrays::bytes).collect();
         let global_scale = options.global_scale.or_else(|| kept_global_scale(spec, from, &bytes));
         let settle = |spec: &'static Spec| {
-            let options = Options { group_size, scale_dtype, choice: None, global_scale };
+            let options = Options { choice: None, global_scale, ..options };
             Ok::<_, Error>(Tensor { layout: Layout::new(spec, &from.shape, options)?, axis: tensor.axis })
         };
         let open = options.choice.is_none() && matches!(spec.choice, Some(Choice::Symmetric(_)));
@@ -205,21 +205,6 @@ pub(super) fn repack<'py>(
         report(py, &call(py, from.elements(), threads, false, work)?)?;
         let layout = to.layout.in_format(formats::stored(spec).spec());
         Ok((Tensor { layout, ..to }, dict(py, spec, outputs.into_arrays())?))
-    })
-}
-
-/// The scale dtype for a conversion: the same, or float32 where the target does not have it; None where there is no choice.
-fn kept_scale_dtype(spec: &Spec, from: ScaleDtype) -> Option<ScaleDtype> {
-    let choice = spec.scale_dtypes.len() > 1;
-    [from, ScaleDtype::F32].into_iter().find(|dtype| choice && spec.scale_dtypes.contains(dtype))
-}
-
-/// The group size for a conversion: the same, where the target has it; else the target's own.
-fn kept_group_size(spec: &Spec, from: &Layout) -> Option<GroupSize> {
-    let elements = GroupSize::Elements(from.group_elements());
-    [from.group_size, elements].into_iter().find(|&size| spec.group_sizes.takes(size)).or_else(|| {
-        let is_row = from.group_elements() == from.columns() && from.group_size != GroupSize::Tensor;
-        (is_row && spec.group_sizes.takes(GroupSize::Row)).then_some(GroupSize::Row)
     })
 }
 

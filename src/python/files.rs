@@ -17,7 +17,7 @@ use super::tensor::{Tensor, chosen, named_scale_dtype};
 use crate::engine::{Run, Sums};
 use crate::error::{Error, Result};
 use crate::files::StoredDtype;
-use crate::files::checkpoint::{Checkpoint, Entry};
+use crate::files::checkpoint::{Checkpoint, Entry, part_tensors};
 use crate::files::compare::{self, Compared, Verdict};
 use crate::files::convert::{Action, Effect, Failure, How, Plan, Scales, Selection, Step, Target};
 use crate::files::gguf::Value;
@@ -43,8 +43,8 @@ pub(super) struct File {
 /// One tensor of a file: name, dtype, shape, bytes, and how it is quantized.
 type Info = (String, &'static str, Vec<usize>, u64, Option<Tensor>);
 
-/// One stored tensor: its bytes as uint8, its dtype, its shape.
-type Stored<'py> = (Array<'py>, &'static str, Bound<'py, PyTuple>);
+/// One stored tensor: the part that it is, its bytes as uint8, its dtype, its shape.
+type Stored<'py> = (Option<&'static str>, Array<'py>, &'static str, Bound<'py, PyTuple>);
 
 #[pymethods]
 impl File {
@@ -81,7 +81,7 @@ impl File {
         self.checkpoint.entries().iter().map(info).collect()
     }
 
-    /// `(bytes, dtype, shape)` of tensor `index` as it is stored: once, or for each part.
+    /// `(part, bytes, dtype, shape)` of tensor `index` as it is stored: once, without a part, or for each part.
     fn read<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Vec<Stored<'py>>> {
         guarded(|| {
             let entry = &self.checkpoint.entries()[index];
@@ -97,26 +97,31 @@ impl File {
                 let read = self.checkpoint.read(entry, &mut slices, &mut |_| watch.look(None));
                 read.map_err(|error| watch.exception(error, Some(&self.path)))
             })?;
-            let stored = self.checkpoint.stored(entry).zip(outputs.into_arrays());
-            stored
-                .map(|((_, tensor), bytes)| {
-                    let (dtype, shape) = seen(tensor);
-                    Ok((bytes, dtype, PyTuple::new(py, shape)?))
-                })
+            // A part is one of the format's, however the container shapes it.
+            let seen: Vec<_> = match entry.layout() {
+                Some(layout) => {
+                    let names = layout.spec.parts.iter().map(|part| Some(part.name));
+                    names.zip(part_tensors(&entry.name, layout)).map(|(name, part)| (name, part.dtype.name(), part.shape)).collect()
+                }
+                None => self.checkpoint.stored(entry).map(|(_, tensor)| plain(tensor)).collect(),
+            };
+            seen.into_iter()
+                .zip(outputs.into_arrays())
+                .map(|((name, dtype, shape), bytes)| Ok((name, bytes, dtype, PyTuple::new(py, shape)?)))
                 .collect()
         })
     }
 }
 
-/// Dtype and shape of a stored tensor as an array: blocks are bytes along the last axis.
-fn seen(tensor: &files::Tensor) -> (&'static str, Vec<usize>) {
+/// No part, and dtype and shape of a stored tensor as an array: blocks are bytes along the last axis.
+fn plain(tensor: &files::Tensor) -> (Option<&'static str>, &'static str, Vec<usize>) {
     let (mut shape, block) = (tensor.shape.clone(), tensor.dtype.block());
     match shape.last_mut() {
         Some(last) if tensor.dtype.safetensors_name().is_none() => {
             *last = *last / block.elements as usize * block.bytes as usize;
-            (StoredDtype::U8.name(), shape)
+            (None, StoredDtype::U8.name(), shape)
         }
-        _ => (tensor.dtype.name(), shape),
+        _ => (None, tensor.dtype.name(), shape),
     }
 }
 
@@ -141,22 +146,11 @@ type Errors = (u64, f64, f64, f64, f64, f64);
 
 /// One tensor of a conversion: name, shape, dtype, action, reason, how it is quantized in the new file, bytes before and after,
 /// errors, elements replaced, what errors were weighted with.
-type Row = (
-    String,
-    Vec<usize>,
-    &'static str,
-    &'static str,
-    Option<String>,
-    Option<Tensor>,
-    u64,
-    u64,
-    Option<Errors>,
-    u64,
-    Option<&'static str>,
-);
+type Row =
+    (String, Vec<usize>, &'static str, &'static str, Option<String>, Option<Tensor>, u64, u64, Option<Errors>, u64, Option<&'static str>);
 
-/// `convert(source, target, format, group_size, scale_dtype, options, method, importance, nonfinite, include, exclude, keep, shard_size,
-/// overwrite, threads, progress)` gives one row a tensor. Without a format: back to floats, of `scale_dtype` if there is one. Without a target: the plan alone.
+/// `convert(source, target, format, group_size, scale_dtype, options, method, importance, nonfinite, include, exclude, keep, requantize,
+/// shard_size, overwrite, threads, progress)` gives one row a tensor. Without a format: back to floats, of `scale_dtype` if there is one. Without a target: the plan alone.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "the options of the public function, one each")]
 pub(super) fn convert(
@@ -173,6 +167,7 @@ pub(super) fn convert(
     include: Vec<String>,
     exclude: Vec<String>,
     keep: Vec<String>,
+    requantize: bool,
     shard_size: Option<u64>,
     overwrite: bool,
     threads: Option<isize>,
@@ -192,7 +187,7 @@ pub(super) fn convert(
             _ => Scales::Nearest,
         };
         let how = How { nonfinite: named_policy(nonfinite)?, scales };
-        let selection = Selection { include, exclude, keep };
+        let selection = Selection { include, exclude, keep, requantize };
         let (level, threads) = (Level::current()?, thread_count(threads)?);
         watched(py, progress, |watch| {
             let file = open(&source)?;
@@ -223,6 +218,8 @@ fn row(step: Step, effect: Effect) -> Row {
     let (action, reason) = match step.action {
         Action::Keep(reason) => ("keep", Some(reason)),
         Action::Quantize => ("quantize", None),
+        Action::Repack => ("repack", None),
+        Action::Requantize => ("requantize", None),
         Action::Dequantize => ("dequantize", None),
         Action::Refuse(reason) => ("refuse", Some(reason)),
     };

@@ -58,7 +58,8 @@ pub(crate) fn check(spec: &'static Spec) -> Result<()> {
         return Err(Error::value("format", spec.name, format!("a Hugging Face folder holds {}", FORMATS.join(", "))));
     }
     if spec.choice == Some(Choice::DoubleQuant(true)) {
-        let expected = "in a folder the offset of scales that are quantized in turn stands in a text whose length depends on it: use plain ones";
+        let expected =
+            "in a folder the offset of scales that are quantized in turn stands in a text whose length depends on it: use plain ones";
         return Err(Error::value("double_quant", "True", expected));
     }
     Ok(())
@@ -157,6 +158,7 @@ pub(crate) fn describe(config: &Map<String, Value>, spec: &'static Spec, group_s
     if !kept.iter().any(|module| module == "lm_head") {
         kept.push("lm_head".into());
     }
+    kept.sort_unstable();
     let mut files = Vec::new();
     let mut config = floats(config);
     let quantization = match spec.name.split(':').next().expect("a split has a first part") {
@@ -180,12 +182,15 @@ pub(crate) fn describe(config: &Map<String, Value>, spec: &'static Spec, group_s
             "bnb_4bit_quant_storage": "uint8", "llm_int8_skip_modules": kept,
         }),
         "modelopt" => {
-            files.push((MODELOPT_CONFIG, json!({
-                "producer": {"name": "quantize", "version": env!("CARGO_PKG_VERSION")},
-                "quantization": {
-                    "quant_algo": "W4A16_NVFP4", "kv_cache_quant_algo": null, "group_size": 16, "exclude_modules": kept,
-                },
-            })));
+            files.push((
+                MODELOPT_CONFIG,
+                json!({
+                    "producer": {"name": "quantize", "version": env!("CARGO_PKG_VERSION")},
+                    "quantization": {
+                        "quant_algo": "W4A16_NVFP4", "kv_cache_quant_algo": null, "group_size": 16, "exclude_modules": kept,
+                    },
+                }),
+            ));
             json!({
                 "quant_method": "modelopt", "quant_algo": "W4A16_NVFP4", "ignore": kept,
                 "config_groups": {"group_0": {
@@ -439,7 +444,9 @@ impl Module<'_> {
         };
         for other in ["weight_g_idx", "g_idx"].iter().filter(|_| family == "compressed-tensors") {
             if self.part(other).is_some() {
-                return Err(self.wrong("its columns are in another order than its groups, which is not read from compressed-tensors".into()));
+                return Err(
+                    self.wrong("its columns are in another order than its groups, which is not read from compressed-tensors".into())
+                );
             }
         }
         if groups == 0 || !k.is_multiple_of(groups) {
@@ -474,7 +481,8 @@ impl Module<'_> {
             let bytes = self.container.tensors()[index].bytes();
             let mut text = buffer(bytes, || "the state of bitsandbytes".into())?;
             self.container.read(index, 0, &mut text)?;
-            let state: Value = serde_json::from_slice(&text).map_err(|error| self.wrong(format!("its quant_state is not JSON: {error}")))?;
+            let state: Value =
+                serde_json::from_slice(&text).map_err(|error| self.wrong(format!("its quant_state is not JSON: {error}")))?;
             if !state["nested_blocksize"].is_null() {
                 return Err(self.wrong("its scales are quantized in turn (nested), which is not read from a folder".into()));
             }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 use super::{checkpoint, convert, float_tensor, listing, load, run_plan, stored_as, target, tensor, weights, write_file};
 use quantize::element::{Dtype, Source};
@@ -39,7 +40,7 @@ fn matrices_are_planned_to_be_quantized_and_the_rest_is_kept_with_the_reason() {
         let kept = |step: Step| match step.action {
             Action::Quantize => (step.name, "quantized".to_string()),
             Action::Keep(reason) | Action::Refuse(reason) => (step.name, reason),
-            Action::Dequantize => panic!("nothing is quantized yet"),
+            Action::Dequantize | Action::Repack | Action::Requantize => panic!("nothing is quantized yet"),
         };
         plan.steps.into_iter().map(kept).collect::<BTreeMap<String, String>>()
     };
@@ -124,7 +125,35 @@ fn every_format_and_variant_goes_into_a_file_and_back() {
 }
 
 #[test]
-fn what_is_quantized_already_is_kept_as_it_is() {
+fn what_is_quantized_already_becomes_another_format_without_loss_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, first, second] = ["in", "first", "second"].map(|name| folder.path().join(name));
+    write_file(&path, &[float_tensor("a", StoredDtype::F32, &[64, 64])], &[]);
+    convert(&path, &first, target("int4", None));
+    let values = |path: &Path| {
+        let file = checkpoint(path);
+        let layout = file.entries()[0].layout().unwrap().clone();
+        engine::dequantize_owned(&Quantized { layout, parts: load(&file, "a") }).unwrap()
+    };
+    let plan = Plan::new(&checkpoint(&first), target("q4_0", None), &Selection::default()).unwrap();
+    assert_eq!(plan.steps[0].action, Action::Repack);
+    let effects = run_plan(&plan, &first, &second).unwrap();
+    assert_eq!(effects[0].errors.unwrap().error_squares, 0.0);
+    assert_eq!(values(&second), values(&first));
+
+    let plan = Plan::new(&checkpoint(&first), target("nf4", None), &Selection::default()).unwrap();
+    assert!(matches!(&plan.steps[0].action, Action::Refuse(reason) if reason.contains("different meanings")), "{:?}", plan.steps[0].action);
+    let failure = run_plan(&plan, &first, &second).unwrap_err();
+    assert!(matches!(failure, Failure { tensor: Some(name), error: Error::Lossy { .. } } if name == "a"));
+    let requantize = Selection { requantize: true, ..Selection::default() };
+    let plan = Plan::new(&checkpoint(&first), target("nf4", None), &requantize).unwrap();
+    assert_eq!(plan.steps[0].action, Action::Requantize);
+    run_plan(&plan, &first, &second).unwrap();
+    assert_ne!(values(&second), values(&first));
+}
+
+#[test]
+fn what_is_quantized_already_is_kept_where_it_is_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let [path, first, second] = ["in", "first", "second"].map(|name| folder.path().join(name));
     write_file(&path, &[float_tensor("a", StoredDtype::F32, &[64, 64]), float_tensor("b", StoredDtype::F32, &[64, 64])], &[]);
@@ -132,9 +161,12 @@ fn what_is_quantized_already_is_kept_as_it_is() {
     let plan = Plan::new(&checkpoint(&path), target("int4", None), &only_a).unwrap();
     run_plan(&plan, &path, &first).unwrap();
     // The scales of "a" are a matrix of floats too, but they are no tensor of the checkpoint.
-    let plan = Plan::new(&checkpoint(&first), target("q4_0", None), &Selection::default()).unwrap();
-    let actions: Vec<_> = plan.steps.iter().map(|step| (step.name.as_str(), step.action.clone())).collect();
-    assert_eq!(actions, [("b", Action::Quantize), ("a", Action::Keep("already int4".into()))]);
+    let actions = |plan: &Plan| plan.steps.iter().map(|step| (step.name.clone(), step.action.clone())).collect::<Vec<_>>();
+    let plan = Plan::new(&checkpoint(&first), target("int4", None), &Selection::default()).unwrap();
+    assert_eq!(actions(&plan), [("b".into(), Action::Quantize), ("a".into(), Action::Keep("already int4".into()))]);
+    let all_but_a = Selection { exclude: vec!["a".into()], ..Selection::default() };
+    let plan = Plan::new(&checkpoint(&first), target("q4_0", None), &all_but_a).unwrap();
+    assert_eq!(actions(&plan), [("b".into(), Action::Quantize), ("a".into(), Action::Keep("excluded by 'a'".into()))]);
     run_plan(&plan, &first, &second).unwrap();
     assert_eq!(load(&checkpoint(&second), "a"), load(&checkpoint(&first), "a"));
     let formats: BTreeMap<_, _> =
@@ -171,7 +203,7 @@ fn names_and_patterns_select_and_must_mean_something() {
     write_file(&path, &names.map(|name| float_tensor(name, StoredDtype::F32, &[2, 32])), &[]);
     let plan = |include: &[&str], exclude: &[&str], keep: &[&str]| {
         let owned = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
-        let selection = Selection { include: owned(include), exclude: owned(exclude), keep: owned(keep) };
+        let selection = Selection { include: owned(include), exclude: owned(exclude), keep: owned(keep), ..Selection::default() };
         let plan = Plan::new(&checkpoint(&path), target("int4", None), &selection).map_err(|error| error.to_string())?;
         let reason = |step: Step| match step.action {
             Action::Keep(reason) => (step.name, reason),
@@ -226,7 +258,8 @@ fn values_that_cannot_be_quantized_stop_the_job_and_name_the_tensor() {
     assert_eq!(listing(folder.path()), ["in"]);
 
     let run = Run::serial(Level::current().unwrap());
-    let effects = plan.run(checkpoint(&path), &out, false, &How { nonfinite: NonFinite::Zero, ..How::default() }, &run, &mut |_, _| Ok(())).unwrap();
+    let effects =
+        plan.run(checkpoint(&path), &out, false, &How { nonfinite: NonFinite::Zero, ..How::default() }, &run, &mut |_, _| Ok(())).unwrap();
     assert_eq!(effects.iter().map(|effect| effect.replaced).collect::<Vec<_>>(), [0, 1]);
 
     let mut large = float_tensor("large", StoredDtype::F32, &[1, 32]);
