@@ -94,8 +94,8 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
     def __getitem__(self, name: str) -> QuantizedArray | NDArray[Any]:
         """Read a tensor. CorruptFileError where a part contradicts the others, in the words of :func:`from_parts`."""
         index, _, tensor = self._tensors[name]
-        parts = {part: _array(data, dtype, shape) for part, data, dtype, shape in self._open_file().read(index)}
-        return parts[None] if tensor is None else wrap(tensor, parts)
+        arrays = {part: _array(data, dtype, shape) for part, data, dtype, shape in self._open_file().read(index)}
+        return arrays[""] if tensor is None else wrap(tensor, arrays)
 
     def __iter__(self) -> Iterator[str]:
         """Go through the names, in the order of the data."""

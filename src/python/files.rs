@@ -44,7 +44,7 @@ pub(super) struct File {
 type Info = (String, &'static str, Vec<usize>, u64, Option<Tensor>);
 
 /// One stored tensor: the part that it is, its bytes as uint8, its dtype, its shape.
-type Stored<'py> = (Option<&'static str>, Array<'py>, &'static str, Bound<'py, PyTuple>);
+type Stored<'py> = (&'static str, Array<'py>, &'static str, Bound<'py, PyTuple>);
 
 #[pymethods]
 impl File {
@@ -81,7 +81,7 @@ impl File {
         self.checkpoint.entries().iter().map(info).collect()
     }
 
-    /// `(part, bytes, dtype, shape)` of tensor `index` as it is stored: once, without a part, or for each part.
+    /// `(part, bytes, dtype, shape)` of tensor `index` as it is stored: once, the part without a name, or for each part.
     fn read<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Vec<Stored<'py>>> {
         guarded(|| {
             let entry = &self.checkpoint.entries()[index];
@@ -100,7 +100,7 @@ impl File {
             // A part is one of the format's, however the container shapes it.
             let seen: Vec<_> = match entry.layout() {
                 Some(layout) => {
-                    let names = layout.spec.parts.iter().map(|part| Some(part.name));
+                    let names = layout.spec.parts.iter().map(|part| part.name);
                     names.zip(part_tensors(&entry.name, layout)).map(|(name, part)| (name, part.dtype.name(), part.shape)).collect()
                 }
                 None => self.checkpoint.stored(entry).map(|(_, tensor)| plain(tensor)).collect(),
@@ -113,15 +113,15 @@ impl File {
     }
 }
 
-/// No part, and dtype and shape of a stored tensor as an array: blocks are bytes along the last axis.
-fn plain(tensor: &files::Tensor) -> (Option<&'static str>, &'static str, Vec<usize>) {
+/// No name of a part, and dtype and shape of a stored tensor as an array: blocks are bytes along the last axis.
+fn plain(tensor: &files::Tensor) -> (&'static str, &'static str, Vec<usize>) {
     let (mut shape, block) = (tensor.shape.clone(), tensor.dtype.block());
     match shape.last_mut() {
         Some(last) if tensor.dtype.safetensors_name().is_none() => {
             *last = *last / block.elements as usize * block.bytes as usize;
-            (None, StoredDtype::U8.name(), shape)
+            ("", StoredDtype::U8.name(), shape)
         }
-        _ => (None, tensor.dtype.name(), shape),
+        _ => ("", tensor.dtype.name(), shape),
     }
 }
 

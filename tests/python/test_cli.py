@@ -210,7 +210,7 @@ def test_wrong_usage_is_told_by_the_parser(arguments, words, capsys):
         (["OUT", "--format", "q4_0", "--group-size", "64"], "group_size is 64; gguf:q4_0 takes 32"),
         (["OUT", "--include", "layers.*"], "include is 'layers.*'"),
         (["OUT", "--threads", "0"], "threads is 0"),
-        (["OUT", "--dequantize", "--group-size", "32"], "expected neither"),
+        (["OUT", "--dequantize", "--group-size", "32"], "expected none"),
         ([], "target is None"),
     ],
 )

@@ -458,7 +458,7 @@ def test_arguments_are_refused_before_anything_is_written(model, tmp_path):
         ({"include": ["layers.*"]}, "include is 'layers.*'; no tensor of the file matches it"),
         ({"keep": "bis"}, "keep is 'bis'; no tensor of the file has that name"),
         ({"threads": 0}, "threads is 0"),
-        ({"dequantize": True, "group_size": 32}, "expected neither with dequantize=True"),
+        ({"dequantize": True, "group_size": 32}, "expected none with dequantize=True"),
     ]:
         with pytest.raises((ValueError, TypeError)) as raised:
             qz.convert(path, tmp_path / "out", **options)
@@ -474,7 +474,7 @@ def test_files_that_cannot_be_read_or_written(model, tmp_path):
     (tmp_path / "exists").write_bytes(b"old")
     for source, target, kind in [
         ("absent", "out", FileNotFoundError),
-        ("folder", "out", IsADirectoryError),
+        ("folder", "out", FileNotFoundError),  # its config.json
         ("model.safetensors", "absent/out", FileNotFoundError),
         ("model.safetensors", "folder", IsADirectoryError),
         ("model.safetensors", "exists", FileExistsError),
