@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import gguf_floats, gguf_text
+from folders import folder
 from safetensors.numpy import save_file
 
 import quantize as qz
@@ -59,12 +60,13 @@ def test_the_table_of_pages_leads_to_every_section():
 
 @pytest.fixture
 def beside_a_checkpoint(tmp_path, monkeypatch):
-    """A folder that holds what the examples begin with: model.safetensors and model.gguf."""
+    """A folder that holds what the examples begin with: model.safetensors, model.gguf and the folder model."""
     random, layer = np.random.default_rng(0), "encoder.layer.0.attention.self.query."
     weight, bias = random.standard_normal((64, 128), np.float32), np.zeros(64, np.float32)
     save_file({layer + "weight": weight, layer + "bias": bias}, tmp_path / "model.safetensors")
     tensors = {"token_embd.weight": weight, "output_norm.weight": np.ones(128, np.float32), "blk.0.attn_q.weight": weight}
     (tmp_path / "model.gguf").write_bytes(gguf_floats(tensors, {"general.architecture": (8, gguf_text("llama"))}))
+    folder(tmp_path / "model", 1)
     monkeypatch.chdir(tmp_path)
 
 
