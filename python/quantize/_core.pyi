@@ -103,6 +103,7 @@ def convert(
     include: list[str],
     exclude: list[str],
     keep: list[str],
+    fallback: str | None,
     overwrite: bool,
     threads: int | None,
     progress: Callable[[int, int, str], object] | None,

@@ -57,7 +57,7 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
 
     Made by :func:`open`. A quantized tensor is a :class:`QuantizedArray`, whatever parts it is stored in; anything else is an
     ndarray. What numpy has no dtype for comes as its bits: bfloat16 as uint16, 8-bit floats as uint8; 6-bit and 4-bit floats
-    as the flat bytes that they are packed in; types of GGUF that are no format of this package, such as Q6_K, as uint8 with the
+    as the flat bytes that they are packed in; types of GGUF that are no format of this package, such as Q3_K, as uint8 with the
     bytes of a row along the last axis.
 
     Usable in a ``with`` block, which closes the file at its end.
@@ -179,10 +179,10 @@ class TensorReport:
     """Its shape."""
     dtype: str
     """Its dtype, or the one that it had before it was quantized."""
-    action: Literal["quantize", "dequantize", "keep", "refuse"]
-    """What was done. A plan that would ``refuse`` a tensor cannot be carried out."""
+    action: Literal["quantize", "dequantize", "keep", "cast", "refuse"]
+    """What was done; ``cast``: stored as other floats. A plan that would ``refuse`` a tensor cannot be carried out."""
     reason: str | None
-    """Why it was kept, or is refused."""
+    """Why it was kept, cast or is refused; of a mixture also why it became what most others do not."""
     format: str | None
     """Its format in the new file, None where it is not quantized there."""
     group_size: int | str | None
@@ -199,6 +199,10 @@ class TensorReport:
     """Signal to quantization noise in dB; infinite without errors."""
     replaced: int
     """Elements that were not finite and were replaced."""
+    becomes: str
+    """The format or dtype that it has in the new file."""
+    fallback: str | None
+    """The format that was wanted, where its rows do not divide into blocks of that and it became something else."""
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -247,6 +251,7 @@ def convert(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     keep: Sequence[str] = (),
+    fallback: str | None = None,
     dequantize: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -260,7 +265,8 @@ def convert(
     one tensor is in memory at a time. The new file appears under its name when it is whole, and may take the place of the old.
 
     A GGUF file becomes a GGUF file. There the tensors that llama.cpp keeps (norms, routers, embeddings of positions and their
-    like) are kept, and a matrix whose rows the block does not divide refuses the job.
+    like) are kept, vectors become float32, and a matrix whose rows the block does not divide refuses the job, unless ``fallback``
+    says what it becomes.
 
     Parameters
     ----------
@@ -269,13 +275,17 @@ def convert(
     target : path or None
         The file to write: GGUF from GGUF, else safetensors. None only for a dry run.
     format : str
-        Name or alias; see :func:`formats`. A GGUF file takes those of gguf.
+        Name or alias; see :func:`formats`. A GGUF file takes those of gguf, and the mixtures of llama.cpp, which choose a format
+        for each tensor: ``q4_0``, ``q4_1``, ``q4_k_s``, ``q4_k_m``, ``iq4_nl``, ``iq4_xs``, ``mxfp4_moe``.
     group_size, scale_dtype, nonfinite
         As for :func:`quantize`.
     include, exclude : sequence of str
         Shell patterns of names: only tensors that match one of ``include``, none that matches one of ``exclude``.
     keep : sequence of str
         Names of tensors to copy unchanged.
+    fallback : str, optional
+        What a matrix of a GGUF file becomes whose rows the blocks of its format do not divide: a format, or ``"llama.cpp"`` for
+        the rule of that project. The report lists every use.
     dequantize : bool
         Decode quantized tensors to the dtype that they had before, instead of quantizing.
     overwrite : bool
@@ -297,7 +307,7 @@ def convert(
         The source breaks the rules of its container.
     PolicyError
         A tensor has elements that are not finite, or scales beyond their dtype, or (in a GGUF file) rows that the block does not
-        divide. The message names it.
+        divide while no ``fallback`` was named. The message names it.
     ValueError, TypeError
         Options that the format does not take, or names and patterns that fit no tensor; a format, or a name of the new file, that
         is not of the container; one file of a split model.
@@ -326,7 +336,7 @@ def convert(
     def run(target: str | None, callback: Progress | None) -> list[Any]:
         name = None if dequantize else format
         limit = requested(threads)
-        return _core.convert(source, target, name, group_size, scale_name, nonfinite, *names, overwrite, limit, callback)
+        return _core.convert(source, target, name, group_size, scale_name, nonfinite, *names, fallback, overwrite, limit, callback)
 
     rows = run(None, None)
     if target is not None and not dry_run:
@@ -349,14 +359,14 @@ def _names(given: Sequence[str]) -> list[str]:
 def _report(source: str, target: str | None, dry_run: bool, rows: list[Any], started: float) -> ConvertReport:
     tensors: list[TensorReport] = []
     errors: list[tuple[str, Errors]] = []
-    for name, shape, dtype, action, reason, tensor, before, after, sums, replaced in rows:
+    for name, shape, dtype, action, reason, tensor, before, after, sums, *rest in rows:
         format, group_size = (tensor[0], tensor[3]) if tensor else (None, None)
         measured: tuple[float | None, float | None, float | None] = (None, None, None)
         if sums is not None:
             own = Errors(*sums)
             errors.append((name, own))
             measured = (own.rmse, own.max_abs_error, own.sqnr_db)
-        tensors.append(TensorReport(name, tuple(shape), dtype, action, reason, format, group_size, before, after, *measured, replaced))
+        tensors.append(TensorReport(name, tuple(shape), dtype, action, reason, format, group_size, before, after, *measured, *rest))
     quantized = [tensor for tensor in tensors if tensor.format]
     weights = sum(math.prod(tensor.shape) for tensor in quantized)
     sqnr_db, worst = _overall(errors)

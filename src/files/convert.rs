@@ -5,21 +5,26 @@
 //! At most one tensor is in memory at a time. The parts of a tensor are stored as [`super::checkpoint`] describes.
 //!
 //! A GGUF file becomes a GGUF file, anything else a safetensors file. The readers of GGUF expect some tensors to stay floats and all
-//! others to be of the type that was asked for: there `gguf::llama` says which are kept, and a tensor that its format does not
-//! take refuses the job.
+//! others to be of the type that was asked for: there `gguf::llama` says which are kept, vectors become float32, and a tensor that
+//! its format does not take refuses the job, unless a [`Fallback`] was asked for. A mixture asks for several formats.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use half::f16;
+
 use super::checkpoint::{Advance, BLOCK, Checkpoint, Entry, KEY, part_tensors, write_scheme};
 use super::compare::{Values, blocks, errors, rows};
+use super::gguf::mixture::{self, Mixture, Part};
 use super::gguf::{self, Key, llama};
 use super::output::{Output, Writer};
 use super::{StoredDtype, Tensor, glob, is_named, safetensors, shown};
-use crate::element::{Sink, Source};
+use crate::element::{Dtype, Sink, Source};
 use crate::engine::{self, NonFinite, Run, Sums};
 use crate::error::{Error, Result};
+use crate::formats;
 use crate::layout::{Layout, Options};
+use crate::simd::ieee::Ieee;
 use crate::spec::{GroupSize, GroupSizes, Spec};
 use crate::tensor::Quantized;
 
@@ -28,11 +33,23 @@ use crate::tensor::Quantized;
 pub enum Target {
     /// This format.
     Format(&'static Spec, Options),
+    /// The formats that llama.cpp's quantizer chooses for this, in a GGUF file.
+    Mixture(&'static Mixture),
     /// The dtype that a quantized tensor had before.
     Floats,
 }
 
-/// Which tensors are selected, by their names. With nothing given: all.
+/// What a matrix of a GGUF file becomes whose rows the blocks of its format do not divide.
+#[derive(Clone, Copy, Debug)]
+pub enum Fallback {
+    /// What llama.cpp's quantizer makes of it: another format, or float16.
+    Llama,
+    /// This format.
+    Format(&'static Spec),
+}
+
+/// Which tensors are selected, by their names, and what becomes of those that their format does not take. With nothing given: all,
+/// and such a one refuses the job.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
     /// Patterns: if there are any, only tensors that match one.
@@ -41,6 +58,8 @@ pub struct Selection {
     pub exclude: Vec<String>,
     /// Names that are not selected; each must be there.
     pub keep: Vec<String>,
+    /// What a matrix becomes that its format does not take.
+    pub fallback: Option<Fallback>,
 }
 
 /// What happens to each tensor of a file, and what the new file will hold.
@@ -48,7 +67,6 @@ pub struct Selection {
 pub struct Plan {
     /// One step for each entry of the file, in its order.
     pub steps: Vec<Step>,
-    target: Target,
     tensors: Vec<Tensor>,
     head: Head,
 }
@@ -73,6 +91,10 @@ pub struct Step {
     pub action: Action,
     /// How it is quantized in the new file, if it is.
     pub layout: Option<Layout>,
+    /// The format that was asked for, if one was: another than that of the layout where there was a fallback.
+    pub wanted: Option<&'static Spec>,
+    /// Why that is not what most tensors become, where it is not.
+    pub why: Option<String>,
     /// Bytes that it takes in the old file.
     pub bytes_before: u64,
     /// Bytes that it takes in the new file.
@@ -90,6 +112,8 @@ pub enum Action {
     Quantize,
     /// Decoded to its dtype before.
     Dequantize,
+    /// Stored as floats of this dtype, for this reason.
+    Cast(StoredDtype, String),
     /// The job cannot be done, for this reason.
     Refuse(String),
 }
@@ -132,35 +156,43 @@ impl Plan {
             Layout::new(spec, &[0, 0], options)?;
         }
         let is_gguf = file.container().container() == "gguf";
-        // What weights become, as a GGUF file has it.
-        let dtype = match target {
-            Target::Format(spec, _) if is_gguf => gguf::dtype(spec)?,
-            _ => StoredDtype::F32,
-        };
+        check_container(target, selection, is_gguf)?;
         llama::refuse_split(file.container().keys())?;
         selection.check(file)?;
+        let wishes = wishes(file, target)?;
 
         let mut steps = Vec::with_capacity(file.entries().len());
         let mut tensors = Vec::new();
-        for entry in file.entries() {
+        for (entry, wish) in file.entries().iter().zip(wishes) {
             let (action, layout) = match selection.leaves_out(&entry.name).or_else(|| factor_beside(entry, target, file)) {
                 Some(reason) => (Action::Keep(reason), entry.layout().cloned()),
-                None => action(entry, target, is_gguf),
+                None => action(entry, wish.as_ref(), selection.fallback, is_gguf),
             };
+            let is_made = matches!(action, Action::Quantize | Action::Refuse(_));
+            let wish = wish.filter(|_| is_made || matches!(action, Action::Cast(StoredDtype::F16, _)));
             let plain = |dtype| Tensor { name: entry.name.clone(), dtype, shape: entry.shape.clone() };
             let first = tensors.len();
             match (&action, &layout) {
-                (Action::Quantize, Some(_)) if is_gguf => tensors.push(plain(dtype)),
+                (Action::Quantize, Some(layout)) if is_gguf => tensors.push(plain(gguf::dtype(layout.spec)?)),
                 (Action::Quantize, Some(layout)) => tensors.extend(part_tensors(&entry.name, layout)),
                 (Action::Dequantize, _) => tensors.push(plain(entry.dtype)),
+                (&Action::Cast(dtype, _), _) => tensors.push(plain(dtype)),
                 _ => tensors.extend(file.stored(entry).map(|(_, tensor)| tensor.clone())),
             }
+            // Of a fallback the reason is that of the format that was wanted.
+            let fell_back = |wish: &&Wish| layout.as_ref().is_some_and(|layout| layout.spec.name != wish.spec.name);
+            let why = match wish.as_ref().filter(fell_back) {
+                Some(wish) => self::layout(entry, wish.spec, wish.options).err().map(|error| error.to_string()),
+                None => wish.as_ref().and_then(|wish| wish.why.clone()),
+            };
             steps.push(Step {
                 name: entry.name.clone(),
                 shape: entry.shape.clone(),
                 dtype: entry.dtype,
                 action,
                 layout,
+                wanted: wish.as_ref().map(|wish| wish.spec),
+                why,
                 bytes_before: file.bytes(entry),
                 bytes_after: tensors[first..].iter().map(Tensor::bytes).sum(),
                 first,
@@ -169,8 +201,9 @@ impl Plan {
         refuse_taken_names(&tensors)?;
 
         let head = if is_gguf {
-            let changed = steps.iter().any(|step| matches!(step.action, Action::Quantize | Action::Dequantize));
-            Head::Gguf(llama::keys(file.container().keys(), changed.then_some(dtype)))
+            let changed = steps.iter().any(|step| !matches!(step.action, Action::Keep(_)));
+            let file_type = changed.then(|| file_type(target)).transpose()?;
+            Head::Gguf(llama::keys(file.container().keys(), file_type))
         } else {
             let mut metadata = file.container().metadata().clone();
             metadata.remove(KEY);
@@ -180,7 +213,7 @@ impl Plan {
             }
             Head::Safetensors(metadata)
         };
-        Ok(Plan { steps, target, tensors, head })
+        Ok(Plan { steps, tensors, head })
     }
 
     /// Carry the plan out: write the file `path`, which appears when it is whole.
@@ -202,7 +235,7 @@ impl Plan {
         advance: &mut dyn FnMut(u64, &str) -> Result<()>,
     ) -> std::result::Result<Vec<Effect>, Failure> {
         if let Some(step) = self.steps.iter().find(|step| matches!(step.action, Action::Refuse(_))) {
-            return Err(self.refusal(step));
+            return Err(refusal(step));
         }
         self.check_name(path)?;
         let output = Output::create(path, overwrite)?;
@@ -220,19 +253,6 @@ impl Plan {
         drop(file);
         writer.finish()?;
         Ok(effects)
-    }
-
-    /// The error of a step that refuses.
-    fn refusal(&self, step: &Step) -> Failure {
-        let Target::Format(spec, options) = self.target else { unreachable!("floats fit any tensor") };
-        let error = match Layout::new(spec, &step.shape, options) {
-            Err(Error::Shape { argument, found, expected }) => {
-                let advice = "keep the tensor out with exclude, or choose another format";
-                Error::Shape { argument, found, expected: format!("{expected}: {advice}") }
-            }
-            other => unreachable!("a matrix of floats is refused for its shape, not {other:?}"),
-        };
-        Failure { tensor: Some(step.name.clone()), error }
     }
 
     /// The name of the new file must not promise another container.
@@ -279,24 +299,116 @@ impl Selection {
     }
 }
 
-/// What happens to a tensor that is selected, and how it is then quantized.
-fn action(entry: &Entry, target: Target, is_gguf: bool) -> (Action, Option<Layout>) {
-    let keep = |reason: String| (Action::Keep(reason), entry.layout().cloned());
-    match (target, entry.layout()) {
-        (Target::Floats, Some(_)) => (Action::Dequantize, None),
-        (Target::Floats, None) => keep("not quantized".into()),
-        (Target::Format(..), Some(layout)) => keep(format!("already {}", layout.spec.name)),
-        (Target::Format(spec, options), None) => {
-            if let Some(reason) = no_matrix(entry).or_else(|| is_gguf.then(|| llama::spares(&entry.name)).flatten()) {
-                return keep(reason);
-            }
-            match layout(entry, spec, options).map_err(|error| error.to_string()) {
-                Ok(layout) => (Action::Quantize, Some(layout)),
-                Err(reason) if is_gguf => (Action::Refuse(reason), None),
-                Err(reason) => keep(reason),
-            }
+/// Whether the container takes what is wanted.
+fn check_container(target: Target, selection: &Selection, is_gguf: bool) -> Result<()> {
+    match (target, selection.fallback) {
+        (Target::Mixture(mixture), _) if !is_gguf => {
+            Err(Error::value("format", mixture.name, "a mixture of llama.cpp is for GGUF files; formats() lists what any file takes"))
         }
+        (_, Some(_)) if !is_gguf => Err(Error::value("fallback", "given", "it is for GGUF files; in others such a tensor is kept")),
+        (Target::Floats, Some(_)) => Err(Error::value("fallback", "given", "floats fit any tensor")),
+        (_, Some(Fallback::Format(spec))) => gguf::dtype(spec).map(drop),
+        _ => Ok(()),
     }
+}
+
+/// What is asked of a matrix.
+#[derive(Clone)]
+struct Wish {
+    spec: &'static Spec,
+    options: Options,
+    /// Why it is not what is asked of most.
+    why: Option<String>,
+}
+
+/// What is asked of each entry, should it be a matrix; `None` where floats are wanted.
+fn wishes(file: &Checkpoint, target: Target) -> Result<Vec<Option<Wish>>> {
+    let entries = file.entries();
+    let mixture = match target {
+        Target::Floats => return Ok(vec![None; entries.len()]),
+        Target::Format(spec, options) => return Ok(vec![Some(Wish { spec, options, why: None }); entries.len()]),
+        Target::Mixture(mixture) => mixture,
+    };
+    // The mixture counts what the quantizer would take, also where the selection leaves it out.
+    let is_taken = |entry: &Entry| entry.shape.len() > 1 && llama::spares(&entry.name, &entry.shape).is_none();
+    let plain = |entry: &Entry| Tensor { name: entry.name.clone(), dtype: entry.dtype, shape: entry.shape.clone() };
+    let taken: Vec<Tensor> = entries.iter().filter(|entry| is_taken(entry)).map(plain).collect();
+    let mut parts = mixture.parts(file.container().keys(), &taken)?.into_iter();
+    let wish = |entry: &Entry| {
+        let most = || Part { dtype: mixture.default, why: None };
+        let Part { dtype, why } = if is_taken(entry) { parts.next().expect("a part for each") } else { most() };
+        let name = gguf::format(dtype).expect("a mixture is made of formats");
+        Ok(Some(Wish { spec: formats::find(name)?.spec(), options: Options::default(), why: why.map(String::from) }))
+    };
+    entries.iter().map(wish).collect()
+}
+
+/// The number by which a GGUF file says what its weights became.
+fn file_type(target: Target) -> Result<u32> {
+    Ok(match target {
+        Target::Floats => llama::file_type(StoredDtype::F32),
+        Target::Format(spec, _) => llama::file_type(gguf::dtype(spec)?),
+        Target::Mixture(mixture) => mixture.file_type,
+    })
+}
+
+/// What happens to a tensor that is selected, and how it is then quantized. Without a wish it becomes floats.
+fn action(entry: &Entry, wish: Option<&Wish>, fallback: Option<Fallback>, is_gguf: bool) -> (Action, Option<Layout>) {
+    let keep = |reason: String| (Action::Keep(reason), entry.layout().cloned());
+    let Some(Wish { spec, options, .. }) = wish else {
+        return if entry.layout().is_some() { (Action::Dequantize, None) } else { keep("not quantized".into()) };
+    };
+    if let Some(layout) = entry.layout() {
+        return keep(format!("already {}", layout.spec.name));
+    }
+    if is_gguf && is_vector(entry) && matches!(entry.dtype, StoredDtype::F16 | StoredDtype::Bf16) {
+        return (Action::Cast(StoredDtype::F32, "a vector or norm, which llama.cpp reads as float32".into()), None);
+    }
+    if let Some(reason) = no_matrix(entry).or_else(|| is_gguf.then(|| llama::spares(&entry.name, &entry.shape)).flatten()) {
+        return keep(reason);
+    }
+    match layout(entry, spec, *options).map_err(|error| error.to_string()) {
+        Ok(layout) => (Action::Quantize, Some(layout)),
+        Err(reason) if is_gguf => fall_back(entry, spec, fallback, reason),
+        Err(reason) => keep(reason),
+    }
+}
+
+/// Whether llama.cpp needs a tensor of floats in float32.
+fn is_vector(entry: &Entry) -> bool {
+    entry.shape.len() < 2 || entry.name.contains("_norm.weight")
+}
+
+/// What a matrix becomes that `spec` does not take, for this reason.
+fn fall_back(entry: &Entry, spec: &Spec, fallback: Option<Fallback>, reason: String) -> (Action, Option<Layout>) {
+    let columns = entry.shape.last().map_or(1, |&columns| columns as u64);
+    let next = match fallback {
+        None => None,
+        Some(Fallback::Llama) => gguf::dtype(spec).ok().and_then(|dtype| mixture::fallback(dtype, columns)),
+        Some(Fallback::Format(spec)) => gguf::dtype(spec).ok(),
+    };
+    let Some(dtype) = next else { return (Action::Refuse(reason), None) };
+    let Some(name) = gguf::format(dtype) else {
+        let action = if entry.dtype == dtype { Action::Keep(reason) } else { Action::Cast(dtype, reason) };
+        return (action, None);
+    };
+    match formats::find(name).and_then(|format| layout(entry, format.spec(), Options::default())) {
+        Ok(layout) => (Action::Quantize, Some(layout)),
+        Err(error) => (Action::Refuse(format!("{reason}, and the fallback: {error}")), None),
+    }
+}
+
+/// The error of a step that refuses.
+fn refusal(step: &Step) -> Failure {
+    let spec = step.wanted.expect("only what was asked for is refused");
+    let error = match Layout::new(spec, &step.shape, Options::default()) {
+        Err(Error::Shape { argument, found, expected }) => {
+            let advice = "keep the tensor out with exclude, name a fallback, or choose another format";
+            Error::Shape { argument, found, expected: format!("{expected}: {advice}") }
+        }
+        other => unreachable!("a matrix of floats is refused for its shape, not {other:?}"),
+    };
+    Failure { tensor: Some(step.name.clone()), error }
 }
 
 /// Why a tensor is not decoded although it could be: in GGUF the factor of an NVFP4 tensor `x.weight` may be another tensor, `x.scale`.
@@ -372,6 +484,11 @@ impl Conversion<'_> {
             Action::Keep(_) => copy(file, entry, advance, &mut write)?,
             Action::Dequantize => dequantize(file, entry, run, advance, &mut write)?,
             Action::Refuse(_) => unreachable!("a plan that refuses a tensor is not carried out"),
+            &Action::Cast(dtype, _) => {
+                let loaded = file.load(entry, advance)?;
+                let [data] = &loaded[..] else { unreachable!("a plain tensor lies in one piece") };
+                cast(entry, data, dtype, run, &mut write)?;
+            }
             Action::Quantize => {
                 let layout = step.layout.as_ref().expect("a step that quantizes has a layout");
                 let loaded = file.load(entry, advance)?;
@@ -401,6 +518,30 @@ fn copy(file: &Checkpoint, entry: &Entry, advance: Advance, write: Write) -> Res
             write(part, offset, &block)?;
             advance(block.len() as u64)?;
         }
+    }
+    Ok(())
+}
+
+/// Store a plain tensor's `data` as floats of another dtype, block by block.
+fn cast(entry: &Entry, data: &[u8], dtype: StoredDtype, run: &Run, write: Write) -> std::result::Result<(), Failure> {
+    let from = entry.dtype.float().expect("only floats are cast");
+    let to = dtype.float().expect("to floats");
+    let source = Source::from_bytes(data, from, &entry.shape);
+    let _ieee = Ieee::enter();
+    let (mut floats, mut bytes) = (Vec::new(), Vec::new());
+    for start in (0..source.len()).step_by(BLOCK) {
+        let len = BLOCK.min(source.len() - start);
+        floats.resize(len, 0.0);
+        source.load(run.level, start, &mut floats);
+        if to == Dtype::F16
+            && let Some(beyond) = floats.iter().find(|x| f16::from_f32(**x).is_infinite() && x.is_finite())
+        {
+            let error = Error::value("an element", beyond.to_string(), "float16 reaches 65504: keep the tensor out with exclude");
+            return Err(Failure { tensor: Some(entry.name.clone()), error });
+        }
+        bytes.resize(len * to.size(), 0);
+        Sink::from_bytes(&mut bytes, to, &[len]).store(run.level, 0, &floats);
+        write(0, (start * to.size()) as u64, &bytes)?;
     }
     Ok(())
 }

@@ -19,8 +19,8 @@ use crate::error::{Error, Result};
 use crate::files::StoredDtype;
 use crate::files::checkpoint::{Checkpoint, Entry};
 use crate::files::compare::{self, Compared, Verdict};
-use crate::files::convert::{Action, Effect, Failure, Plan, Selection, Step, Target};
-use crate::files::gguf::Value;
+use crate::files::convert::{Action, Effect, Failure, Fallback, Plan, Selection, Step, Target};
+use crate::files::gguf::{Value, mixture};
 use crate::layout::{Layout, Options};
 use crate::level::Level;
 use crate::spec::GroupSize;
@@ -140,10 +140,23 @@ fn object(py: Python<'_>, value: Value) -> PyResult<Bound<'_, PyAny>> {
 type Errors = (u64, f64, f64, f64, f64, f64);
 
 /// One tensor of a conversion: name, shape, dtype, action, reason, how it is quantized in the new file, bytes before and after,
-/// errors, elements replaced.
-type Row = (String, Vec<usize>, &'static str, &'static str, Option<String>, Option<Tensor>, u64, u64, Option<Errors>, u64);
+/// errors, elements replaced, the dtype or format in the new file, the format that was asked for where that is another.
+type Row = (
+    String,
+    Vec<usize>,
+    &'static str,
+    &'static str,
+    Option<String>,
+    Option<Tensor>,
+    u64,
+    u64,
+    Option<Errors>,
+    u64,
+    &'static str,
+    Option<&'static str>,
+);
 
-/// `convert(source, target, format, group_size, scale_dtype, nonfinite, include, exclude, keep, overwrite, threads, progress)`
+/// `convert(source, target, format, group_size, scale_dtype, nonfinite, include, exclude, keep, fallback, overwrite, threads, progress)`
 /// gives one row a tensor. Without a format: back to floats. Without a target: the plan alone.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "the options of the public function, one each")]
@@ -158,6 +171,7 @@ pub(super) fn convert(
     include: Vec<String>,
     exclude: Vec<String>,
     keep: Vec<String>,
+    fallback: Option<&str>,
     overwrite: bool,
     threads: Option<isize>,
     progress: Option<Py<PyAny>>,
@@ -165,15 +179,13 @@ pub(super) fn convert(
     guarded(|| {
         let scale_dtype = scale_dtype.map(named_scale_dtype).transpose()?;
         let options = Options { group_size, scale_dtype, ..Options::default() };
-        let wanted = match format {
-            Some(name) => Target::Format(formats::find(name)?.spec(), options),
-            None => Target::Floats,
-        };
+        let fallback = fallback.map(named_fallback).transpose()?;
         let nonfinite = named_policy(nonfinite)?;
-        let selection = Selection { include, exclude, keep };
+        let selection = Selection { include, exclude, keep, fallback };
         let (level, threads) = (Level::current()?, thread_count(threads)?);
         watched(py, progress, |watch| {
             let file = open(&source)?;
+            let wanted = wanted(format, options, file.container().container())?;
             let plan = Plan::new(&file, wanted, &selection)?;
             let effects = match target {
                 None => vec![Effect::default(); plan.steps.len()],
@@ -194,16 +206,39 @@ pub(super) fn convert(
     })
 }
 
+/// What a name means for files of this container: `q4_0` is a mixture of llama.cpp in GGUF files, elsewhere a format.
+fn wanted(name: Option<&str>, options: Options, container: &str) -> Result<Target> {
+    let Some(name) = name else { return Ok(Target::Floats) };
+    let mixture = mixture::find(name).filter(|_| container == "gguf" || formats::find(name).is_err());
+    let Some(mixture) = mixture else { return Ok(Target::Format(formats::find(name)?.spec(), options)) };
+    let given = [("group_size", options.group_size.is_some()), ("scale_dtype", options.scale_dtype.is_some())];
+    match given.into_iter().find(|option| option.1) {
+        Some((option, _)) => Err(Error::Option { option: option.into(), format: mixture.name.into(), options: Vec::new() }),
+        None => Ok(Target::Mixture(mixture)),
+    }
+}
+
+fn named_fallback(name: &str) -> Result<Fallback> {
+    if name == "llama.cpp" { Ok(Fallback::Llama) } else { Ok(Fallback::Format(formats::find(name)?.spec())) }
+}
+
 fn row(step: Step, effect: Effect) -> Row {
+    let becomes = match &step.action {
+        Action::Cast(dtype, _) => dtype.name(),
+        _ => step.layout.as_ref().map_or(step.dtype.name(), |layout| layout.spec.name),
+    };
+    let fallback = step.wanted.map(|spec| spec.name).filter(|&name| name != becomes && !matches!(step.action, Action::Refuse(_)));
     let (action, reason) = match step.action {
         Action::Keep(reason) => ("keep", Some(reason)),
-        Action::Quantize => ("quantize", None),
+        Action::Quantize => ("quantize", step.why),
         Action::Dequantize => ("dequantize", None),
         Action::Refuse(reason) => ("refuse", Some(reason)),
+        Action::Cast(_, reason) => ("cast", Some(reason)),
     };
     let tensor = step.layout.as_ref().map(settled);
     let errors = effect.errors.map(numbers);
-    (step.name, step.shape, step.dtype.name(), action, reason, tensor, step.bytes_before, step.bytes_after, errors, effect.replaced)
+    let bytes = (step.bytes_before, step.bytes_after);
+    (step.name, step.shape, step.dtype.name(), action, reason, tensor, bytes.0, bytes.1, errors, effect.replaced, becomes, fallback)
 }
 
 /// What a file has under a name: format or dtype, shape, bytes.
