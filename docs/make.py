@@ -18,7 +18,7 @@ TABLE = re.compile(r"^(\| name \| also .*\n\|[-|]+\n)((?:\|.*\n)+)", re.M)
 
 # What a refusal says, and the letter of the fact that it is about; all else that it may say never changes.
 FACTS = {
-    "15 times": "s",
+    " times the scale ": "s",
     "is not a": "s",
     "would need a zero point": "z",
     "has zero point ": "z",

@@ -101,7 +101,7 @@ impl Layout {
                 shape.push(self.group_elements().div_ceil(2));
                 shape
             }
-            Extent::Blocks(bytes) => self.row_shape(groups * bytes),
+            Extent::Blocks(bytes) => self.row_shape(columns / self.spec.block(self.group_elements()) * bytes),
             Extent::WordsAlongColumns => vec![columns / 8, rows],
             Extent::WordsAcrossRows => vec![columns, rows / 8],
             Extent::Transposed => vec![(rows * columns).div_ceil(2)],
@@ -148,7 +148,7 @@ impl Layout {
         match self.spec.parts.get(index).map(|part| part.extent) {
             Some(Extent::Codes) => elements.div_ceil(2),
             Some(Extent::GroupCodes) => elements.div_ceil(self.group_elements()) * self.group_elements().div_ceil(2),
-            Some(Extent::Blocks(bytes)) => elements.div_ceil(self.group_elements()) * bytes,
+            Some(Extent::Blocks(bytes)) => elements.div_ceil(self.spec.block(self.group_elements())) * bytes,
             _ => 0,
         }
     }

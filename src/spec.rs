@@ -14,6 +14,8 @@ pub struct Spec {
     pub summary: &'static str,
     /// How a code becomes a value.
     pub scheme: Scheme,
+    /// Bits of a code.
+    pub bits: u32,
     /// The group sizes that it takes.
     pub group_sizes: GroupSizes,
     /// The shapes that it takes.
@@ -45,6 +47,7 @@ impl Spec {
         aliases: &[],
         summary: "",
         scheme: Scheme::Symmetric,
+        bits: 4,
         group_sizes: GroupSizes::Fixed(32),
         shapes: Shapes::Any,
         scale_dtypes: &[],
@@ -72,6 +75,17 @@ impl Spec {
             names.push("global_scale");
         }
         names
+    }
+
+    /// Whether it is no 4-bit format but the companion of some: what files of theirs store beside them.
+    pub fn is_companion(&self) -> bool {
+        self.bits != 4
+    }
+
+    /// The smallest and the largest code.
+    pub fn codes(&self) -> (i32, i32) {
+        let count = 1 << self.bits;
+        if self.scheme == Scheme::Symmetric { (-count / 2, count / 2 - 1) } else { (0, count - 1) }
     }
 
     /// Whether groups run over the elements whatever the axes.
@@ -134,7 +148,7 @@ impl Spec {
             Extent::GroupPairs | Extent::GroupWordsTransposed | Extent::GroupPairsTransposed | Extent::GroupWordsAcrossRows => {
                 4.0 / group as f64
             }
-            Extent::Blocks(bytes) => 8.0 * bytes as f64 / group as f64,
+            Extent::Blocks(bytes) => 8.0 * bytes as f64 / self.block(group) as f64,
             Extent::Nested => 32.0 / (group * NESTED) as f64,
             Extent::Scalar | Extent::One | Extent::GroupOfColumn | Extent::Lengths => 0.0,
         };
@@ -266,11 +280,11 @@ impl ScaleRule {
 /// The numerics of a scheme: how a code becomes a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
-    /// x ~ code * scale, codes -8..=7.
+    /// x ~ code * scale, codes -8..=7, or those of the [bits](Spec::bits).
     Symmetric,
     /// x ~ (code - zero_point) * scale, codes and zero points 0..=15.
     Affine,
-    /// x ~ code * scale + minimum, codes 0..=15.
+    /// x ~ code * scale + minimum, codes 0..=15, or those of the bits.
     Minimum,
     /// x ~ `table[code]` * scale, codes 0..=15.
     Codebook(Codebook),
@@ -472,7 +486,7 @@ pub enum Extent {
     Groups,
     /// Two groups a byte, each row padded to a whole byte: `..., N, ceil(G / 2)`.
     GroupPairs,
-    /// So many bytes a group: `..., N, G * n`.
+    /// So many bytes for what is coded together, a group or a block of g of them: `..., N, G / g * n`.
     Blocks(usize),
     /// Words of 8 codes along K: `K / 8, N`.
     WordsAlongColumns,
@@ -503,14 +517,15 @@ pub enum Extent {
 }
 
 impl Extent {
-    /// The shape as a formula in N, K, G and g.
-    pub fn shape(self) -> String {
+    /// The shape as a formula in N, K, G and g; `groups` are coded together.
+    pub fn shape(self, groups: usize) -> String {
         match self {
             Extent::Codes => "(..., ceil(K/2) bytes)".into(),
             Extent::GroupCodes => "(..., G, g/2)".into(),
             Extent::Groups => "(..., G)".into(),
             Extent::GroupPairs => "(..., ceil(G/2))".into(),
-            Extent::Blocks(bytes) => format!("(..., {bytes}*G)"),
+            Extent::Blocks(bytes) if groups == 1 => format!("(..., {bytes}*G)"),
+            Extent::Blocks(bytes) => format!("(..., {bytes}*G/{groups})"),
             Extent::WordsAlongColumns => "(K/8, N)".into(),
             Extent::WordsAcrossRows => "(K, N/8)".into(),
             Extent::Transposed => "(ceil(K*N/2),)".into(),

@@ -106,6 +106,7 @@ def convert(
     include: list[str],
     exclude: list[str],
     keep: list[str],
+    fallback: str | None,
     requantize: bool,
     shard_size: int | None,
     overwrite: bool,

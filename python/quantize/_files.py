@@ -57,7 +57,7 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
 
     Made by :func:`open`. A quantized tensor is a :class:`QuantizedArray`, whatever parts it is stored in; anything else is an
     ndarray. What numpy has no dtype for comes as its bits: bfloat16 as uint16, 8-bit floats as uint8; 6-bit and 4-bit floats
-    as the flat bytes that they are packed in; types of GGUF that are no format of this package, such as Q6_K, as uint8 with the
+    as the flat bytes that they are packed in; types of GGUF that are no format of this package, such as Q3_K, as uint8 with the
     bytes of a row along the last axis.
 
     Usable in a ``with`` block, which closes the file at its end.
@@ -177,11 +177,11 @@ class TensorReport:
     """Its shape."""
     dtype: str
     """Its dtype, or the one that it had before it was quantized."""
-    action: Literal["quantize", "repack", "requantize", "dequantize", "keep", "refuse"]
-    """What was done: ``repack`` is a conversion between formats that changes no value, ``requantize`` one that does. A plan that would
-    ``refuse`` a tensor cannot be carried out."""
+    action: Literal["quantize", "repack", "requantize", "dequantize", "keep", "cast", "refuse"]
+    """What was done: ``repack`` is a conversion between formats that changes no value, ``requantize`` one that does, ``cast`` one to other
+    floats. A plan that would ``refuse`` a tensor cannot be carried out."""
     reason: str | None
-    """Why it was kept, or is refused."""
+    """Why it was kept, cast or is refused; of a mixture also why it became what most others do not."""
     format: str | None
     """Its format in the new file, None where it is not quantized there."""
     group_size: int | str | None
@@ -200,6 +200,10 @@ class TensorReport:
     """Elements that were not finite and were replaced."""
     weights: str | None
     """What errors were weighted with in the search for scales: ``"importance"`` or ``"magnitude"``; None without a search."""
+    becomes: str
+    """The format or dtype that it has in the new file."""
+    fallback: str | None
+    """The format that was wanted, where its rows do not divide into blocks of that and it became something else."""
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -250,6 +254,7 @@ def convert(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     keep: Sequence[str] = (),
+    fallback: str | None = None,
     requantize: bool = False,
     dequantize: bool = False,
     dtype: DTypeLike | Literal["bfloat16"] | None = None,
@@ -267,7 +272,8 @@ def convert(
     one tensor is in memory at a time. The new file appears under its name when it is whole, and may take the place of the old.
 
     A GGUF file becomes a GGUF file. There the tensors that llama.cpp keeps (norms, routers, embeddings of positions and their
-    like) are kept, and a matrix whose rows the block does not divide refuses the job.
+    like) are kept, vectors become float32, and a matrix whose rows the block does not divide refuses the job, unless ``fallback``
+    says what it becomes.
 
     A folder (``config.json`` and safetensors in shards or in one file) becomes a folder that the readers of the format's project
     load: the weights of the linear layers inside the blocks of the model are quantized, with MLX the embedding and the head too;
@@ -281,7 +287,8 @@ def convert(
     target : path or None
         What to write: GGUF from GGUF, a folder from a folder, else safetensors. None only for a dry run.
     format : str
-        Name or alias; see :func:`formats`. A GGUF file takes those of gguf.
+        Name or alias; see :func:`formats`. A GGUF file takes those of gguf, and the mixtures of llama.cpp, which choose a format
+        for each tensor: ``q4_0``, ``q4_1``, ``q4_k_s``, ``q4_k_m``, ``iq4_nl``, ``iq4_xs``, ``mxfp4_moe``.
     group_size, scale_dtype, nonfinite
         As for :func:`quantize`.
     method : "nearest" or "optimal"
@@ -294,6 +301,9 @@ def convert(
         Shell patterns of names: only tensors that match one of ``include``, none that matches one of ``exclude``.
     keep : sequence of str
         Names of tensors to copy unchanged.
+    fallback : str, optional
+        What a matrix of a GGUF file becomes whose rows the blocks of its format do not divide: a format, or ``"llama.cpp"`` for
+        the rule of that project. The report lists every use.
     requantize : bool
         Quantize anew, from the values that it has, a quantized tensor whose values the format cannot hold. Without it such a tensor
         refuses the job; one whose values it can hold is converted without loss.
@@ -324,7 +334,7 @@ def convert(
         The source breaks the rules of its container.
     PolicyError
         A tensor has elements that are not finite, or scales beyond their dtype, or (in a GGUF file) rows that the block does not
-        divide. The message names it.
+        divide while no ``fallback`` was named. The message names it.
     ValueError, TypeError
         Options that the format does not take, or names and patterns that fit no tensor; a format, or a name of the new file, that
         is not of the container; one file of a split model.
@@ -364,11 +374,12 @@ def convert(
         name = None if dequantize else format
         limit = requested(threads)
         how = (options or None, method, weights, nonfinite)
-        return _core.convert(source, target, name, group_size, scale_name, *how, *names, requantize, shard_size, overwrite, limit, callback)
+        rest = (fallback, requantize, shard_size, overwrite, limit, callback)
+        return _core.convert(source, target, name, group_size, scale_name, *how, *names, *rest)
 
     rows = run(None, None)
     if target is not None and not dry_run:
-        _check_space(target, sum(row[7] for row in rows))
+        _check_space(target, sum(row[6][1] for row in rows))
         with _shown(progress) as callback:
             rows = run(target, callback)
     report = _report(source, target, dry_run, rows, started)
@@ -387,14 +398,14 @@ def _names(given: Sequence[str]) -> list[str]:
 def _report(source: str, target: str | None, dry_run: bool, rows: list[Any], started: float) -> ConvertReport:
     tensors: list[TensorReport] = []
     errors: list[tuple[str, Errors]] = []
-    for name, shape, dtype, action, reason, tensor, before, after, sums, replaced, weights in rows:
+    for name, shape, dtype, action, reason, tensor, nbytes, sums, *rest in rows:
         format, group_size = (tensor[0], tensor[3]) if tensor else (None, None)
         measured: tuple[float | None, float | None, float | None] = (None, None, None)
         if sums is not None:
             own = Errors(*sums)
             errors.append((name, own))
             measured = (own.rmse, own.max_abs_error, own.sqnr_db)
-        tensors.append(TensorReport(name, tuple(shape), dtype, action, reason, format, group_size, before, after, *measured, replaced, weights))
+        tensors.append(TensorReport(name, tuple(shape), dtype, action, reason, format, group_size, *nbytes, *measured, *rest))
     quantized = [tensor for tensor in tensors if tensor.format]
     weights = sum(math.prod(tensor.shape) for tensor in quantized)
     sqnr_db, worst = _overall(errors)

@@ -77,6 +77,8 @@ class FormatInfo(NamedTuple):
     """Whether groups run over all elements in C order, whatever the axes."""
     methods: tuple[str, ...]
     """How its scales can be chosen: ``nearest``, and ``optimal`` where a variant of it has a search."""
+    companion: bool
+    """Whether it is no 4-bit format but one of wider codes, which files store some tensors in beside those of 4 bits."""
 
 
 FindingKind: TypeAlias = Literal[
@@ -235,7 +237,8 @@ class QuantizedArray:
         Returns
         -------
         ndarray of int8
-            In the array's own shape: -8..7 for symmetric formats, 0..15 for the others; of a codebook the index into its table.
+            In the array's own shape: -8..7 for symmetric formats, 0..15 for the others, more for companions (``FormatInfo.codes``);
+            of a codebook the index into its table.
         """
         codes = _core.groups(self._tensor, self._parts, True)[0]
         assert codes is not None  # asked for

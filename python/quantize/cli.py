@@ -89,7 +89,13 @@ def _parser() -> argparse.ArgumentParser:
         help="what to write: GGUF from GGUF, a folder from a folder, else safetensors; not needed for a dry run",
     )
     kind = command.add_mutually_exclusive_group()
-    kind.add_argument("--to", "--format", dest="format", metavar="NAME", help="see 'quantize formats' (default: int4)")
+    kind.add_argument(
+        "--to",
+        "--format",
+        dest="format",
+        metavar="NAME",
+        help="see 'quantize formats' (default: int4); of a GGUF file also a mixture of llama.cpp such as q4_k_m",
+    )
     kind.add_argument("--dequantize", action="store_true", help="decode every tensor to the dtype that it had before")
     command.add_argument(
         "--group-size", type=_group_size, metavar="N", help="elements per scale, 'row' or 'tensor' (default: the format's)"
@@ -97,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--scale-dtype", choices=["float16", "bfloat16", "float32"], help="what scales are stored as")
     command.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], help="what --dequantize decodes to")
     command.add_argument(
-        "--symmetric", action=argparse.BooleanOptionalAction, help="whether all zero points are in the middle, where the format leaves a choice"
+        "--symmetric",
+        action=argparse.BooleanOptionalAction,
+        help="whether all zero points are in the middle, where the format leaves a choice",
     )
     command.add_argument("--method", choices=["nearest", "optimal"], default="nearest", help="how scales are chosen (default: nearest)")
     command.add_argument(
@@ -115,6 +123,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--include", action="append", default=[], metavar="GLOB", help="quantize only tensors of such names; repeatable")
     command.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="quantize no tensor of such names; repeatable")
     command.add_argument("--keep", action="append", default=[], metavar="NAME", help="copy this tensor unchanged; repeatable")
+    command.add_argument(
+        "--fallback",
+        metavar="NAME",
+        help="what a matrix of a GGUF file becomes whose rows its format does not divide: a format, or llama.cpp for its rule",
+    )
     command.add_argument(
         "--requantize", action="store_true", help="quantize anew what is quantized already and cannot be held without loss; else it refuses"
     )
@@ -174,6 +187,7 @@ def _convert(options: argparse.Namespace) -> None:
         include=options.include,
         exclude=options.exclude,
         keep=options.keep,
+        fallback=options.fallback,
         requantize=options.requantize,
         dequantize=options.dequantize,
         overwrite=options.overwrite,
@@ -193,8 +207,8 @@ def _print_report(report: _files.ConvertReport) -> None:
     shown = [tensor for tensor in report.tensors if report.dry_run or tensor.action != "keep"]
     rows: list[list[object]] = []
     for tensor in shown:
-        becomes = {"keep": "kept", "dequantize": tensor.dtype, "refuse": "refused"}.get(tensor.action, tensor.format)
-        remark = tensor.reason or ("" if tensor.sqnr_db is None else _decibels(tensor.sqnr_db))
+        becomes = {"keep": "kept", "refuse": "refused"}.get(tensor.action, tensor.becomes)
+        remark = (tensor.reason or "") if tensor.sqnr_db is None else _decibels(tensor.sqnr_db)
         rows.append(
             [tensor.name, _shape(tensor.shape), tensor.dtype, becomes, amount(tensor.bytes_before), amount(tensor.bytes_after), remark]
         )
@@ -205,6 +219,10 @@ def _print_report(report: _files.ConvertReport) -> None:
     kept = Counter(tensor.reason for tensor in report.tensors if tensor.action == "keep")
     if kept:
         _print_table(["kept", "why"], [[count, reason] for reason, count in kept.most_common()], right={0})
+        print()
+    fallen = Counter((tensor.fallback, tensor.becomes) for tensor in report.tensors if tensor.fallback)
+    if fallen:
+        _print_table(["fallback", "from", "to"], [[count, *pair] for pair, count in fallen.most_common()], right={0})
         print()
 
     done: Counter[str] = Counter(tensor.action for tensor in report.tensors)
@@ -228,7 +246,15 @@ def _print_report(report: _files.ConvertReport) -> None:
     _print_table([], summary)
 
 
-_ACTIONS = {"quantize": "quantized", "repack": "repacked without loss", "requantize": "quantized anew", "dequantize": "decoded", "keep": "kept", "refuse": "refused"}
+_ACTIONS = {
+    "quantize": "quantized",
+    "repack": "repacked without loss",
+    "requantize": "quantized anew",
+    "dequantize": "decoded",
+    "cast": "cast",
+    "keep": "kept",
+    "refuse": "refused",
+}
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -174,7 +174,7 @@ impl Grid {
             let bytes = match part.extent {
                 Extent::Codes => len.div_ceil(2),
                 Extent::GroupCodes => groups * layout.group_elements().div_ceil(2),
-                Extent::Blocks(bytes) => groups * bytes,
+                Extent::Blocks(bytes) => len.div_ceil(self.block) * bytes,
                 Extent::Groups if !self.long => groups * layout.part_item_size(index),
                 Extent::GroupPairs if !self.long => groups.div_ceil(2),
                 // Written before, all at once, or what the tensor has once.

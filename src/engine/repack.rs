@@ -4,7 +4,7 @@
 //! Codes travel through [`Groups`]. Between schemes they are shifted, which changes no value:
 //!
 //! ```text
-//! symmetric code * scale  =  (code + 8 - 8) * scale           affine, zero point 8
+//! symmetric code * scale  =  (code + 8 - 8) * scale           affine, zero point 8; 16 where codes have 5 bits
 //! (code - zero_point) * scale  =  code * scale + minimum       minimum = -zero_point * scale, where all products are exact
 //! ```
 
@@ -45,7 +45,7 @@ pub fn repack(from: &Layout, parts: &[&[u8]], to: &Layout, out: &mut [&mut [u8]]
     }
     if let (Some(source), Some(target)) = (Side::new(from), Side::new(to)) {
         let convert = |groups: &mut Groups| shift_between(from.spec, to, groups, run.level).is_ok();
-        let shift = shift_of(from.spec.scheme, to.spec.scheme);
+        let shift = shift_of(from.spec, to.spec);
         if let Some(outcome) = reweave((&source, parts), (&target, &mut *out), shift, convert, run)? {
             once::write(to, 1.0, out);
             return Ok(outcome);
@@ -61,7 +61,7 @@ pub fn repack(from: &Layout, parts: &[&[u8]], to: &Layout, out: &mut [&mut [u8]]
     let mut shift = 0;
     if headers == 0 {
         shift_between(from.spec, to, &mut all, run.level).map_err(lossy)?;
-        shift = shift_of(from.spec.scheme, to.spec.scheme);
+        shift = shift_of(from.spec, to.spec);
     }
     let rows = AsRows::new(from, parts, true, run)?;
     let row_parts = rows.parts(parts);
@@ -102,6 +102,10 @@ pub fn check_repack(from: &Layout, to: &Layout) -> Result<()> {
     let (of, wanted) = (from.groups_shape(), to.groups_shape());
     if from.group_elements() != to.group_elements() || of.iter().product::<usize>() != wanted.iter().product::<usize>() {
         return Err(lossy(from, to, format!("group sizes differ ({}, {})", from.group_size, to.group_size)));
+    }
+    if from.spec.bits != to.spec.bits {
+        let reason = format!("its codes have {} bits, those of {} have {}", from.spec.bits, to.spec.name, to.spec.bits);
+        return Err(lossy(from, to, reason));
     }
     if to.spec.header_bytes(to.elements()) > 0 && !std::ptr::eq(from.spec, to.spec) {
         let block = to.spec.block(to.group_elements());
@@ -160,9 +164,8 @@ fn carry_global(from: &Layout, stored: f32, to: &Layout, scales: &mut [f32]) -> 
 }
 
 /// What is added to every code.
-fn shift_of(from: Scheme, to: Scheme) -> i8 {
-    let first = |scheme: Scheme| if scheme == Scheme::Symmetric { -8 } else { 0 };
-    first(to) - first(from)
+fn shift_of(from: &Spec, to: &Spec) -> i8 {
+    (to.codes().0 - from.codes().0) as i8
 }
 
 /// Turn the offsets of `all` into those of the target; or why that cannot be.
@@ -170,6 +173,9 @@ fn shift_between(from: &Spec, to: &Layout, all: &mut Groups, level: Level) -> st
     let scheme = from.scheme;
     let differ = scheme != to.spec.scheme;
     let either = |is: fn(Scheme) -> bool| is(scheme) || is(to.spec.scheme);
+    // The largest code where the smallest is 0, and the zero point that a symmetric scheme has then.
+    let largest = ((1 << from.bits) - 1) as f32;
+    let middle = ((1 << from.bits) / 2) as f32;
     if differ && either(|scheme| matches!(scheme, Scheme::Codebook(_))) {
         return Err("the codes have different meanings".into());
     }
@@ -180,10 +186,11 @@ fn shift_between(from: &Spec, to: &Layout, all: &mut Groups, level: Level) -> st
     }
     if differ
         && either(|scheme| scheme == Scheme::Minimum)
-        && !all.scales.iter().fold(true, |all, &scale| all & has_exact_multiples(scale))
-        && let Some((group, scale)) = all.scales.iter().enumerate().find(|(_, scale)| !has_exact_multiples(**scale))
+        && !all.scales.iter().fold(true, |all, &scale| all & has_exact_multiples(scale, largest))
+        && let Some((group, scale)) = all.scales.iter().enumerate().find(|(_, scale)| !has_exact_multiples(**scale, largest))
     {
-        return Err(format!("15 times the scale {scale} of group {group} is not a float32 number, so that values would round differently"));
+        let product = format!("{largest} times the scale {scale} of group {group}");
+        return Err(format!("{product} is not a float32 number, so that values would round differently"));
     }
     let name = to.spec.name;
     let hold_minimums = |minimums: &[f32]| {
@@ -195,8 +202,8 @@ fn shift_between(from: &Spec, to: &Layout, all: &mut Groups, level: Level) -> st
     };
     match (scheme, to.spec.scheme) {
         (Scheme::Affine, Scheme::Symmetric) => {
-            if let Some((group, zero_point)) = all.offsets.iter().enumerate().find(|(_, zero_point)| **zero_point != 8.0) {
-                return Err(format!("group {group} has zero point {zero_point}; {name} has none, which means 8"));
+            if let Some((group, zero_point)) = all.offsets.iter().enumerate().find(|(_, zero_point)| **zero_point != middle) {
+                return Err(format!("group {group} has zero point {zero_point}; {name} has none, which means {middle}"));
             }
         }
         (Scheme::Affine, Scheme::Affine) => {
@@ -214,21 +221,21 @@ fn shift_between(from: &Spec, to: &Layout, all: &mut Groups, level: Level) -> st
         }
         (Scheme::Symmetric | Scheme::Affine, Scheme::Minimum) => {
             if scheme == Scheme::Symmetric {
-                all.offsets = vec![8.0; all.scales.len()];
+                all.offsets = vec![middle; all.scales.len()];
             }
             all.offsets.iter_mut().zip(&all.scales).for_each(|(offset, scale)| *offset *= -scale);
             hold_minimums(&all.offsets)?;
         }
         (Scheme::Symmetric, Scheme::Affine) => {
-            all.offsets = vec![8.0; all.scales.len()];
+            all.offsets = vec![middle; all.scales.len()];
         }
         (Scheme::Minimum, target @ (Scheme::Symmetric | Scheme::Affine)) => {
             // A group of one value has any zero point.
-            let any = if target == Scheme::Symmetric { 8.0 } else { 0.0 };
+            let any = if target == Scheme::Symmetric { middle } else { 0.0 };
             let ZeroPoints::Integers(low, high) = to.spec.zero_points else {
                 return Err(format!("{name} has zero points in place of minimums"));
             };
-            let (low, high) = if target == Scheme::Symmetric { (8, 8) } else { (low, high) };
+            let (low, high) = if target == Scheme::Symmetric { (middle as u8, middle as u8) } else { (low, high) };
             let pairs = || all.scales.iter().copied().zip(all.offsets.iter().copied());
             let mut zero_points = vec![0.0; all.scales.len()];
             let back = FromMinimums { scales: &all.scales, minimums: &all.offsets, any, zero_points: &mut zero_points };
@@ -264,8 +271,8 @@ fn hold(level: Level, dtype: ScaleDtype, values: &[f32]) -> bool {
 }
 
 /// Whether the products of all codes and `scale` are exact: code * scale + minimum rounds twice, (code - zero_point) * scale once.
-fn has_exact_multiples(scale: f32) -> bool {
-    f64::from(15.0 * scale) == 15.0 * f64::from(scale)
+fn has_exact_multiples(scale: f32, largest: f32) -> bool {
+    f64::from(largest * scale) == f64::from(largest) * f64::from(scale)
 }
 
 /// Whether a number is one of `dtype`, so that storing it changes nothing. A number that is not finite is none.

@@ -4,36 +4,55 @@
 //! least one group (whole ones only, where the format needs that). Everything else is copied byte for byte, and the plan says why.
 //! At most one tensor is in memory at a time. The parts of a tensor are stored as [`super::checkpoint`] describes.
 //!
-//! A GGUF file becomes a GGUF file, a folder of Hugging Face a folder, anything else a safetensors file. The readers of GGUF expect some tensors to stay floats and all
-//! others to be of the type that was asked for: there `gguf::llama` says which are kept, and a tensor that its format does not
-//! take refuses the job. In a folder `folder::modules` says which are quantized, `folder::family` how they are stored, and a weight that
-//! the format does not take refuses the job too.
+//! A GGUF file becomes a GGUF file, a folder of Hugging Face a folder, anything else a safetensors file. The readers of GGUF expect some
+//! tensors to stay floats and all others to be of the type that was asked for: there `gguf::llama` says which are kept, vectors become
+//! float32, and a tensor that its format does not take refuses the job, unless a [`Fallback`] was asked for. A mixture asks for several
+//! formats. In a folder `folder::modules` says which are quantized, `folder::family` how they are stored, and a weight that the format
+//! does not take refuses the job too.
+//!
+//! | module | what |
+//! |---|---|
+//! | `choice` | what happens to one tensor |
+//! | `work` | doing it |
 
-use std::collections::{BTreeMap, HashMap};
+mod choice;
+mod work;
+
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::checkpoint::{Advance, BLOCK, Checkpoint, Entry, KEY, part_tensors, write_scheme};
-use super::compare::{Values, blocks, errors, rows};
+use super::checkpoint::{Checkpoint, Entry, KEY, part_tensors, write_scheme};
 use super::folder::output::{Contents, FolderWriter};
-use super::folder::{self, family, modules};
+use super::folder::{self, family};
+use super::gguf::mixture::Mixture;
 use super::gguf::{self, Key, llama};
 use super::output::{Output, TensorWriter};
 use super::{Container, StoredDtype, Tensor, glob, is_named, safetensors, shown};
-use crate::element::{Dtype, Sink, Source};
-use crate::engine::{self, Importance, Method, NonFinite, Run, Sums};
+use crate::engine::{NonFinite, Run, Sums};
 use crate::error::{Error, Result};
-use crate::formats;
 use crate::layout::{Layout, Options};
-use crate::spec::{Choice, GroupSize, GroupSizes, Spec};
-use crate::tensor::Quantized;
+use crate::spec::{GroupSize, Spec};
+use choice::{Convention, Rules};
+use work::Conversion;
 
 /// What is wanted of the tensors that are selected.
 #[derive(Clone, Copy, Debug)]
 pub enum Target {
     /// This format.
     Format(&'static Spec, Options),
+    /// The formats that llama.cpp's quantizer chooses for this, in a GGUF file.
+    Mixture(&'static Mixture),
     /// Floats: of this dtype, or of that which a quantized tensor had before.
     Floats(Option<StoredDtype>),
+}
+
+/// What a matrix of a GGUF file becomes whose rows the blocks of its format do not divide.
+#[derive(Clone, Copy, Debug)]
+pub enum Fallback {
+    /// What llama.cpp's quantizer makes of it: another format, or float16.
+    Llama,
+    /// This format.
+    Format(&'static Spec),
 }
 
 /// How weights are quantized.
@@ -56,28 +75,11 @@ pub enum Scales {
     Optimal(Option<Checkpoint>),
 }
 
-/// The end of the name under which an importance matrix of llama.cpp has the sums of squares of a tensor's inputs.
-const SUMS_OF_SQUARES: &str = ".in_sum2";
-
-impl Scales {
-    /// What the errors of a tensor are weighted with: the tensor of the file, read.
-    fn weights(&self, name: &str) -> Result<Option<(&Entry, Vec<u8>)>> {
-        let Scales::Optimal(Some(file)) = self else { return Ok(None) };
-        let names = [name.to_string(), format!("{name}{SUMS_OF_SQUARES}")];
-        let Some(entry) = file.entries().iter().find(|entry| names.contains(&entry.name)) else { return Ok(None) };
-        if entry.dtype.float().is_none() || entry.layout().is_some() {
-            let argument = format!("importance of tensor {}", shown(name));
-            return Err(Error::dtype(argument, entry.dtype.name(), "floats"));
-        }
-        let loaded = file.load(entry, &mut |_| Ok(()))?;
-        Ok(loaded.into_iter().next().map(|bytes| (entry, bytes)))
-    }
-}
-
 /// Bytes of a shard of a folder where nothing else is asked for, as huggingface_hub has it.
 pub const SHARD_SIZE: u64 = 5_000_000_000;
 
-/// Which tensors are selected, by their names. With nothing given: all.
+/// Which tensors are selected, by their names, and what becomes of those that their format does not take. With nothing given: all,
+/// and such a one refuses the job.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
     /// Patterns: if there are any, only tensors that match one.
@@ -86,6 +88,8 @@ pub struct Selection {
     pub exclude: Vec<String>,
     /// Names that are not selected; each must be there.
     pub keep: Vec<String>,
+    /// What a matrix becomes that its format does not take.
+    pub fallback: Option<Fallback>,
     /// Whether a quantized tensor whose values the format cannot hold goes through floats; else it refuses the job.
     pub requantize: bool,
 }
@@ -95,7 +99,6 @@ pub struct Selection {
 pub struct Plan {
     /// One step for each entry of the file, in its order.
     pub steps: Vec<Step>,
-    target: Target,
     tensors: Vec<Tensor>,
     head: Head,
 }
@@ -106,17 +109,6 @@ enum Head {
     Safetensors(BTreeMap<String, String>),
     Gguf(Vec<Key>),
     Folder(Contents),
-}
-
-/// What decides which tensors are quantized.
-#[derive(Clone, Copy)]
-enum Convention<'a> {
-    /// Every matrix that holds a group.
-    Matrices,
-    /// Those that llama.cpp quantizes.
-    Gguf,
-    /// The linear layers of a model of this type, and its embeddings where that is usual; those that were quantized before, if any were.
-    Folder { model_type: Option<&'a str>, embeddings: bool, quantized: bool },
 }
 
 /// What happens to one tensor.
@@ -132,6 +124,10 @@ pub struct Step {
     pub action: Action,
     /// How it is quantized in the new file, if it is.
     pub layout: Option<Layout>,
+    /// The format that was asked for, if one was: another than that of the layout where there was a fallback.
+    pub wanted: Option<(&'static Spec, Options)>,
+    /// Why that is not what most tensors become, where it is not.
+    pub why: Option<String>,
     /// Bytes that it takes in the old file.
     pub bytes_before: u64,
     /// Bytes that it takes in the new file.
@@ -153,6 +149,8 @@ pub enum Action {
     Requantize,
     /// Decoded to its dtype before.
     Dequantize,
+    /// Stored as floats of this dtype, for this reason.
+    Cast(StoredDtype, String),
     /// The job cannot be done, for this reason.
     Refuse(String),
 }
@@ -197,53 +195,44 @@ impl Plan {
             // An option that the format does not take is a fault whatever the file holds. Every format takes a matrix of nothing.
             Layout::new(spec, &[0, 0], options)?;
         }
-        let is_gguf = file.container().container() == "gguf";
-        let folder = file.container().folder();
-        if folder.is_some() {
-            check_folder(file, target)?;
-        }
-        let convention = match (folder, target) {
-            (Some(folder), Target::Format(spec, _)) => Convention::Folder {
-                model_type: folder.config().get("model_type").and_then(|name| name.as_str()),
-                embeddings: family::is_mlx(spec),
-                quantized: family::method(folder.config()).is_some(),
-            },
-            _ if is_gguf => Convention::Gguf,
-            _ => Convention::Matrices,
-        };
-        // What weights become, as a GGUF file has it.
-        let dtype = match target {
-            Target::Format(spec, _) if is_gguf => gguf::dtype(spec)?,
-            _ => StoredDtype::F32,
-        };
-        llama::refuse_split(file.container().keys())?;
+        let container = file.container();
+        let (is_gguf, folder) = (container.container() == "gguf", container.folder());
+        check_container(file, target, selection)?;
+        llama::refuse_split(container.keys())?;
         selection.check(file)?;
+        let rules = Rules { convention: Convention::of(container, target), fallback: selection.fallback, requantize: selection.requantize };
+        let wishes = choice::wishes(file, target)?;
 
         let mut steps = Vec::with_capacity(file.entries().len());
         let mut tensors = Vec::new();
-        for entry in file.entries() {
+        for (entry, wish) in file.entries().iter().zip(wishes) {
             let (action, layout) = match selection.leaves_out(&entry.name).or_else(|| factor_beside(entry, target, file)) {
                 Some(_) if folder.is_some() && entry.layout().is_some() => left_out_of_folder(target)?,
                 Some(reason) => (Action::Keep(reason), entry.layout().cloned()),
-                None => action(entry, target, convention, selection.requantize),
+                None => choice::action(entry, wish.as_ref(), rules),
             };
+            let is_made = matches!(action, Action::Quantize | Action::Repack | Action::Requantize | Action::Refuse(_));
+            let wish = wish.filter(|_| is_made || matches!(action, Action::Cast(StoredDtype::F16, _)));
             let plain = |dtype| Tensor { name: entry.name.clone(), dtype, shape: entry.shape.clone() };
             let first = tensors.len();
             match (&action, &layout) {
                 (Action::Quantize | Action::Repack | Action::Requantize, Some(layout)) => match folder {
-                    _ if is_gguf => tensors.push(plain(dtype)),
+                    _ if is_gguf => tensors.push(plain(gguf::dtype(layout.spec)?)),
                     Some(_) => tensors.extend(family::tensors(&entry.name, layout, entry.dtype)),
                     None => tensors.extend(part_tensors(&entry.name, layout)),
                 },
                 (Action::Dequantize, _) => tensors.push(plain(dequantized(entry, target))),
+                (&Action::Cast(dtype, _), _) => tensors.push(plain(dtype)),
                 _ => tensors.extend(file.stored(entry).map(|(_, tensor)| tensor.clone())),
             }
             steps.push(Step {
                 name: entry.name.clone(),
                 shape: entry.shape.clone(),
                 dtype: if action == Action::Dequantize { dequantized(entry, target) } else { entry.dtype },
+                why: wish.as_ref().and_then(|wish| wish.why(entry, layout.as_ref())),
                 action,
                 layout,
+                wanted: wish.map(|wish| (wish.spec, wish.options)),
                 bytes_before: file.bytes(entry),
                 bytes_after: tensors[first..].iter().map(Tensor::bytes).sum(),
                 first,
@@ -255,9 +244,10 @@ impl Plan {
             Head::Folder(contents(folder, target, &steps)?)
         } else if is_gguf {
             let changed = steps.iter().any(|step| !matches!(step.action, Action::Keep(_)));
-            Head::Gguf(llama::keys(file.container().keys(), changed.then_some(dtype)))
+            let file_type = changed.then(|| file_type(target)).transpose()?;
+            Head::Gguf(llama::keys(container.keys(), file_type))
         } else {
-            let mut metadata = file.container().metadata().clone();
+            let mut metadata = container.metadata().clone();
             metadata.remove(KEY);
             let mut quantized = steps.iter().filter_map(|step| Some((step.name.as_str(), step.layout.as_ref()?, step.dtype))).peekable();
             if quantized.peek().is_some() {
@@ -265,7 +255,7 @@ impl Plan {
             }
             Head::Safetensors(metadata)
         };
-        let mut plan = Plan { steps, target, tensors, head };
+        let mut plan = Plan { steps, tensors, head };
         plan.shard(SHARD_SIZE);
         Ok(plan)
     }
@@ -301,7 +291,7 @@ impl Plan {
     ) -> std::result::Result<Vec<Effect>, Failure> {
         let mut steps = file.entries().iter().zip(&self.steps);
         if let Some((entry, step)) = steps.find(|(_, step)| matches!(step.action, Action::Refuse(_))) {
-            return Err(self.refusal(entry, step));
+            return Err(choice::refusal(entry, step));
         }
         self.check_name(path)?;
         let writer: Box<dyn TensorWriter + '_> = match &self.head {
@@ -309,33 +299,13 @@ impl Plan {
             Head::Gguf(keys) => Box::new(gguf::create(Output::create(path, overwrite)?, &self.tensors, keys)?),
             Head::Folder(contents) => Box::new(FolderWriter::create(path, contents)?),
         };
-        let mut conversion = Conversion { plan: self, file, writer, how, run, largest: HashMap::new() };
+        let mut conversion = Conversion::new(self, file, writer, how, run);
         let mut effects = Vec::with_capacity(self.steps.len());
         for (index, step) in self.steps.iter().enumerate() {
             effects.push(conversion.step(index, step, advance)?);
         }
-        let Conversion { file, writer, .. } = conversion;
-        // On some systems a file that is open cannot be replaced, and the new file may take the old one's name.
-        drop(file);
-        writer.finish()?;
+        conversion.finish()?;
         Ok(effects)
-    }
-
-    /// The error of a step that refuses.
-    fn refusal(&self, entry: &Entry, step: &Step) -> Failure {
-        let Target::Format(spec, options) = self.target else { unreachable!("floats fit any tensor") };
-        if let Some(from) = entry.layout() {
-            let again = again(from, spec, options).and_then(|to| engine::check_repack(from, &to));
-            return Failure { tensor: Some(step.name.clone()), error: again.expect_err("the plan refused it") };
-        }
-        let error = match Layout::new(spec, &step.shape, options) {
-            Err(Error::Shape { argument, found, expected }) => {
-                let advice = "keep the tensor out with exclude, or choose another format";
-                Error::Shape { argument, found, expected: format!("{expected}: {advice}") }
-            }
-            other => unreachable!("a matrix of floats is refused for its shape, not {other:?}"),
-        };
-        Failure { tensor: Some(step.name.clone()), error }
     }
 
     /// The name of the new file must not promise another container.
@@ -383,12 +353,22 @@ impl Selection {
     }
 }
 
-/// Whether a folder can become what is wanted.
-fn check_folder(file: &Checkpoint, target: Target) -> Result<()> {
+/// Whether the container takes what is wanted.
+fn check_container(file: &Checkpoint, target: Target, selection: &Selection) -> Result<()> {
+    let is_gguf = file.container().container() == "gguf";
     if let Some(method) = file.unread() {
         return Err(Error::value("the folder", format!("quantized by {method}"), "that is not among the formats that are read"));
     }
-    if let Target::Format(spec, _) = target { family::check(spec) } else { Ok(()) }
+    match (target, selection.fallback) {
+        (Target::Mixture(mixture), _) if !is_gguf => {
+            Err(Error::value("format", mixture.name, "a mixture of llama.cpp is for GGUF files; formats() lists what any file takes"))
+        }
+        (_, Some(_)) if !is_gguf => Err(Error::value("fallback", "given", "it is for GGUF files")),
+        (Target::Floats(_), Some(_)) => Err(Error::value("fallback", "given", "floats fit any tensor")),
+        (_, Some(Fallback::Format(spec))) => gguf::dtype(spec).map(drop),
+        (Target::Format(spec, _), _) if file.container().folder().is_some() => family::check(spec),
+        _ => Ok(()),
+    }
 }
 
 /// The format and the group size of all weights of a folder, whose config has one place for both; `None` where nothing is quantized.
@@ -411,7 +391,7 @@ fn common(steps: &[Step]) -> Result<Option<(&'static Spec, GroupSize)>> {
 /// What happens to a quantized weight of a folder that is not selected: a folder holds one format, and floats.
 fn left_out_of_folder(target: Target) -> Result<(Action, Option<Layout>)> {
     match target {
-        Target::Format(..) => Ok((Action::Dequantize, None)),
+        Target::Format(..) | Target::Mixture(_) => Ok((Action::Dequantize, None)),
         Target::Floats(_) => Err(Error::value("include, exclude or keep", "given", "a folder is decoded whole: leave them out")),
     }
 }
@@ -452,44 +432,13 @@ fn contents(folder: &folder::Folder, target: Target, steps: &[Step]) -> Result<C
     Ok(Contents { shards: Vec::new(), metadata, texts, source: folder.path().to_path_buf(), side_files: folder.side_files()? })
 }
 
-/// What happens to a tensor that is selected, and how it is then quantized.
-fn action(entry: &Entry, target: Target, convention: Convention, requantize: bool) -> (Action, Option<Layout>) {
-    let keep = |reason: String| (Action::Keep(reason), entry.layout().cloned());
-    match (target, entry.layout()) {
-        (Target::Floats(_), Some(_)) => (Action::Dequantize, None),
-        (Target::Floats(_), None) => keep("not quantized".into()),
-        (Target::Format(spec, options), Some(from)) => match (convention, again(from, spec, options)) {
-            (Convention::Folder { model_type, embeddings, .. }, _) if modules::spares(entry, model_type, embeddings).is_some() => {
-                (Action::Dequantize, None)
-            }
-            // In a folder a weight has more than its parts, which are written anew.
-            (Convention::Matrices | Convention::Gguf, Ok(to)) if is_same(from, &to) => keep(format!("already {}", spec.name)),
-            (_, Ok(to)) => match engine::check_repack(from, &to) {
-                Ok(()) => (Action::Repack, Some(to)),
-                Err(_) if requantize => (Action::Requantize, Some(to)),
-                Err(error) => (Action::Refuse(error.to_string()), Some(to)),
-            },
-            (_, Err(error)) => (Action::Refuse(error.to_string()), None),
-        },
-        (Target::Format(..), None) if matches!(convention, Convention::Folder { quantized: true, .. }) => {
-            keep("not quantized before".into())
-        }
-        (Target::Format(spec, options), None) => {
-            let spared = || match convention {
-                Convention::Matrices => None,
-                Convention::Gguf => llama::spares(&entry.name),
-                Convention::Folder { model_type, embeddings, .. } => modules::spares(entry, model_type, embeddings),
-            };
-            if let Some(reason) = no_matrix(entry).or_else(spared) {
-                return keep(reason);
-            }
-            match (layout(entry, spec, options).map_err(|error| error.to_string()), convention) {
-                (Ok(layout), _) => (Action::Quantize, Some(layout)),
-                (Err(reason), Convention::Matrices) => keep(reason),
-                (Err(reason), _) => (Action::Refuse(reason), None),
-            }
-        }
-    }
+/// The number by which a GGUF file says what its weights became.
+fn file_type(target: Target) -> Result<u32> {
+    Ok(match target {
+        Target::Floats(_) => llama::file_type(StoredDtype::F32),
+        Target::Format(spec, _) => llama::file_type(gguf::dtype(spec)?),
+        Target::Mixture(mixture) => mixture.file_type,
+    })
 }
 
 /// Why a tensor is not decoded although it could be: in GGUF the factor of an NVFP4 tensor `x.weight` may be another tensor, `x.scale`.
@@ -498,50 +447,6 @@ fn factor_beside(entry: &Entry, target: Target, file: &Checkpoint) -> Option<Str
     let scale = is_nvfp4.then(|| entry.name.strip_suffix(".weight"))??.to_string() + ".scale";
     let found = file.entries().iter().any(|other| other.name == scale);
     found.then(|| format!("{} has its factor, which decoding does not apply", shown(&scale)))
-}
-
-/// Why a tensor is no matrix of floats, if it is none.
-fn no_matrix(entry: &Entry) -> Option<String> {
-    if entry.dtype.float().is_none() {
-        Some(format!("{} is not quantized", entry.dtype.name()))
-    } else if entry.shape.len() < 2 {
-        Some(format!("{}-d; a matrix has 2 axes or more", entry.shape.len()))
-    } else if entry.elements() == 0 {
-        Some("no elements".into())
-    } else {
-        None
-    }
-}
-
-/// How a tensor that is quantized already would be in another format: with what it has, but for what is asked for.
-fn again(from: &Layout, spec: &'static Spec, options: Options) -> Result<Layout> {
-    // Of the variants that differ in zero points the one that has them where the tensor does.
-    let open = options.choice.is_none() && matches!(spec.choice, Some(Choice::Symmetric(_)));
-    let symmetric = match from.spec.choice {
-        Some(Choice::Symmetric(symmetric)) => symmetric,
-        _ => !from.spec.has_offsets(),
-    };
-    let spec = if open { formats::choose(spec.name, Some(Choice::Symmetric(symmetric)))?.spec() } else { spec };
-    Layout::new(spec, &from.shape, engine::kept_options(from, spec, Options { choice: None, ..options }))
-}
-
-/// Whether two layouts of one tensor store the same parts.
-fn is_same(one: &Layout, other: &Layout) -> bool {
-    std::ptr::eq(formats::stored(one.spec).spec(), formats::stored(other.spec).spec())
-        && (one.group_size, one.scale_dtype) == (other.group_size, other.scale_dtype)
-}
-
-/// How a matrix is quantized, or why it is not.
-fn layout(entry: &Entry, spec: &'static Spec, options: Options) -> Result<Layout> {
-    let scale_dtype = options.scale_dtype.or_else(|| spec.scale_dtype_of(entry.dtype.float()?));
-    let layout = Layout::new(spec, &entry.shape, Options { scale_dtype, ..options })?;
-    let columns = layout.columns();
-    match (layout.group_size, spec.group_sizes) {
-        (GroupSize::Elements(group), GroupSizes::Any { .. }) if columns < group => {
-            Err(Error::shape("last axis", format!("has {columns} elements"), format!("a group has {group}")))
-        }
-        _ => Ok(layout),
-    }
 }
 
 /// Two tensors of the new file may not have one name: `w.scales` of the old file and the scales of `w`.
@@ -555,178 +460,4 @@ fn refuse_taken_names(tensors: &[Tensor]) -> Result<()> {
         }
         None => Ok(()),
     }
-}
-
-/// Writes bytes of one of the tensors that a step makes: which, from which byte of it on, the bytes.
-type WritePart<'a> = &'a mut dyn FnMut(usize, u64, &[u8]) -> Result<()>;
-
-/// A plan at work.
-struct Conversion<'a> {
-    plan: &'a Plan,
-    file: Checkpoint,
-    writer: Box<dyn TensorWriter + 'a>,
-    how: &'a How,
-    run: &'a Run<'a>,
-    /// The largest magnitude of weights that share the second level of their scales, by what they have in common.
-    largest: HashMap<String, f32>,
-}
-
-impl Conversion<'_> {
-    fn step(
-        &mut self,
-        index: usize,
-        step: &Step,
-        advance: &mut dyn FnMut(u64, &str) -> Result<()>,
-    ) -> std::result::Result<Effect, Failure> {
-        let largest = self.shared_largest(step)?;
-        let Conversion { plan, file, writer, how, run, .. } = self;
-        let entry = &file.entries()[index];
-        let advance = &mut |bytes| advance(bytes, &entry.name);
-        let mut write = |part: usize, offset: u64, bytes: &[u8]| writer.write(step.first + part, offset, bytes);
-        match &step.action {
-            Action::Keep(_) => copy(file, entry, advance, &mut write)?,
-            Action::Dequantize => dequantize(file, entry, dequantized(entry, plan.target), run, advance, &mut write)?,
-            Action::Refuse(_) => unreachable!("a plan that refuses a tensor is not carried out"),
-            Action::Quantize | Action::Repack | Action::Requantize => {
-                let layout = step.layout.as_ref().expect("a step that quantizes has a layout");
-                let loaded = file.load(entry, advance)?;
-                let parts: Vec<&[u8]> = loaded.iter().map(Vec::as_slice).collect();
-                let done = match (entry.layout(), &step.action) {
-                    (Some(from), Action::Repack) => repack(entry, (from, parts), layout, run),
-                    (Some(from), _) => {
-                        let mut floats = Vec::new();
-                        decode((from, &parts), Dtype::F32, run, &mut |_, block| {
-                            floats.extend_from_slice(block);
-                            Ok(())
-                        })?;
-                        quantize(entry, (Dtype::F32, &floats), layout, largest, how, run)
-                    }
-                    (None, _) => {
-                        let dtype = entry.dtype.float().expect("only floats are planned to be quantized");
-                        quantize(entry, (dtype, parts[0]), layout, largest, how, run)
-                    }
-                };
-                let (quantized, effect) = done.map_err(|error| {
-                    let of_values = matches!(error, Error::NonFinite { .. } | Error::ScaleOverflow { .. } | Error::Lossy { .. });
-                    Failure { tensor: of_values.then(|| entry.name.clone()), error }
-                })?;
-                let constants = if file.container().folder().is_some() { family::constants(layout, entry.dtype) } else { Vec::new() };
-                for (index, part) in quantized.parts.iter().chain(&constants).enumerate() {
-                    write(index, 0, part)?;
-                }
-                return Ok(effect);
-            }
-        }
-        Ok(Effect::default())
-    }
-
-    /// The largest magnitude of all weights that share the second level of their scales with that of `step`; `None` where it has its own.
-    fn shared_largest(&mut self, step: &Step) -> Result<Option<f32>> {
-        let shared = |step: &Step| {
-            let shares = self.file.container().folder().is_some() && family::shares_scales(step.layout.as_ref()?.spec);
-            shares.then(|| modules::fused(&step.name))?
-        };
-        let is_anew = |step: &Step| matches!(step.action, Action::Quantize | Action::Requantize);
-        let Some(common) = is_anew(step).then(|| shared(step)).flatten() else { return Ok(None) };
-        if let Some(&known) = self.largest.get(&common) {
-            return Ok(Some(known));
-        }
-        let mut largest = 0.0f32;
-        for (entry, other) in self.file.entries().iter().zip(&self.plan.steps) {
-            if is_anew(other) && shared(other).as_ref() == Some(&common) {
-                let loaded = self.file.load(entry, &mut |_| Ok(()))?;
-                let parts: Vec<&[u8]> = loaded.iter().map(Vec::as_slice).collect();
-                let mut look = |dtype: Dtype, bytes: &[u8]| {
-                    let elements = [bytes.len() / dtype.size()];
-                    engine::largest(&Source::from_bytes(bytes, dtype, &elements), self.run).map(|found| largest = largest.max(found))
-                };
-                match entry.layout() {
-                    Some(layout) => decode((layout, &parts), Dtype::F32, self.run, &mut |_, block| look(Dtype::F32, block))?,
-                    None => look(entry.dtype.float().expect("only floats are planned to be quantized"), parts[0])?,
-                }
-            }
-        }
-        self.largest.insert(common, largest);
-        Ok(Some(largest))
-    }
-}
-
-/// Copy what an entry lies in, block by block.
-fn copy(file: &Checkpoint, entry: &Entry, advance: Advance, write: WritePart) -> Result<()> {
-    let mut block = Vec::new();
-    for (part, (index, tensor)) in file.stored(entry).enumerate() {
-        let bytes = tensor.bytes();
-        for offset in (0..bytes).step_by(BLOCK) {
-            block.resize((bytes - offset).min(BLOCK as u64) as usize, 0);
-            file.container().read(index, offset, &mut block)?;
-            write(part, offset, &block)?;
-            advance(block.len() as u64)?;
-        }
-    }
-    Ok(())
-}
-
-/// The same values in another format.
-fn repack(entry: &Entry, (from, parts): (&Layout, Vec<&[u8]>), to: &Layout, run: &Run) -> Result<(Quantized, Effect)> {
-    let mut quantized = Quantized::zeroed(to.clone())?;
-    let mut slices: Vec<&mut [u8]> = quantized.parts.iter_mut().map(Vec::as_mut_slice).collect();
-    engine::repack(from, &parts, to, &mut slices, run)?;
-    let values = Values::Quantized(to, quantized.views());
-    let errors = errors(&entry.shape, &Values::Quantized(from, parts), &values, run)?;
-    Ok((quantized, Effect { errors: Some(errors), ..Effect::default() }))
-}
-
-/// The parts of a plain tensor's `data`, and how far they are from it.
-fn quantize(
-    entry: &Entry,
-    (dtype, data): (Dtype, &[u8]),
-    layout: &Layout,
-    largest: Option<f32>,
-    how: &How,
-    run: &Run,
-) -> Result<(Quantized, Effect)> {
-    let mut quantized = Quantized::zeroed(layout.clone())?;
-    let mut slices: Vec<&mut [u8]> = quantized.parts.iter_mut().map(Vec::as_mut_slice).collect();
-    let source = Source::from_bytes(data, dtype, &entry.shape);
-    let weights = how.scales.weights(&entry.name)?;
-    let importance = weights.as_ref().map(|(weights, bytes)| {
-        let dtype = weights.dtype.float().expect("it was looked at");
-        Source::from_bytes(bytes, dtype, &weights.shape)
-    });
-    let method = match (&how.scales, &importance) {
-        (Scales::Nearest, _) => Method::Nearest,
-        (Scales::Optimal(_), Some(weights)) => Method::Optimal(Importance::Array(weights)),
-        (Scales::Optimal(_), None) => Method::Optimal(Importance::Magnitude),
-    };
-    let outcome = engine::quantize_sharing(&source, layout, method, largest, how.nonfinite, &mut slices, run)?;
-    let values = Values::Quantized(layout, quantized.views());
-    let errors = errors(&entry.shape, &Values::Plain(dtype, data), &values, run)?;
-    let weights = match method {
-        Method::Nearest => None,
-        Method::Optimal(Importance::Array(_)) => Some("importance"),
-        Method::Optimal(_) => Some("magnitude"),
-    };
-    Ok((quantized, Effect { errors: Some(errors), replaced: outcome.replaced, weights }))
-}
-
-/// Decode a quantized tensor to `dtype`, block by block.
-fn dequantize(file: &Checkpoint, entry: &Entry, dtype: StoredDtype, run: &Run, advance: Advance, write: WritePart) -> Result<()> {
-    let layout = entry.layout().expect("only quantized tensors are planned to be decoded");
-    let dtype = dtype.float().expect("tensors are decoded to floats");
-    let loaded = file.load(entry, advance)?;
-    let parts: Vec<&[u8]> = loaded.iter().map(Vec::as_slice).collect();
-    decode((layout, &parts), dtype, run, &mut |offset, block| write(0, offset, block))
-}
-
-/// The values of a quantized tensor, block by block: from which byte on, the bytes.
-fn decode((layout, parts): (&Layout, &[&[u8]]), dtype: Dtype, run: &Run, write: &mut dyn FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
-    let row = layout.shape.last().map_or(1, |&columns| columns) * dtype.size();
-    let mut decoded = Vec::new();
-    for (first, count) in blocks(&layout.shape, !layout.spec.is_by_rows()) {
-        let (block, parts) = rows(layout, parts, first, count);
-        decoded.resize(count * row, 0);
-        engine::dequantize(&block, &parts, Sink::from_bytes(&mut decoded, dtype, &block.shape), run)?;
-        write((first * row) as u64, &decoded)?;
-    }
-    Ok(())
 }

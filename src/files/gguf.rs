@@ -18,6 +18,7 @@
 mod header;
 mod key;
 pub(crate) mod llama;
+pub mod mixture;
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -83,8 +84,8 @@ const TYPES: [(StoredDtype, u32); 35] = [
     (StoredDtype::Q20, 42),
 ];
 
-/// The 4-bit types, and the formats that they are.
-const FORMATS: [(StoredDtype, &str); 7] = [
+/// The 4-bit types and their companions, and the formats that they are.
+const FORMATS: [(StoredDtype, &str); 12] = [
     (StoredDtype::Q40, "gguf:q4_0"),
     (StoredDtype::Q41, "gguf:q4_1"),
     (StoredDtype::Q4K, "gguf:q4_k"),
@@ -92,9 +93,14 @@ const FORMATS: [(StoredDtype, &str); 7] = [
     (StoredDtype::Iq4Xs, "gguf:iq4_xs"),
     (StoredDtype::Mxfp4, "gguf:mxfp4"),
     (StoredDtype::Nvfp4, "gguf:nvfp4"),
+    (StoredDtype::Q80, "gguf:q8_0"),
+    (StoredDtype::Q50, "gguf:q5_0"),
+    (StoredDtype::Q51, "gguf:q5_1"),
+    (StoredDtype::Q5K, "gguf:q5_k"),
+    (StoredDtype::Q6K, "gguf:q6_k"),
 ];
 
-/// The name of the format that tensors of this type are in, for the 4-bit types.
+/// The name of the format that tensors of this type are in, for the 4-bit types and their companions.
 pub(crate) fn format(dtype: StoredDtype) -> Option<&'static str> {
     FORMATS.iter().find(|row| row.0 == dtype).map(|row| row.1)
 }

@@ -33,7 +33,7 @@ static SPEC: Spec = Spec {
     scheme: Scheme::Codebook(Codebook::Iq4),
     group_sizes: GroupSizes::InBlocks { size: GROUP, block: BLOCK, header: HEADER },
     scale_dtypes: &[ScaleDtype::F16],
-    parts: &[Part { name: "blocks", dtype: PartDtype::U8, extent: Extent::Blocks(BYTES / GROUPS) }],
+    parts: &[Part { name: "blocks", dtype: PartDtype::U8, extent: Extent::Blocks(BYTES) }],
     home: "ggml 0.13.1",
     ..Spec::BASE
 };

@@ -17,6 +17,7 @@ mod int4;
 mod iq4;
 mod iq4_nl;
 mod iq4_xs;
+mod lines;
 mod mlx;
 mod mxfp4;
 mod nvfp4;
@@ -26,8 +27,14 @@ mod planar;
 mod q4_0;
 mod q4_1;
 mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
+mod q8_0;
 mod transposed;
 mod uint4;
+mod wide;
 
 pub use crate::kernels::encode::Faults;
 pub use crate::kernels::range::{Need, Range};
@@ -78,6 +85,11 @@ pub static FORMATS: &[Format] = &[
     Format::Woven(&compressed_tensors::SYMMETRIC),
     Format::Woven(&compressed_tensors::ASYMMETRIC),
     Format::Woven(&hqq::FORMAT),
+    Format::Rows(&q8_0::FORMAT),
+    Format::Rows(&q5_0::FORMAT),
+    Format::Rows(&q5_1::FORMAT),
+    Format::Rows(&q5_k::FORMAT),
+    Format::Rows(&q6_k::FORMAT),
 ];
 
 /// A tile of whole groups between numerics and layout; a last group may be short.

@@ -32,7 +32,7 @@ static SPEC: Spec = Spec {
     scheme: Scheme::Codebook(Codebook::E2m1),
     group_sizes: GroupSizes::InBlocks { size: GROUP, block: GROUPS * GROUP, header: 0 },
     scale_dtypes: &[ScaleDtype::Ue4m3],
-    parts: &[Part { name: "blocks", dtype: PartDtype::U8, extent: Extent::Blocks(BYTES / GROUPS) }],
+    parts: &[Part { name: "blocks", dtype: PartDtype::U8, extent: Extent::Blocks(BYTES) }],
     home: "ggml 0.13.1",
     ..Spec::BASE
 };

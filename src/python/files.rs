@@ -19,8 +19,10 @@ use crate::error::{Error, Result};
 use crate::files::StoredDtype;
 use crate::files::checkpoint::{Checkpoint, Entry, part_tensors};
 use crate::files::compare::{self, Compared, Verdict};
-use crate::files::convert::{Action, Effect, Failure, How, Plan, Scales, Selection, Step, Target};
+use crate::files::convert::{Action, Effect, Failure, Fallback, How, Plan, Scales, Selection, Step, Target};
 use crate::files::gguf::Value;
+use crate::files::gguf::mixture::{self, Mixture};
+use crate::formats::{self, Format};
 use crate::layout::{Layout, Options};
 use crate::level::Level;
 use crate::spec::GroupSize;
@@ -145,12 +147,26 @@ fn object(py: Python<'_>, value: Value) -> PyResult<Bound<'_, PyAny>> {
 type Errors = (u64, f64, f64, f64, f64, f64);
 
 /// One tensor of a conversion: name, shape, dtype, action, reason, how it is quantized in the new file, bytes before and after,
-/// errors, elements replaced, what errors were weighted with.
-type Row =
-    (String, Vec<usize>, &'static str, &'static str, Option<String>, Option<Tensor>, u64, u64, Option<Errors>, u64, Option<&'static str>);
+/// errors, elements replaced, what errors were weighted with, the dtype or format in the new file, the format that was asked for where
+/// that is another.
+type Row = (
+    String,
+    Vec<usize>,
+    &'static str,
+    &'static str,
+    Option<String>,
+    Option<Tensor>,
+    (u64, u64),
+    Option<Errors>,
+    u64,
+    Option<&'static str>,
+    &'static str,
+    Option<&'static str>,
+);
 
-/// `convert(source, target, format, group_size, scale_dtype, options, method, importance, nonfinite, include, exclude, keep, requantize,
-/// shard_size, overwrite, threads, progress)` gives one row a tensor. Without a format: back to floats, of `scale_dtype` if there is one. Without a target: the plan alone.
+/// `convert(source, target, format, group_size, scale_dtype, options, method, importance, nonfinite, include, exclude, keep, fallback,
+/// requantize, shard_size, overwrite, threads, progress)` gives one row a tensor. Without a format: back to floats, of `scale_dtype` if
+/// there is one. Without a target: the plan alone.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "the options of the public function, one each")]
 pub(super) fn convert(
@@ -167,6 +183,7 @@ pub(super) fn convert(
     include: Vec<String>,
     exclude: Vec<String>,
     keep: Vec<String>,
+    fallback: Option<&str>,
     requantize: bool,
     shard_size: Option<u64>,
     overwrite: bool,
@@ -174,23 +191,24 @@ pub(super) fn convert(
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Vec<Row>> {
     guarded(|| {
-        let wanted = match format {
-            Some(name) => {
-                let (format, options) = chosen(name, options)?;
-                let scale_dtype = scale_dtype.map(named_scale_dtype).transpose()?;
-                Target::Format(format.spec(), Options { group_size, scale_dtype, ..options })
-            }
-            None => Target::Floats(scale_dtype.and_then(StoredDtype::from_name)),
-        };
+        let format = format.map(|name| Ok::<_, PyErr>((name, named_format(name, options)?))).transpose()?;
+        let floats = scale_dtype.and_then(StoredDtype::from_name);
+        let scale_dtype = if format.is_some() { scale_dtype.map(named_scale_dtype).transpose()? } else { None };
+        let given = Options { group_size, scale_dtype, ..Options::default() };
+        let fallback = fallback.map(named_fallback).transpose()?;
         let scales = match method {
             "optimal" => Scales::Optimal(importance.as_deref().map(open).transpose()?),
             _ => Scales::Nearest,
         };
         let how = How { nonfinite: named_policy(nonfinite)?, scales };
-        let selection = Selection { include, exclude, keep, requantize };
+        let selection = Selection { include, exclude, keep, fallback, requantize };
         let (level, threads) = (Level::current()?, thread_count(threads)?);
         watched(py, progress, |watch| {
             let file = open(&source)?;
+            let wanted = match format {
+                Some((name, format)) => wanted(name, format, given, file.container().container())?,
+                None => Target::Floats(floats),
+            };
             let mut plan = Plan::new(&file, wanted, &selection)?;
             if let Some(size) = shard_size {
                 plan.shard(size);
@@ -214,19 +232,61 @@ pub(super) fn convert(
     })
 }
 
+/// The format of this name and its options; `None` where it is the name of a mixture alone.
+fn named_format(name: &str, options: Option<&Bound<'_, PyDict>>) -> PyResult<Option<(Format, Options)>> {
+    match (mixture::find(name).filter(|_| formats::find(name).is_err()), options) {
+        (None, _) => chosen(name, options).map(Some),
+        (Some(_), None) => Ok(None),
+        (Some(mixture), Some(options)) => Err(takes_no(mixture, &options.keys().get_item(0)?.extract::<String>()?).into()),
+    }
+}
+
+fn takes_no(mixture: &Mixture, option: &str) -> Error {
+    Error::Option { option: option.into(), format: mixture.name.into(), options: Vec::new() }
+}
+
+/// What a name means for files of this container: `q4_0` is a mixture of llama.cpp in GGUF files, elsewhere a format.
+fn wanted(name: &str, format: Option<(Format, Options)>, given: Options, container: &str) -> Result<Target> {
+    match (mixture::find(name), format) {
+        (mixture, Some((format, options))) if mixture.is_none() || container != "gguf" => {
+            let Options { group_size, scale_dtype, .. } = given;
+            Ok(Target::Format(format.spec(), Options { group_size, scale_dtype, ..options }))
+        }
+        (mixture, _) => {
+            let mixture = mixture.expect("a name is that of a format or of a mixture");
+            let given = [("group_size", given.group_size.is_some()), ("scale_dtype", given.scale_dtype.is_some())];
+            match given.into_iter().find(|option| option.1) {
+                Some((option, _)) => Err(takes_no(mixture, option)),
+                None => Ok(Target::Mixture(mixture)),
+            }
+        }
+    }
+}
+
+fn named_fallback(name: &str) -> Result<Fallback> {
+    if name == "llama.cpp" { Ok(Fallback::Llama) } else { Ok(Fallback::Format(formats::find(name)?.spec())) }
+}
+
 fn row(step: Step, effect: Effect) -> Row {
+    let becomes = match &step.action {
+        Action::Cast(dtype, _) => dtype.name(),
+        _ => step.layout.as_ref().map_or(step.dtype.name(), |layout| layout.spec.name),
+    };
+    let fallback = step.wanted.map(|(spec, _)| spec.name).filter(|&name| name != becomes && !matches!(step.action, Action::Refuse(_)));
     let (action, reason) = match step.action {
         Action::Keep(reason) => ("keep", Some(reason)),
-        Action::Quantize => ("quantize", None),
+        Action::Quantize => ("quantize", step.why),
         Action::Repack => ("repack", None),
-        Action::Requantize => ("requantize", None),
+        Action::Requantize => ("requantize", step.why),
         Action::Dequantize => ("dequantize", None),
         Action::Refuse(reason) => ("refuse", Some(reason)),
+        Action::Cast(_, reason) => ("cast", Some(reason)),
     };
     let tensor = step.layout.as_ref().map(settled);
     let errors = effect.errors.map(numbers);
-    let (before, after) = (step.bytes_before, step.bytes_after);
-    (step.name, step.shape, step.dtype.name(), action, reason, tensor, before, after, errors, effect.replaced, effect.weights)
+    let bytes = (step.bytes_before, step.bytes_after);
+    let Effect { replaced, weights, .. } = effect;
+    (step.name, step.shape, step.dtype.name(), action, reason, tensor, bytes, errors, replaced, weights, becomes, fallback)
 }
 
 /// What a file has under a name: format or dtype, shape, bytes.

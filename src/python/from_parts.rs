@@ -172,7 +172,7 @@ fn widest(spec: &Spec, group_size: Option<GroupSize>, parts: &[(&Part, Array<'_>
             }
             Extent::Groups if !is_shown => (None, group.map(|group| length.saturating_mul(group))),
             Extent::GroupPairs if !is_shown => (None, group.map(|group| length.saturating_mul(2).saturating_mul(group))),
-            Extent::Blocks(bytes) => (Some(rows.to_vec()), Some((length / bytes).saturating_mul(group.unwrap_or(1)))),
+            Extent::Blocks(bytes) => (Some(rows.to_vec()), Some((length / bytes).saturating_mul(spec.block(group.unwrap_or(1))))),
             Extent::WordsAlongColumns => {
                 axes(2)?;
                 (Some(vec![length]), Some(rows[0].saturating_mul(8)))

@@ -20,11 +20,11 @@ pub(super) fn list_formats<'py>(py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTu
 }
 
 fn describe<'py>(py: Python<'py>, spec: &'static Spec) -> PyResult<Bound<'py, PyTuple>> {
-    let (scheme, codes) = match spec.scheme {
-        Scheme::Symmetric => ("symmetric", (-8, 7)),
-        Scheme::Affine => ("affine", (0, 15)),
-        Scheme::Minimum => ("minimum", (0, 15)),
-        Scheme::Codebook(_) => ("codebook", (0, 15)),
+    let scheme = match spec.scheme {
+        Scheme::Symmetric => "symmetric",
+        Scheme::Affine => "affine",
+        Scheme::Minimum => "minimum",
+        Scheme::Codebook(_) => "codebook",
     };
     let (group_size, sizes) = match spec.group_sizes {
         GroupSizes::Fixed(size) | GroupSizes::InBlocks { size, .. } => (size, vec![size]),
@@ -43,7 +43,7 @@ fn describe<'py>(py: Python<'py>, spec: &'static Spec) -> PyResult<Bound<'py, Py
         aliases.into_any(),
         spec.summary.into_pyobject(py)?.into_any(),
         scheme.into_pyobject(py)?.into_any(),
-        codes.into_pyobject(py)?.into_any(),
+        spec.codes().into_pyobject(py)?.into_any(),
         group_size.into_pyobject(py)?.into_any(),
         sizes.into_any(),
         any.into_pyobject(py)?.to_owned().into_any(),
@@ -57,6 +57,7 @@ fn describe<'py>(py: Python<'py>, spec: &'static Spec) -> PyResult<Bound<'py, Py
         spec.exact.into_pyobject(py)?.to_owned().into_any(),
         spec.is_flat().into_pyobject(py)?.to_owned().into_any(),
         PyTuple::new(py, methods(spec))?.into_any(),
+        spec.is_companion().into_pyobject(py)?.to_owned().into_any(),
     ];
     PyTuple::new(py, fields)
 }
@@ -92,7 +93,8 @@ fn listed_parts(spec: &'static Spec) -> Vec<Listed> {
 }
 
 fn shape_of(part: &Part, variant: &Spec, default: &Spec) -> String {
-    let shape = part.extent.shape();
+    let group = variant.group_sizes.default();
+    let shape = part.extent.shape(variant.block(group) / group);
     match variant.choice.filter(|_| !std::ptr::eq(variant, default)).and_then(|choice| Some((choice.option(), choice.is_on()?))) {
         Some((option, on)) => format!("{shape} if {option}={}", if on { "True" } else { "False" }),
         None => shape,

@@ -59,6 +59,7 @@ impl Problem {
     /// The problem of a format; `None` where it has no search.
     pub fn of(spec: &Spec) -> Option<Problem> {
         let (kind, zero_point) = match (spec.scheme, spec.choice) {
+            _ if spec.is_companion() => return None,
             (Scheme::Symmetric, _) => (Kind::Symmetric, None),
             (Scheme::Affine, Some(Choice::Symmetric(true))) => (Kind::Symmetric, Some(8)),
             // Where scales are multiples of another one, or quantized in turn, the best ones alone are not the best together.

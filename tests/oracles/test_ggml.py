@@ -19,8 +19,17 @@ TYPES = {
     "gguf:iq4_xs": (23, "iq4_xs"),
     "gguf:mxfp4": (39, "mxfp4"),
     "gguf:nvfp4": (40, "nvfp4"),
+    "gguf:q5_0": (6, "q5_0"),
+    "gguf:q5_1": (7, "q5_1"),
+    "gguf:q8_0": (8, "q8_0"),
+    "gguf:q5_k": (13, "q5_K"),
+    "gguf:q6_k": (14, "q6_K"),
 }
-HALVES = {"gguf:q4_0": 1, "gguf:q4_1": 2, "gguf:q4_k": 2, "gguf:iq4_nl": 1, "gguf:iq4_xs": 1}  # float16 numbers at the start of a block
+# Where the float16 numbers of a block are.
+HALVES = dict.fromkeys(("gguf:q4_0", "gguf:iq4_nl", "gguf:iq4_xs", "gguf:q5_0", "gguf:q8_0"), slice(0, 2))
+HALVES |= dict.fromkeys(("gguf:q4_1", "gguf:q4_k", "gguf:q5_1", "gguf:q5_k"), slice(0, 4)) | {"gguf:q6_k": slice(208, 210)}
+# The largest magnitude that a code reaches with a factor of a group and a scale of 1.
+REACH = {"gguf:iq4_xs": 32 * 127, "gguf:q6_k": 128 * 32}
 BLOCKS = 4096
 
 
@@ -66,10 +75,10 @@ def decode(name, blocks):
 
 def beyond_float16(name, x, theirs):
     """Which rows are an error here, as docs/formats.md lists: ggml stores an infinity or NaN for the scale or the minimum."""
-    beyond = ~np.isfinite(np.ascontiguousarray(theirs[:, : 2 * HALVES[name]]).view(np.float16)).all(axis=1)
-    if name == "gguf:iq4_xs":
+    beyond = ~np.isfinite(np.ascontiguousarray(theirs[:, HALVES[name]]).view(np.float16)).all(axis=1)
+    if name in REACH:
         # Sums overflow too, and ggml goes on without that group, though no scale of float16 reaches its largest element.
-        beyond |= np.abs(x).max(axis=1) > np.float32(65504 * 32 * 127)
+        beyond |= np.abs(x).max(axis=1) > np.float32(65504 * REACH[name])
     return beyond
 
 

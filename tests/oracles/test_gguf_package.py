@@ -17,12 +17,17 @@ TYPES = {
     "gguf:iq4_xs": Type.IQ4_XS,
     "gguf:mxfp4": Type.MXFP4,
     "gguf:nvfp4": Type.NVFP4,
+    "gguf:q5_0": Type.Q5_0,
+    "gguf:q5_1": Type.Q5_1,
+    "gguf:q8_0": Type.Q8_0,
+    "gguf:q5_k": Type.Q5_K,
+    "gguf:q6_k": Type.Q6_K,
 }
 BLOCKS = 2048
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MAKE if kind not in ("float subnormal", "1e30", "largest")])
-@pytest.mark.parametrize("name", ["gguf:q4_0", "gguf:q4_1", "gguf:mxfp4"])
+@pytest.mark.parametrize("name", ["gguf:q4_0", "gguf:q4_1", "gguf:mxfp4", "gguf:q5_0", "gguf:q5_1", "gguf:q8_0"])
 def test_encodes_to_the_same_blocks(name, kind):
     """The kinds left out are the deviations that test_ggml.py looks at."""
     # Of 0.0 and -0.0 numpy takes either for the extreme and ggml the first, and the scale gets its sign: all zeros are made positive.

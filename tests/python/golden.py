@@ -100,6 +100,11 @@ CASES = {
     "onnx:matmulnbits": golden_words.onnx_matmulnbits,
     "onnx:qdq": golden_words.onnx_qdq,
     "hqq": golden_words.hqq,
+    "gguf:q8_0": ggml,
+    "gguf:q5_0": ggml,
+    "gguf:q5_1": ggml,
+    "gguf:q5_k": ggml,
+    "gguf:q6_k": ggml,
 }
 
 

@@ -8,6 +8,7 @@ compared with the vectors of the projects that own the formats, and the product 
 from .awq import Awq
 from .base import Format
 from .bnb import BnbFp4, BnbNf4
+from .companions import Q5K, Q6K, Q5_0, Q5_1, Q8_0
 from .compressed_tensors import CompressedTensors
 from .gptq import Gptq, GptqV2
 from .hqq import Hqq
@@ -27,6 +28,7 @@ CLASSES = (Int4, Uint4, Q4_0, Q4_1, Q4K, Iq4Nl, Iq4Xs, GgufNvFp4, Mlx, GgufMxFp4
 CLASSES += (BnbNf4, BnbFp4, CompressedTensors)
 CLASSES += (CompressedTensorsNvFp4, ModelOptNvFp4, MlxNvFp4, TorchAoMxFp4, TorchAoNvFp4)
 CLASSES += (Gptq, GptqV2, Awq, OnnxMatMulNBits, OnnxQdq, Hqq)
+CLASSES += (Q8_0, Q5_0, Q5_1, Q5K, Q6K)
 FORMATS: dict[str, Format] = {format.name: format() for format in CLASSES}
 
 __all__ = ["FORMATS", "Format"]

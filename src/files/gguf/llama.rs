@@ -49,10 +49,13 @@ const RWKV: &str = "a small matrix of RWKV";
 const SPARED_NAMES: [(&str, &str); 2] =
     [("position_embd.weight", "an embedding of positions"), ("token_types.weight", "an embedding of token types")];
 
-/// Why the quantizer leaves a tensor alone whatever the format, if it does.
-pub(crate) fn spares(name: &str) -> Option<String> {
+/// Why the quantizer leaves a tensor alone whatever the format, if it does. An axis of one row counts for none.
+pub(crate) fn spares(name: &str, shape: &[usize]) -> Option<String> {
     if !name.ends_with("weight") {
         return Some("its name does not end in weight".into());
+    }
+    if shape.iter().skip_while(|&&length| length == 1).count() < 2 {
+        return Some("one row; a matrix has more".into());
     }
     let part = SPARED.iter().find(|row| name.contains(row.0));
     let found = part.or_else(|| SPARED_NAMES.iter().find(|row| name == row.0))?;
@@ -69,23 +72,28 @@ const FILE_TYPE: &str = "general.file_type";
 const QUANTIZATION_VERSION: &str = "general.quantization_version";
 
 /// The keys of a file that is made from one with `keys`: all, in their order, but those that speak of how the old file was laid out.
-/// Where `became` says which dtype its weights now have, the keys that tell of it come last.
-pub(crate) fn keys(keys: &[Key], became: Option<StoredDtype>) -> Vec<Key> {
+/// Where its weights became something else, the keys that tell of it come last, with the number that stands for what they became.
+pub(crate) fn keys(keys: &[Key], file_type: Option<u32>) -> Vec<Key> {
     let speaks_of_layout = |key: &&Key| key.name == ALIGNMENT_KEY || key.name.starts_with("split.");
     let kept = keys.iter().filter(|key| !speaks_of_layout(key));
-    let Some(dtype) = became else { return kept.cloned().collect() };
+    let Some(file_type) = file_type else { return kept.cloned().collect() };
     let kept = kept.filter(|key| key.name != FILE_TYPE && key.name != QUANTIZATION_VERSION);
-    kept.cloned().chain([Key::u32(QUANTIZATION_VERSION, 2), Key::u32(FILE_TYPE, file_type(dtype))]).collect()
+    kept.cloned().chain([Key::u32(QUANTIZATION_VERSION, 2), Key::u32(FILE_TYPE, file_type)]).collect()
 }
 
-/// The number by which [`FILE_TYPE`] says that most weights have this dtype. Of two that mean Q4_K it is that of Q4_K_S, whose weights
-/// are Q4_K but for a few.
-fn file_type(dtype: StoredDtype) -> u32 {
+/// The number by which [`FILE_TYPE`] says that all weights have this dtype. Of two that mean Q4_K or Q5_K it is that of Q4_K_S or Q5_K_S,
+/// whose weights are so but for a few.
+pub(crate) fn file_type(dtype: StoredDtype) -> u32 {
     match dtype {
         StoredDtype::F32 => 0,
         StoredDtype::Q40 => 2,
         StoredDtype::Q41 => 3,
+        StoredDtype::Q80 => 7,
+        StoredDtype::Q50 => 8,
+        StoredDtype::Q51 => 9,
         StoredDtype::Q4K => 14,
+        StoredDtype::Q5K => 16,
+        StoredDtype::Q6K => 18,
         StoredDtype::Iq4Nl => 25,
         StoredDtype::Iq4Xs => 30,
         StoredDtype::Mxfp4 => 38,

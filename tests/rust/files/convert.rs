@@ -40,7 +40,7 @@ fn matrices_are_planned_to_be_quantized_and_the_rest_is_kept_with_the_reason() {
         let kept = |step: Step| match step.action {
             Action::Quantize => (step.name, "quantized".to_string()),
             Action::Keep(reason) | Action::Refuse(reason) => (step.name, reason),
-            Action::Dequantize | Action::Repack | Action::Requantize => panic!("nothing is quantized yet"),
+            Action::Cast(..) | Action::Dequantize | Action::Repack | Action::Requantize => panic!("nothing is quantized yet"),
         };
         plan.steps.into_iter().map(kept).collect::<BTreeMap<String, String>>()
     };
