@@ -371,11 +371,24 @@ def convert(
     started = time.perf_counter()
 
     def run(target: str | None, callback: Progress | None) -> list[Any]:
-        name = None if dequantize else format
-        limit = requested(threads)
-        how = (options or None, method, weights, nonfinite)
-        rest = (fallback, requantize, shard_size, overwrite, limit, callback)
-        return _core.convert(source, target, name, group_size, scale_name, *how, *names, *rest)
+        return _core.convert(
+            source,
+            target,
+            None if dequantize else format,
+            group_size,
+            scale_name,
+            options or None,
+            method,
+            weights,
+            nonfinite,
+            *names,
+            fallback,
+            requantize,
+            shard_size,
+            overwrite,
+            requested(threads),
+            callback,
+        )
 
     rows = run(None, None)
     if target is not None and not dry_run:
@@ -398,16 +411,32 @@ def _names(given: Sequence[str]) -> list[str]:
 def _report(source: str, target: str | None, dry_run: bool, rows: list[Any], started: float) -> ConvertReport:
     tensors: list[TensorReport] = []
     errors: list[tuple[str, Errors]] = []
-    for name, shape, dtype, action, reason, tensor, nbytes, sums, *rest in rows:
-        format, group_size = (tensor[0], tensor[3]) if tensor else (None, None)
-        measured: tuple[float | None, float | None, float | None] = (None, None, None)
-        if sums is not None:
-            own = Errors(*sums)
+    for name, shape, dtype, action, reason, tensor, nbytes, sums, replaced, weights, becomes, fallback in rows:
+        own = None if sums is None else Errors(*sums)
+        if own is not None:
             errors.append((name, own))
-            measured = (own.rmse, own.max_abs_error, own.sqnr_db)
-        tensors.append(TensorReport(name, tuple(shape), dtype, action, reason, format, group_size, *nbytes, *measured, *rest))
+        tensors.append(
+            TensorReport(
+                name=name,
+                shape=tuple(shape),
+                dtype=dtype,
+                action=action,
+                reason=reason,
+                format=tensor[0] if tensor else None,
+                group_size=tensor[3] if tensor else None,
+                bytes_before=nbytes[0],
+                bytes_after=nbytes[1],
+                rmse=own and own.rmse,
+                max_abs_error=own and own.max_abs_error,
+                sqnr_db=own and own.sqnr_db,
+                replaced=replaced,
+                weights=weights,
+                becomes=becomes,
+                fallback=fallback,
+            )
+        )
     quantized = [tensor for tensor in tensors if tensor.format]
-    weights = sum(math.prod(tensor.shape) for tensor in quantized)
+    elements = sum(math.prod(tensor.shape) for tensor in quantized)
     sqnr_db, worst = _overall(errors)
     return ConvertReport(
         source=source,
@@ -416,7 +445,7 @@ def _report(source: str, target: str | None, dry_run: bool, rows: list[Any], sta
         seconds=time.perf_counter() - started,
         bytes_before=sum(tensor.bytes_before for tensor in tensors),
         bytes_after=sum(tensor.bytes_after for tensor in tensors),
-        bits_per_weight=8 * sum(tensor.bytes_after for tensor in quantized) / weights if weights else None,
+        bits_per_weight=8 * sum(tensor.bytes_after for tensor in quantized) / elements if elements else None,
         sqnr_db=sqnr_db,
         worst=worst,
         tensors=tuple(tensors),

@@ -132,6 +132,10 @@ fn convert(entry: &Entry, from: &Layout, (spec, options): (&'static Spec, Option
     if is_folder && rules.convention.spares(entry).is_some() {
         return (Action::Dequantize, None);
     }
+    // Tensors of more bits that others have beside 4-bit ones.
+    if from.spec.is_companion() && !rules.requantize {
+        return (Action::Keep(format!("already {}", from.spec.name)), Some(from.clone()));
+    }
     let to = match again(from, spec, options) {
         Ok(to) => to,
         Err(error) => return (Action::Refuse(error.to_string()), None),
