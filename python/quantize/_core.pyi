@@ -109,10 +109,11 @@ def convert(
     fallback: str | None,
     requantize: bool,
     shard_size: int | None,
+    memory_limit: int,
     overwrite: bool,
     threads: int | None,
     progress: Callable[[int, int, str], object] | None,
-) -> list[tuple[Any, ...]]: ...
+) -> tuple[list[tuple[Any, ...]], int]: ...
 def compare_files(
     reference: str, other: str, threads: int | None, progress: Callable[[int, int, str], object] | None
 ) -> list[tuple[Any, ...]]: ...

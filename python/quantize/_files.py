@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -233,6 +233,8 @@ class ConvertReport:
     """Signal to quantization noise over all elements that were quantized, in dB."""
     worst: str | None
     """The tensor of the lowest SQNR."""
+    memory: int
+    """Bytes that tensors and what they become take at a time, estimated from above."""
     tensors: tuple[TensorReport, ...]
     """Tensor by tensor, in the order of the old file."""
 
@@ -259,6 +261,7 @@ def convert(
     dequantize: bool = False,
     dtype: DTypeLike | Literal["bfloat16"] | None = None,
     shard_size: int | None = None,
+    memory_limit: int | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     threads: int | None = None,
@@ -313,6 +316,9 @@ def convert(
         Decode to this dtype instead.
     shard_size : int, optional
         Bytes of the tensors of one shard of a folder at most; a larger tensor has one of its own. Default: 5 GB.
+    memory_limit : int, optional
+        Bytes that tensors and what they become may take at a time: larger ones are cut between rows. It is refused where a tensor cannot be
+        cut so far. Default: a quarter of the memory of the machine or of its control group, at most 2 GiB.
     overwrite : bool
         Replace a file that exists. A folder that is not empty is never written into.
     dry_run : bool
@@ -368,9 +374,12 @@ def convert(
     floats = dtype if dequantize else scale_dtype
     scale_name = None if floats is None else float_dtype(floats)[0]
     weights = None if importance is None else os.fspath(importance)
+    if memory_limit is not None and memory_limit < 1:
+        raise ValueError(f"memory_limit is {memory_limit}; expected 1 or more bytes")
+    limit = _memory_limit() if memory_limit is None else memory_limit
     started = time.perf_counter()
 
-    def run(target: str | None, callback: Progress | None) -> list[Any]:
+    def run(target: str | None, callback: Progress | None) -> tuple[list[Any], int]:
         return _core.convert(
             source,
             target,
@@ -385,17 +394,18 @@ def convert(
             fallback,
             requantize,
             shard_size,
+            limit,
             overwrite,
             requested(threads),
             callback,
         )
 
-    rows = run(None, None)
+    rows, peak = run(None, None)
     if target is not None and not dry_run:
         _check_space(target, sum(row[6][1] for row in rows))
         with _shown(progress) as callback:
-            rows = run(target, callback)
-    report = _report(source, target, dry_run, rows, started)
+            rows, peak = run(target, callback)
+    report = _report(source, target, dry_run, rows, peak, started)
     replaced = sum(tensor.replaced for tensor in report.tensors)
     if replaced:
         elements = "element was" if replaced == 1 else "elements were"
@@ -408,7 +418,7 @@ def _names(given: Sequence[str]) -> list[str]:
     return [given] if isinstance(given, str) else list(given)
 
 
-def _report(source: str, target: str | None, dry_run: bool, rows: list[Any], started: float) -> ConvertReport:
+def _report(source: str, target: str | None, dry_run: bool, rows: list[Any], peak: int, started: float) -> ConvertReport:
     tensors: list[TensorReport] = []
     errors: list[tuple[str, Errors]] = []
     for name, shape, dtype, action, reason, tensor, nbytes, sums, replaced, weights, becomes, fallback in rows:
@@ -448,6 +458,7 @@ def _report(source: str, target: str | None, dry_run: bool, rows: list[Any], sta
         bits_per_weight=8 * sum(tensor.bytes_after for tensor in quantized) / elements if elements else None,
         sqnr_db=sqnr_db,
         worst=worst,
+        memory=peak,
         tensors=tuple(tensors),
     )
 
@@ -610,6 +621,17 @@ def _array(data: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> NDArr
         return data
     name = "uint16" if dtype == "bfloat16" else "uint8" if dtype.startswith("float8_") else dtype
     return data.view(np.dtype(name).newbyteorder("<")).reshape(shape)
+
+
+def _memory_limit() -> int:
+    """Give a quarter of the memory of the machine or of its control group, at most 2 GiB."""
+    found = [8 << 30]
+    with suppress(OSError, ValueError, AttributeError):  # not every system tells
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # the file has no number where there is no limit
+            found.append(int(Path(path).read_text()))
+    return min(found) // 4
 
 
 def _check_space(target: str, needed: int) -> None:

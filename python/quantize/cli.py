@@ -115,6 +115,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--shard-size", type=_bytes, metavar="SIZE", help="of a folder's files, such as 2GB or 500MB (default: 5GB)")
     command.add_argument(
+        "--memory-limit",
+        type=_bytes,
+        metavar="SIZE",
+        help="of what tensors take at a time (default: a quarter of the memory, at most 2GiB)",
+    )
+    command.add_argument(
         "--nonfinite",
         choices=["raise", "zero", "clip"],
         default="raise",
@@ -183,6 +189,7 @@ def _convert(options: argparse.Namespace) -> None:
         importance=options.importance,
         dtype=options.dtype,
         shard_size=options.shard_size,
+        memory_limit=options.memory_limit,
         nonfinite=options.nonfinite,
         include=options.include,
         exclude=options.exclude,

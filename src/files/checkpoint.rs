@@ -18,6 +18,7 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 
 use super::folder::family::{self, Found};
+use super::rows::{self, Share};
 use super::{Container, StoredDtype, Tensor, buffer, gguf, shown};
 use crate::engine;
 use crate::error::{Error, Index, Result};
@@ -169,24 +170,74 @@ impl Checkpoint {
             }
         }
         let Some(layout) = entry.layout() else { return Ok(()) };
-        let parts: Vec<&[u8]> = outs.iter().map(|out| &**out).collect();
-        engine::check_once(layout, &parts).map_err(|error| Error::Corrupt {
+        self.checked(entry, layout, &outs.iter().map(|out| &**out).collect::<Vec<_>>())
+    }
+
+    fn checked(&self, entry: &Entry, layout: &Layout, parts: &[&[u8]]) -> Result<()> {
+        engine::check_once(layout, parts).map_err(|error| Error::Corrupt {
             container: self.container.container(),
             reason: format!("tensor {}: {error}", shown(&entry.name)),
         })
     }
 
-    /// As [`Self::read`], into buffers of its own.
+    /// Whether the parts that a tensor has once agree with its layout.
     ///
     /// # Errors
     ///
-    /// As there, and [`Error::Memory`].
-    pub fn load(&self, entry: &Entry, advance: Advance) -> Result<Vec<Vec<u8>>> {
+    /// As for [`Self::read`].
+    pub(super) fn check_once(&self, entry: &Entry) -> Result<()> {
+        let Some(layout) = entry.layout() else { return Ok(()) };
+        let once = |(index, (stored, tensor)): (usize, (usize, &Tensor))| {
+            if rows::share(layout, index, 0, 0).is_some() {
+                return Ok(Vec::new());
+            }
+            let mut part = buffer(tensor.bytes(), || format!("tensor {}", shown(&tensor.name)))?;
+            self.container.read(stored, 0, &mut part).map(|()| part)
+        };
+        let parts = self.stored(entry).enumerate().map(once).collect::<Result<Vec<_>>>()?;
+        self.checked(entry, layout, &parts.iter().map(Vec::as_slice).collect::<Vec<_>>())
+    }
+
+    /// Read all that an entry lies in.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::read`], and [`Error::Memory`].
+    pub fn load(&self, entry: &Entry) -> Result<Vec<Vec<u8>>> {
         let room = |(_, tensor): (usize, &Tensor)| buffer(tensor.bytes(), || format!("tensor {}", shown(&tensor.name)));
         let mut loaded = self.stored(entry).map(room).collect::<Result<Vec<_>>>()?;
         let mut outs: Vec<&mut [u8]> = loaded.iter_mut().map(Vec::as_mut_slice).collect();
-        self.read(entry, &mut outs, advance)?;
+        self.read(entry, &mut outs, &mut |_| Ok(()))?;
         Ok(loaded)
+    }
+
+    /// Read `count` rows from row `first` on, those of each part into the buffer of its place; a part that the tensor has once is read
+    /// whole. The answer is how many bytes were read.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Container::read`], and [`Error::Memory`].
+    pub(super) fn read_rows(&self, entry: &Entry, first: usize, count: usize, parts: &mut Vec<Vec<u8>>) -> Result<u64> {
+        parts.resize_with(self.stored(entry).count(), Vec::new);
+        let mut read = 0;
+        for (part, ((index, tensor), out)) in self.stored(entry).zip(parts).enumerate() {
+            let share = match entry.layout() {
+                Some(layout) => rows::share(layout, part, first, count),
+                None => {
+                    let row = tensor.bytes() / rows::lengths(&tensor.shape).1.max(1) as u64;
+                    Some(Share { start: first as u64 * row, len: count * row as usize, stride: 0, pieces: 1 })
+                }
+            };
+            let share = share.unwrap_or(Share { start: 0, len: tensor.bytes() as usize, stride: 0, pieces: 1 });
+            if out.len() != share.bytes() {
+                *out = buffer(share.bytes() as u64, || format!("tensor {}", shown(&tensor.name)))?;
+            }
+            for (at, place) in share.places() {
+                self.container.read(index, at, &mut out[place])?;
+            }
+            read += share.bytes() as u64;
+        }
+        Ok(read)
     }
 }
 

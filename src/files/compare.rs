@@ -2,7 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::checkpoint::{Checkpoint, Content, Entry};
+use super::checkpoint::{BLOCK, Checkpoint, Entry};
+use super::rows::{self, BLOCK_ELEMENTS, Cut};
 use crate::element::{Dtype, Sink, Source};
 use crate::engine::{self, Run, Sums};
 use crate::error::Result;
@@ -102,92 +103,92 @@ fn pair(
         advance(file.bytes(entry))?;
         return Ok(Verdict::Shapes);
     }
-    let bytes = file.load(entry, advance)?;
-    // The second file is waited for, but its bytes do not count towards the first's.
-    let other_bytes = other_file.load(twin, &mut |_| advance(0))?;
-    match (values(entry, &bytes), values(twin, &other_bytes)) {
-        (Some(reference), Some(other)) => errors(&entry.shape, &reference, &other, run).map(Verdict::Measured),
-        _ if entry.dtype == twin.dtype => Ok(Verdict::SameBytes(bytes == other_bytes)),
-        _ => Ok(Verdict::Dtypes),
+    let measured = |entry: &Entry| entry.layout().is_some() || entry.dtype.float().is_some();
+    if !(measured(entry) && measured(twin)) {
+        if entry.dtype != twin.dtype || entry.layout().is_some() || twin.layout().is_some() {
+            advance(file.bytes(entry))?;
+            return Ok(Verdict::Dtypes);
+        }
+        return same_bytes((file, entry), (other_file, twin), advance).map(Verdict::SameBytes);
     }
-}
-
-/// The values of an entry, if they are numbers that are measured.
-fn values<'a>(entry: &'a Entry, bytes: &'a [Vec<u8>]) -> Option<Values<'a>> {
-    match &entry.content {
-        Content::Plain(_) => Some(Values::Plain(entry.dtype.float()?, &bytes[0])),
-        Content::Quantized { layout, .. } => Some(Values::Quantized(layout, bytes.iter().map(Vec::as_slice).collect())),
-    }
-}
-
-/// A tensor in memory.
-pub(super) enum Values<'a> {
-    /// Little-endian numbers in C order.
-    Plain(Dtype, &'a [u8]),
-    /// Parts.
-    Quantized(&'a Layout, Vec<&'a [u8]>),
-}
-
-/// The errors of `other` against `reference`, both of `shape`; a block of rows at a time where both can be cut between
-/// rows, so that memory stays small.
-pub(super) fn errors(shape: &[usize], reference: &Values, other: &Values, run: &Run) -> Result<Sums> {
-    let columns = shape.last().copied().unwrap_or(1);
+    file.check_once(entry)?;
+    other_file.check_once(twin)?;
+    let cut = [entry, twin].into_iter().filter_map(Entry::layout).map(Cut::of).fold(Cut::Rows(1), Cut::and);
+    let (mut parts, mut other_parts) = (Vec::new(), Vec::new());
     let mut sums = Sums::default();
-    let (mut scratch, mut other_scratch) = (Vec::new(), Vec::new());
-    let whole = [reference, other].iter().any(|values| matches!(values, Values::Quantized(layout, _) if !layout.spec.is_by_rows()));
-    for (first, count) in blocks(shape, whole) {
-        let x = reference.source(first, count, columns, &mut scratch, run)?;
-        let y = other.source(first, count, columns, &mut other_scratch, run)?;
-        sums = engine::compare(&x, &y, run)?.into_iter().fold(sums, Sums::then);
+    let mut scratch = Scratch::default();
+    for (first, count) in cut.blocks(&entry.shape, BLOCK_ELEMENTS) {
+        let read = file.read_rows(entry, first, count, &mut parts)?;
+        other_file.read_rows(twin, first, count, &mut other_parts)?;
+        let (reference, other) = (Rows::of(entry, count, &parts), Rows::of(twin, count, &other_parts));
+        sums = errors(sums, &reference, &other, &mut scratch, run)?;
+        advance(read)?;
     }
-    Ok(sums)
+    Ok(Verdict::Measured(sums))
 }
 
-/// Elements of a block: 16 MiB of f32, enough for all threads to have work.
-const BLOCK_ELEMENTS: usize = 4 << 20;
-
-/// The rows of a tensor in blocks of about [`BLOCK_ELEMENTS`], or as one `whole`: first row, number of rows.
-pub(super) fn blocks(shape: &[usize], whole: bool) -> impl Iterator<Item = (usize, usize)> {
-    let (columns, rows) = match shape.split_last() {
-        Some((&columns, rows)) => (columns, rows.iter().product()),
-        None => (1, 1),
-    };
-    let rows = if columns == 0 { 0 } else { rows };
-    let step = if whole { rows.max(1) } else { (BLOCK_ELEMENTS / columns.max(1)).max(1) };
-    (0..rows).step_by(step).map(move |first| (first, step.min(rows - first)))
-}
-
-/// The layout of rows `first..first + count` of a quantized tensor, and their share of its parts.
-pub(super) fn rows<'a>(layout: &Layout, parts: &[&'a [u8]], first: usize, count: usize) -> (Layout, Vec<&'a [u8]>) {
-    if !layout.spec.is_by_rows() {
-        return (layout.clone(), parts.to_vec());
+/// Whether two plain tensors of one dtype and shape are the same.
+fn same_bytes(
+    (file, entry): (&Checkpoint, &Entry),
+    (other_file, twin): (&Checkpoint, &Entry),
+    advance: &mut dyn FnMut(u64) -> Result<()>,
+) -> Result<bool> {
+    let (mut block, mut other_block) = (Vec::new(), Vec::new());
+    let mut same = true;
+    for ((index, tensor), (other_index, _)) in file.stored(entry).zip(other_file.stored(twin)) {
+        for offset in (0..tensor.bytes()).step_by(BLOCK) {
+            block.resize((tensor.bytes() - offset).min(BLOCK as u64) as usize, 0);
+            other_block.resize(block.len(), 0);
+            file.container().read(index, offset, &mut block)?;
+            other_file.container().read(other_index, offset, &mut other_block)?;
+            same &= block == other_block;
+            advance(block.len() as u64)?;
+        }
     }
-    let block = Layout { shape: vec![count, layout.columns()], ..layout.clone() };
-    let share = |(index, part): (usize, &&'a [u8])| {
-        let bytes = block.part_bytes(index);
-        // One group for the whole tensor is every block's.
-        let start = if part.len() == bytes { 0 } else { part.len() / layout.rows() * first };
-        &part[start..start + bytes]
-    };
-    let shares = parts.iter().enumerate().map(share).collect();
-    (block, shares)
+    Ok(same)
 }
 
-impl Values<'_> {
-    /// Rows `first..first + count` as floats.
-    fn source<'s>(&'s self, first: usize, count: usize, columns: usize, scratch: &'s mut Vec<f32>, run: &Run) -> Result<Source<'s>> {
-        let shape = [count, columns];
+/// Some rows of a tensor, in memory.
+pub(super) enum Rows<'a> {
+    /// Little-endian numbers in C order: their dtype, how many rows.
+    Plain(Dtype, usize, &'a [u8]),
+    /// Parts.
+    Quantized(Layout, Vec<&'a [u8]>),
+}
+
+/// Floats that are kept from block to block.
+#[derive(Default)]
+pub(super) struct Scratch(Vec<f32>, Vec<f32>);
+
+impl<'a> Rows<'a> {
+    /// `count` rows of a tensor of numbers, as they were read.
+    pub(super) fn of(entry: &Entry, count: usize, parts: &'a [Vec<u8>]) -> Rows<'a> {
+        match entry.layout() {
+            Some(layout) => Rows::Quantized(rows::layout_of(layout, count), parts.iter().map(Vec::as_slice).collect()),
+            None => Rows::Plain(entry.dtype.float().expect("a tensor of numbers"), count, &parts[0]),
+        }
+    }
+
+    /// The rows as floats.
+    pub(super) fn source<'s>(&'s self, scratch: &'s mut Vec<f32>, run: &Run) -> Result<Source<'s>> {
         match self {
-            Values::Plain(dtype, bytes) => {
-                let row = columns * dtype.size();
-                Ok(Source::from_bytes(&bytes[first * row..][..count * row], *dtype, &shape))
+            &Rows::Plain(dtype, count, bytes) => {
+                let columns = (bytes.len() / dtype.size()).checked_div(count).unwrap_or(0);
+                Ok(Source::from_bytes(bytes, dtype, &[count, columns]))
             }
-            Values::Quantized(layout, parts) => {
-                let (block, parts) = rows(layout, parts, first, count);
-                scratch.resize(count * columns, 0.0);
-                engine::dequantize(&block, &parts, Sink::from_slice(scratch, &block.shape), run)?;
-                Ok(Source::from_slice(scratch, &shape))
+            Rows::Quantized(layout, parts) => {
+                let (columns, rows) = rows::lengths(&layout.shape);
+                scratch.resize(rows * columns, 0.0);
+                engine::dequantize(layout, parts, Sink::from_slice(scratch, &layout.shape), run)?;
+                Ok(Source::from_slice(scratch, &[rows, columns]))
             }
         }
     }
+}
+
+/// The errors of `other` against `reference`, the same rows, added to those `before`.
+pub(super) fn errors(before: Sums, reference: &Rows, other: &Rows, scratch: &mut Scratch, run: &Run) -> Result<Sums> {
+    let x = reference.source(&mut scratch.0, run)?;
+    let y = other.source(&mut scratch.1, run)?;
+    Ok(engine::compare(&x, &y, run)?.into_iter().fold(before, Sums::then))
 }

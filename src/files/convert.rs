@@ -2,7 +2,7 @@
 //!
 //! A tensor is quantized if it is of float16, bfloat16, float32 or float64, has two axes or more, and a last axis that holds at
 //! least one group (whole ones only, where the format needs that). Everything else is copied byte for byte, and the plan says why.
-//! At most one tensor is in memory at a time. The parts of a tensor are stored as [`super::checkpoint`] describes.
+//! A block of rows of one tensor is in memory at a time. The parts of a tensor are stored as [`super::checkpoint`] describes.
 //!
 //! A GGUF file becomes a GGUF file, a folder of Hugging Face a folder, anything else a safetensors file. The readers of GGUF expect some
 //! tensors to stay floats and all others to be of the type that was asked for: there `gguf::llama` says which are kept, vectors become
@@ -27,6 +27,7 @@ use super::folder::{self, family};
 use super::gguf::mixture::Mixture;
 use super::gguf::{self, Key, llama};
 use super::output::{Output, TensorWriter};
+use super::rows::{BLOCK_ELEMENTS, Cut, ELEMENT_BYTES};
 use super::{Container, StoredDtype, Tensor, glob, is_named, safetensors, shown};
 use crate::engine::{NonFinite, Run, Sums};
 use crate::error::{Error, Result};
@@ -56,12 +57,20 @@ pub enum Fallback {
 }
 
 /// How weights are quantized.
-#[derive(Default)]
 pub struct How {
     /// What becomes of elements that are not finite.
     pub nonfinite: NonFinite,
     /// How scales are chosen.
     pub scales: Scales,
+    /// Elements that are in memory at a time, if the tensor can be cut between rows: not those of the layouts that pair rows far apart or
+    /// have one group.
+    pub block: usize,
+}
+
+impl Default for How {
+    fn default() -> How {
+        How { nonfinite: NonFinite::Raise, scales: Scales::Nearest, block: BLOCK_ELEMENTS }
+    }
 }
 
 /// How scales are chosen.
@@ -134,6 +143,8 @@ pub struct Step {
     pub bytes_after: u64,
     /// The first of the new file's tensors that the step makes; it makes them in a row.
     first: usize,
+    /// How the tensor is cut, so that a part of it is in memory at a time.
+    cut: Cut,
 }
 
 /// What can happen to a tensor.
@@ -225,6 +236,7 @@ impl Plan {
                 (&Action::Cast(dtype, _), _) => tensors.push(plain(dtype)),
                 _ => tensors.extend(file.stored(entry).map(|(_, tensor)| tensor.clone())),
             }
+            let cut = work::cut(entry, layout.as_ref());
             steps.push(Step {
                 name: entry.name.clone(),
                 shape: entry.shape.clone(),
@@ -236,6 +248,7 @@ impl Plan {
                 bytes_before: file.bytes(entry),
                 bytes_after: tensors[first..].iter().map(Tensor::bytes).sum(),
                 first,
+                cut,
             });
         }
         refuse_taken_names(&tensors)?;
@@ -269,6 +282,26 @@ impl Plan {
         for ((step, end), shard) in self.steps.iter().zip(ends).zip(of_steps) {
             contents.shards[shard].extend_from_slice(&self.tensors[step.first..end]);
         }
+    }
+
+    /// How many elements of a tensor may be in memory at a time (see [`How::block`]) where all may take `limit` bytes, and the bytes
+    /// that they then take.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Value`] names the first tensor that cannot be cut and takes more.
+    pub fn within(&self, limit: u64) -> Result<(usize, u64)> {
+        let block = usize::try_from(limit / ELEMENT_BYTES).unwrap_or(BLOCK_ELEMENTS).clamp(1, BLOCK_ELEMENTS);
+        let mut peak = 0;
+        for step in self.steps.iter().filter(|step| !matches!(step.action, Action::Keep(_) | Action::Cast(..))) {
+            let bytes = step.cut.largest(&step.shape, block) as u64 * ELEMENT_BYTES;
+            if bytes > limit {
+                let least = format!("tensor {} takes {bytes} bytes, and cannot be cut further in its format", shown(&step.name));
+                return Err(Error::value("memory_limit", format!("{limit} bytes"), least));
+            }
+            peak = peak.max(bytes);
+        }
+        Ok((block, peak))
     }
 
     /// Carry the plan out: write the file `path`, which appears when it is whole.

@@ -165,8 +165,8 @@ type Row = (
 );
 
 /// `convert(source, target, format, group_size, scale_dtype, options, method, importance, nonfinite, include, exclude, keep, fallback,
-/// requantize, shard_size, overwrite, threads, progress)` gives one row a tensor. Without a format: back to floats, of `scale_dtype` if
-/// there is one. Without a target: the plan alone.
+/// requantize, shard_size, memory_limit, overwrite, threads, progress)` gives one row a tensor, and the bytes of memory that tensors take
+/// at a time. Without a format: back to floats, of `scale_dtype` if there is one. Without a target: the plan alone.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "the options of the public function, one each")]
 pub(super) fn convert(
@@ -186,10 +186,11 @@ pub(super) fn convert(
     fallback: Option<&str>,
     requantize: bool,
     shard_size: Option<u64>,
+    memory_limit: u64,
     overwrite: bool,
     threads: Option<isize>,
     progress: Option<Py<PyAny>>,
-) -> PyResult<Vec<Row>> {
+) -> PyResult<(Vec<Row>, u64)> {
     guarded(|| {
         let format = format.map(|name| Ok::<_, PyErr>((name, named_format(name, options)?))).transpose()?;
         let floats = scale_dtype.and_then(StoredDtype::from_name);
@@ -200,7 +201,7 @@ pub(super) fn convert(
             "optimal" => Scales::Optimal(importance.as_deref().map(open).transpose()?),
             _ => Scales::Nearest,
         };
-        let how = How { nonfinite: named_policy(nonfinite)?, scales };
+        let nonfinite = named_policy(nonfinite)?;
         let selection = Selection { include, exclude, keep, fallback, requantize };
         let (level, threads) = (Level::current()?, thread_count(threads)?);
         watched(py, progress, |watch| {
@@ -213,6 +214,8 @@ pub(super) fn convert(
             if let Some(size) = shard_size {
                 plan.shard(size);
             }
+            let (block, peak) = plan.within(memory_limit)?;
+            let how = How { nonfinite, scales, block };
             let effects = match target {
                 None => vec![Effect::default(); plan.steps.len()],
                 Some(target) => {
@@ -227,7 +230,7 @@ pub(super) fn convert(
                     })?
                 }
             };
-            Ok(plan.steps.into_iter().zip(effects).map(|(step, effect)| row(step, effect)).collect())
+            Ok((plan.steps.into_iter().zip(effects).map(|(step, effect)| row(step, effect)).collect(), peak))
         })
     })
 }

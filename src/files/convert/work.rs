@@ -6,15 +6,17 @@ use half::f16;
 
 use super::{Action, Effect, Failure, How, Plan, Scales, Step};
 use crate::element::{Dtype, Sink, Source};
-use crate::engine::{self, Importance, Method, Run};
+use crate::engine::{self, Importance, Method, Outcome, Run, Sums};
 use crate::error::{Error, Result};
 use crate::files::checkpoint::{Advance, BLOCK, Checkpoint, Entry};
-use crate::files::compare::{Values, blocks, errors, rows};
+use crate::files::compare::{Rows, Scratch, errors};
 use crate::files::folder::{family, modules};
 use crate::files::output::TensorWriter;
+use crate::files::rows::{self, Cut};
 use crate::files::{StoredDtype, shown};
 use crate::layout::Layout;
 use crate::simd::ieee::Ieee;
+use crate::spec::Extent;
 use crate::tensor::Quantized;
 
 /// The end of the name under which an importance matrix of llama.cpp has the sums of squares of a tensor's inputs.
@@ -30,8 +32,15 @@ impl Scales {
             let argument = format!("importance of tensor {}", shown(name));
             return Err(Error::dtype(argument, entry.dtype.name(), "floats"));
         }
-        let loaded = file.load(entry, &mut |_| Ok(()))?;
-        Ok(loaded.into_iter().next().map(|bytes| (entry, bytes)))
+        Ok(file.load(entry)?.into_iter().next().map(|bytes| (entry, bytes)))
+    }
+
+    /// The name of what errors are weighted with, if there is a search.
+    fn named(&self, given: bool) -> Option<&'static str> {
+        match self {
+            Scales::Nearest => None,
+            Scales::Optimal(_) => Some(if given { "importance" } else { "magnitude" }),
+        }
     }
 }
 
@@ -78,41 +87,24 @@ impl<'a> Conversion<'a> {
         let entry = &file.entries()[index];
         let advance = &mut |bytes| advance(bytes, &entry.name);
         let mut write = |part: usize, offset: u64, bytes: &[u8]| writer.write(step.first + part, offset, bytes);
+        let of_tensor = |error| {
+            let of_values =
+                matches!(error, Error::NonFinite { .. } | Error::ScaleOverflow { .. } | Error::Lossy { .. } | Error::Value { .. });
+            Failure { tensor: of_values.then(|| entry.name.clone()), error }
+        };
+        file.check_once(entry)?;
         match &step.action {
             Action::Keep(_) => copy(file, entry, advance, &mut write)?,
-            Action::Dequantize => dequantize(file, entry, step.dtype, run, advance, &mut write)?,
             Action::Refuse(_) => unreachable!("a plan that refuses a tensor is not carried out"),
-            &Action::Cast(dtype, _) => {
-                let loaded = file.load(entry, advance)?;
-                let [data] = &loaded[..] else { unreachable!("a plain tensor lies in one piece") };
-                cast(entry, data, dtype, run, &mut write)?;
-            }
+            &Action::Cast(dtype, _) => cast(file, entry, dtype, run, advance, &mut write).map_err(of_tensor)?,
+            Action::Dequantize => dequantize(file, entry, step.dtype, (how.block, run), advance, &mut write)?,
             Action::Quantize | Action::Repack | Action::Requantize => {
                 let layout = step.layout.as_ref().expect("a step that quantizes has a layout");
-                let loaded = file.load(entry, advance)?;
-                let parts: Vec<&[u8]> = loaded.iter().map(Vec::as_slice).collect();
-                let done = match (entry.layout(), &step.action) {
-                    (Some(from), Action::Repack) => repack(entry, (from, parts), layout, run),
-                    (Some(from), _) => {
-                        let mut floats = Vec::new();
-                        decode((from, &parts), Dtype::F32, run, &mut |_, block| {
-                            floats.extend_from_slice(block);
-                            Ok(())
-                        })?;
-                        quantize(entry, (Dtype::F32, &floats), layout, largest, how, run)
-                    }
-                    (None, _) => {
-                        let dtype = entry.dtype.float().expect("only floats are planned to be quantized");
-                        quantize(entry, (dtype, parts[0]), layout, largest, how, run)
-                    }
-                };
-                let (quantized, effect) = done.map_err(|error| {
-                    let of_values = matches!(error, Error::NonFinite { .. } | Error::ScaleOverflow { .. } | Error::Lossy { .. });
-                    Failure { tensor: of_values.then(|| entry.name.clone()), error }
-                })?;
+                let mut rewrite = Rewrite { file, entry, layout, repack: step.action == Action::Repack, largest, how, run };
+                let effect = rewrite.blocks(advance, &mut write).map_err(of_tensor)?;
                 let constants = if file.container().folder().is_some() { family::constants(layout, entry.dtype) } else { Vec::new() };
-                for (index, part) in quantized.parts.iter().chain(&constants).enumerate() {
-                    write(index, 0, part)?;
+                for (index, constant) in constants.iter().enumerate() {
+                    write(layout.spec.parts.len() + index, 0, constant)?;
                 }
                 return Ok(effect);
             }
@@ -131,24 +123,31 @@ impl<'a> Conversion<'a> {
         if let Some(&known) = self.largest.get(&common) {
             return Ok(Some(known));
         }
-        let mut largest = 0.0f32;
+        let mut all = 0.0f32;
         for (entry, other) in self.file.entries().iter().zip(&self.plan.steps) {
             if is_anew(other) && shared(other).as_ref() == Some(&common) {
-                let loaded = self.file.load(entry, &mut |_| Ok(()))?;
-                let parts: Vec<&[u8]> = loaded.iter().map(Vec::as_slice).collect();
-                let mut look = |dtype: Dtype, bytes: &[u8]| {
-                    let elements = [bytes.len() / dtype.size()];
-                    engine::largest(&Source::from_bytes(bytes, dtype, &elements), self.run).map(|found| largest = largest.max(found))
-                };
-                match entry.layout() {
-                    Some(layout) => decode((layout, &parts), Dtype::F32, self.run, &mut |_, block| look(Dtype::F32, block))?,
-                    None => look(entry.dtype.float().expect("only floats are planned to be quantized"), parts[0])?,
-                }
+                all = all.max(largest(&self.file, entry, (self.how.block, self.run))?);
             }
         }
-        self.largest.insert(common, largest);
-        Ok(Some(largest))
+        self.largest.insert(common, all);
+        Ok(Some(all))
     }
+}
+
+/// How a tensor is cut that is stored as `entry` and becomes `layout`.
+pub(super) fn cut(entry: &Entry, layout: Option<&Layout>) -> Cut {
+    [entry.layout(), layout].into_iter().flatten().map(Cut::of).fold(Cut::Rows(1), Cut::and)
+}
+
+/// The largest magnitude of a tensor, block by block.
+fn largest(file: &Checkpoint, entry: &Entry, (block, run): (usize, &Run)) -> Result<f32> {
+    let (mut parts, mut scratch, mut largest) = (Vec::new(), Vec::new(), 0.0f32);
+    for (first, count) in cut(entry, None).blocks(&entry.shape, block) {
+        file.read_rows(entry, first, count, &mut parts)?;
+        let rows = Rows::of(entry, count, &parts);
+        largest = largest.max(engine::largest(&rows.source(&mut scratch, run)?, run)?);
+    }
+    Ok(largest)
 }
 
 /// Copy what an entry lies in, block by block.
@@ -166,91 +165,207 @@ fn copy(file: &Checkpoint, entry: &Entry, advance: Advance, write: WritePart) ->
     Ok(())
 }
 
-/// Store a plain tensor's `data` as floats of another dtype, block by block.
-fn cast(entry: &Entry, data: &[u8], dtype: StoredDtype, run: &Run, write: WritePart) -> std::result::Result<(), Failure> {
+/// Store a plain tensor as floats of another dtype, block by block.
+fn cast(file: &Checkpoint, entry: &Entry, dtype: StoredDtype, run: &Run, advance: Advance, write: WritePart) -> Result<()> {
     let from = entry.dtype.float().expect("only floats are cast");
     let to = dtype.float().expect("to floats");
-    let source = Source::from_bytes(data, from, &entry.shape);
     let _ieee = Ieee::enter();
-    let (mut floats, mut bytes) = (Vec::new(), Vec::new());
-    for start in (0..source.len()).step_by(BLOCK) {
-        let len = BLOCK.min(source.len() - start);
-        floats.resize(len, 0.0);
-        source.load(run.level, start, &mut floats);
-        if to == Dtype::F16
-            && let Some(beyond) = floats.iter().find(|x| f16::from_f32(**x).is_infinite() && x.is_finite())
-        {
-            let error = Error::value("an element", beyond.to_string(), "float16 reaches 65504: keep the tensor out with exclude");
-            return Err(Failure { tensor: Some(entry.name.clone()), error });
+    let (mut block, mut floats, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, tensor) in file.stored(entry) {
+        for offset in (0..tensor.bytes()).step_by(BLOCK) {
+            block.resize((tensor.bytes() - offset).min(BLOCK as u64) as usize, 0);
+            file.container().read(index, offset, &mut block)?;
+            let len = block.len() / from.size();
+            floats.resize(len, 0.0);
+            Source::from_bytes(&block, from, &[len]).load(run.level, 0, &mut floats);
+            if to == Dtype::F16
+                && let Some(beyond) = floats.iter().find(|x| f16::from_f32(**x).is_infinite() && x.is_finite())
+            {
+                return Err(Error::value("an element", beyond.to_string(), "float16 reaches 65504: keep the tensor out with exclude"));
+            }
+            bytes.resize(len * to.size(), 0);
+            Sink::from_bytes(&mut bytes, to, &[len]).store(run.level, 0, &floats);
+            write(0, offset / from.size() as u64 * to.size() as u64, &bytes)?;
+            advance(block.len() as u64)?;
         }
-        bytes.resize(len * to.size(), 0);
-        Sink::from_bytes(&mut bytes, to, &[len]).store(run.level, 0, &floats);
-        write(0, (start * to.size()) as u64, &bytes)?;
     }
     Ok(())
-}
-
-/// The same values in another format.
-fn repack(entry: &Entry, (from, parts): (&Layout, Vec<&[u8]>), to: &Layout, run: &Run) -> Result<(Quantized, Effect)> {
-    let mut quantized = Quantized::zeroed(to.clone())?;
-    let mut slices: Vec<&mut [u8]> = quantized.parts.iter_mut().map(Vec::as_mut_slice).collect();
-    engine::repack(from, &parts, to, &mut slices, run)?;
-    let values = Values::Quantized(to, quantized.views());
-    let errors = errors(&entry.shape, &Values::Quantized(from, parts), &values, run)?;
-    Ok((quantized, Effect { errors: Some(errors), ..Effect::default() }))
-}
-
-/// The parts of a plain tensor's `data`, and how far they are from it.
-fn quantize(
-    entry: &Entry,
-    (dtype, data): (Dtype, &[u8]),
-    layout: &Layout,
-    largest: Option<f32>,
-    how: &How,
-    run: &Run,
-) -> Result<(Quantized, Effect)> {
-    let mut quantized = Quantized::zeroed(layout.clone())?;
-    let mut slices: Vec<&mut [u8]> = quantized.parts.iter_mut().map(Vec::as_mut_slice).collect();
-    let source = Source::from_bytes(data, dtype, &entry.shape);
-    let weights = how.scales.weights(&entry.name)?;
-    let importance = weights.as_ref().map(|(weights, bytes)| {
-        let dtype = weights.dtype.float().expect("it was looked at");
-        Source::from_bytes(bytes, dtype, &weights.shape)
-    });
-    let method = match (&how.scales, &importance) {
-        (Scales::Nearest, _) => Method::Nearest,
-        (Scales::Optimal(_), Some(weights)) => Method::Optimal(Importance::Array(weights)),
-        (Scales::Optimal(_), None) => Method::Optimal(Importance::Magnitude),
-    };
-    let outcome = engine::quantize_sharing(&source, layout, method, largest, how.nonfinite, &mut slices, run)?;
-    let values = Values::Quantized(layout, quantized.views());
-    let errors = errors(&entry.shape, &Values::Plain(dtype, data), &values, run)?;
-    let weights = match method {
-        Method::Nearest => None,
-        Method::Optimal(Importance::Array(_)) => Some("importance"),
-        Method::Optimal(_) => Some("magnitude"),
-    };
-    Ok((quantized, Effect { errors: Some(errors), replaced: outcome.replaced, weights }))
 }
 
 /// Decode a quantized tensor to `dtype`, block by block.
-fn dequantize(file: &Checkpoint, entry: &Entry, dtype: StoredDtype, run: &Run, advance: Advance, write: WritePart) -> Result<()> {
+fn dequantize(
+    file: &Checkpoint,
+    entry: &Entry,
+    dtype: StoredDtype,
+    (block, run): (usize, &Run),
+    advance: Advance,
+    write: WritePart,
+) -> Result<()> {
     let layout = entry.layout().expect("only quantized tensors are planned to be decoded");
     let dtype = dtype.float().expect("tensors are decoded to floats");
-    let loaded = file.load(entry, advance)?;
-    let parts: Vec<&[u8]> = loaded.iter().map(Vec::as_slice).collect();
-    decode((layout, &parts), dtype, run, &mut |offset, block| write(0, offset, block))
-}
-
-/// The values of a quantized tensor, block by block: from which byte on, the bytes.
-fn decode((layout, parts): (&Layout, &[&[u8]]), dtype: Dtype, run: &Run, write: &mut dyn FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
-    let row = layout.shape.last().map_or(1, |&columns| columns) * dtype.size();
-    let mut decoded = Vec::new();
-    for (first, count) in blocks(&layout.shape, !layout.spec.is_by_rows()) {
-        let (block, parts) = rows(layout, parts, first, count);
+    let row = rows::lengths(&entry.shape).0 * dtype.size();
+    let (mut parts, mut decoded) = (Vec::new(), Vec::new());
+    for (first, count) in cut(entry, None).blocks(&entry.shape, block) {
+        let read = file.read_rows(entry, first, count, &mut parts)?;
+        let layout = rows::layout_of(layout, count);
         decoded.resize(count * row, 0);
-        engine::dequantize(&block, &parts, Sink::from_bytes(&mut decoded, dtype, &block.shape), run)?;
-        write((first * row) as u64, &decoded)?;
+        let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        engine::dequantize(&layout, &views, Sink::from_bytes(&mut decoded, dtype, &layout.shape), run)?;
+        write(0, (first * row) as u64, &decoded)?;
+        advance(read)?;
     }
     Ok(())
+}
+
+/// A tensor that is written in the format `layout`.
+struct Rewrite<'a> {
+    file: &'a Checkpoint,
+    entry: &'a Entry,
+    layout: &'a Layout,
+    /// Whether it keeps the values of the format that it is in.
+    repack: bool,
+    /// The largest magnitude of all that share the second level of its scales.
+    largest: Option<f32>,
+    how: &'a How,
+    run: &'a Run<'a>,
+}
+
+impl Rewrite<'_> {
+    /// Convert block by block, measure and write.
+    fn blocks(&mut self, advance: Advance, write: WritePart) -> Result<Effect> {
+        let Rewrite { file, entry, layout, how, run, .. } = *self;
+        let cut = cut(entry, Some(layout));
+        let (columns, all) = rows::lengths(&entry.shape);
+        let is_cut = cut.blocks(&entry.shape, how.block).nth(1).is_some();
+        if is_cut && !self.repack && layout.spec.global_part().is_some() && self.largest.is_none() {
+            self.largest = Some(largest(file, entry, (how.block, run))?);
+        }
+        let weights = how.scales.weights(&entry.name)?;
+        let mut effect = Effect { errors: Some(Sums::default()), replaced: 0, weights: how.scales.named(weights.is_some()) };
+        if self.repack {
+            effect.weights = None;
+        }
+        // Elements that are not finite are counted to the end: how many, and the first.
+        let mut not_finite: Option<(u64, Vec<usize>, f64)> = None;
+        let (mut parts, mut scratch, mut floats) = (Vec::new(), Scratch::default(), Vec::new());
+        for (first, count) in cut.blocks(&entry.shape, how.block) {
+            let read = file.read_rows(entry, first, count, &mut parts)?;
+            let block = rows::layout_of(layout, count);
+            let mut made = Quantized::zeroed(block)?;
+            let before = Rows::of(entry, count, &parts);
+            let done = match &before {
+                Rows::Quantized(from, views) if self.repack => {
+                    let mut slices: Vec<&mut [u8]> = made.parts.iter_mut().map(Vec::as_mut_slice).collect();
+                    engine::repack(from, views, &made.layout, &mut slices, run)
+                }
+                _ => self.quantize(&before.source(&mut floats, run)?, weights.as_ref(), (first, count), &mut made),
+            };
+            match done {
+                Ok(outcome) => effect.replaced += outcome.replaced,
+                // The message speaks of groups of the whole tensor.
+                Err(Error::Lossy { .. }) if is_cut => return Err(self.repack_whole()),
+                Err(Error::NonFinite { count, first: place, value }) => {
+                    let found = not_finite.get_or_insert_with(|| (0, in_tensor(&entry.shape, first, place), value));
+                    found.0 += count;
+                }
+                Err(Error::ScaleOverflow { part, dtype, group }) => {
+                    let group = if layout.spec.is_flat() {
+                        vec![first * columns / layout.group_elements() + group.first().copied().unwrap_or(0)]
+                    } else {
+                        in_tensor(&layout.groups_shape(), first, group)
+                    };
+                    return Err(Error::ScaleOverflow { part, dtype, group });
+                }
+                Err(error) => return Err(error),
+            }
+            if not_finite.is_none() {
+                let after = Rows::Quantized(made.layout.clone(), made.views());
+                effect.errors = Some(errors(effect.errors.unwrap_or_default(), &before, &after, &mut scratch, run)?);
+                self.write(&made, first, count, write)?;
+            }
+            advance(read)?;
+        }
+        if all == 0 {
+            let made = Quantized::zeroed(layout.clone())?;
+            self.write(&made, 0, 0, write)?;
+        }
+        match not_finite {
+            Some((count, first, value)) => Err(Error::NonFinite { count, first, value }),
+            None => Ok(effect),
+        }
+    }
+
+    fn quantize(
+        &self,
+        source: &Source,
+        weights: Option<&(&Entry, Vec<u8>)>,
+        (first, count): (usize, usize),
+        made: &mut Quantized,
+    ) -> Result<Outcome> {
+        let Quantized { layout, parts } = made;
+        let mut slices: Vec<&mut [u8]> = parts.iter_mut().map(Vec::as_mut_slice).collect();
+        let importance = weights.map(|(weights, bytes)| {
+            let dtype = weights.dtype.float().expect("it was looked at");
+            if weights.shape == self.entry.shape && weights.shape.len() > 1 {
+                let row = bytes.len() / rows::lengths(&weights.shape).1.max(1);
+                Source::from_bytes(&bytes[first * row..][..count * row], dtype, &layout.shape)
+            } else {
+                Source::from_bytes(bytes, dtype, &weights.shape)
+            }
+        });
+        let method = match (&self.how.scales, &importance) {
+            (Scales::Nearest, _) => Method::Nearest,
+            (Scales::Optimal(_), Some(weights)) => Method::Optimal(Importance::Array(weights)),
+            (Scales::Optimal(_), None) => Method::Optimal(Importance::Magnitude),
+        };
+        engine::quantize_sharing(source, layout, method, self.largest, self.how.nonfinite, &mut slices, self.run)
+    }
+
+    /// Write the rows of each part to their places, and with the first of them the parts that the tensor has once.
+    fn write(&self, made: &Quantized, first: usize, count: usize, write: WritePart) -> Result<()> {
+        for (index, (part, spec)) in made.parts.iter().zip(self.layout.spec.parts).enumerate() {
+            match rows::share(self.layout, index, first, count) {
+                Some(share) => share.places().try_for_each(|(at, place)| write(index, at, &part[place]))?,
+                None if first > 0 => {}
+                None if spec.extent == Extent::Lengths => {
+                    let lengths: Vec<u8> = self.layout.shape.iter().flat_map(|&length| (length as i64).to_le_bytes()).collect();
+                    write(index, 0, &lengths)?;
+                }
+                None => write(index, 0, part)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Why the tensor as a whole cannot keep its values.
+    fn repack_whole(&self) -> Error {
+        let repacked = || {
+            let from = self.entry.layout().expect("only quantized tensors are repacked");
+            let loaded = self.file.load(self.entry)?;
+            let parts: Vec<&[u8]> = loaded.iter().map(Vec::as_slice).collect();
+            let mut made = Quantized::zeroed(self.layout.clone())?;
+            let mut slices: Vec<&mut [u8]> = made.parts.iter_mut().map(Vec::as_mut_slice).collect();
+            engine::repack(from, &parts, self.layout, &mut slices, self.run)
+        };
+        repacked().expect_err("a block of it was refused")
+    }
+}
+
+/// The place in a tensor of what lies at `place` of a block that begins at row `first`; `shape` is that of the tensor, or of its groups.
+fn in_tensor(shape: &[usize], first: usize, place: Vec<usize>) -> Vec<usize> {
+    let [row, column] = place[..] else { return place };
+    let (_, axes) = shape.split_last().expect("a block has rows and columns");
+    let mut rest = first + row;
+    let mut index: Vec<usize> = axes
+        .iter()
+        .rev()
+        .map(|&length| {
+            let at = rest % length.max(1);
+            rest /= length.max(1);
+            at
+        })
+        .collect();
+    index.reverse();
+    index.push(column);
+    index
 }

@@ -195,6 +195,88 @@ fn blocks_of_rows_make_no_difference() {
     }
 }
 
+/// A file that is written block by block is that of tensors which are in memory whole: quantized, decoded and repacked.
+#[test]
+fn blocks_of_rows_make_no_difference_in_any_format() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, whole, blocks, quantized] = ["in", "whole", "blocks", "quantized"].map(|name| folder.path().join(name));
+    let run = Run::serial(Level::current().unwrap());
+    let same = |from: &Path, target: Target, what: &str| {
+        let plan = Plan::new(&checkpoint(from), target, &Selection::default()).unwrap();
+        if matches!(plan.steps[0].action, Action::Refuse(_)) {
+            return;
+        }
+        let outcome = |to: &Path, block| {
+            let how = How { block, ..How::default() };
+            let done = plan.run(checkpoint(from), to, true, &how, &run, &mut |_, _| Ok(()));
+            // What a format cannot hold is told in the same words.
+            done.map(|effects| effects[0].errors).map_err(|failure| failure.error.to_string())
+        };
+        let (done, by_blocks) = (outcome(&whole, usize::MAX), outcome(&blocks, 1));
+        assert_eq!(done, by_blocks, "{what}");
+        if done.is_ok() {
+            assert_eq!(fs::read(&whole).unwrap(), fs::read(&blocks).unwrap(), "{what}");
+        }
+    };
+    for shape in [[40, 512], [24, 96], [9, 64]] {
+        write_file(&path, &[float_tensor("w", StoredDtype::F32, &shape)], &[]);
+        for format in FORMATS {
+            let spec = format.spec();
+            let target = Target::Format(spec, Options::default());
+            let Ok(plan) = Plan::new(&checkpoint(&path), target, &Selection::default()) else { continue };
+            if plan.steps[0].action != Action::Quantize {
+                continue;
+            }
+            same(&path, target, spec.name);
+            run_plan(&plan, &path, &quantized).unwrap();
+            same(&quantized, Target::Floats(None), spec.name);
+            for other in FORMATS.iter().filter(|_| shape[0] > 9) {
+                let what = format!("{} to {}", spec.name, other.spec().name);
+                let group_size = plan.steps[0].layout.as_ref().map(|layout| layout.group_size);
+                let group_size = group_size.filter(|&size| other.spec().group_sizes.takes(size));
+                let options = Options { group_size, ..Options::default() };
+                same(&quantized, Target::Format(other.spec(), options), &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fault_in_a_later_block_is_told_as_that_of_the_tensor() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, out] = ["in", "out"].map(|name| folder.path().join(name));
+    let mut x = weights(3 * 4 * 64);
+    (x[5 * 64 + 7], x[11 * 64 + 3]) = (f32::NAN, f32::INFINITY);
+    let write = |x: &[f32]| write_file(&path, &[(tensor("w", StoredDtype::F32, &[3, 4, 64]), stored_as(StoredDtype::F32, x))], &[]);
+    let failed = |format: &str| {
+        let how = How { block: 64, ..How::default() };
+        let plan = Plan::new(&checkpoint(&path), target(format, None), &Selection::default()).unwrap();
+        plan.run(checkpoint(&path), &out, true, &how, &Run::serial(Level::current().unwrap()), &mut |_, _| Ok(())).unwrap_err().error
+    };
+    write(&x);
+    let error = failed("int4");
+    assert!(matches!(&error, Error::NonFinite { count: 2, first, .. } if *first == [1, 1, 7]), "{error}");
+    (x[5 * 64 + 7], x[11 * 64 + 3]) = (0.0, 1e30);
+    write(&x);
+    let error = failed("int4");
+    assert!(matches!(&error, Error::ScaleOverflow { group, .. } if *group == [2, 3, 0]), "{error}");
+}
+
+#[test]
+fn a_limit_of_memory_cuts_tensors_or_names_the_one_that_cannot_be_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("in");
+    write_file(&path, &[float_tensor("w", StoredDtype::F32, &[64, 512])], &[]);
+    let plan = |format| Plan::new(&checkpoint(&path), target(format, None), &Selection::default()).unwrap();
+    let (block, peak) = plan("gptq").within(8 * 512 * 24).unwrap();
+    assert_eq!((block, peak), (8 * 512, 8 * 512 * 24));
+    let message = plan("gptq").within(8 * 512 * 24 - 1).unwrap_err().to_string();
+    assert!(message.contains("tensor 'w' takes 98304 bytes"), "{message}");
+    let message = plan("hqq").within(100_000).unwrap_err().to_string();
+    assert!(message.contains("tensor 'w' takes 786432 bytes"), "{message}");
+    assert_eq!(plan("hqq").within(1 << 20).unwrap().1, 786_432);
+}
+
 #[test]
 fn names_and_patterns_select_and_must_mean_something() {
     let folder = tempfile::tempdir().unwrap();

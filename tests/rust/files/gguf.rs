@@ -136,7 +136,7 @@ fn four_bit_types_are_entries_of_their_format() {
         let [entry] = checkpoint.entries() else { panic!("one tensor") };
         assert_eq!(entry.layout().unwrap().spec.name, format);
         assert_eq!((entry.dtype, &entry.shape[..]), (StoredDtype::F32, &[3, elements as usize][..]));
-        assert_eq!(checkpoint.load(entry, &mut |_| Ok(())).unwrap(), [(0..3 * bytes).map(|i| i as u8).collect::<Vec<_>>()]);
+        assert_eq!(checkpoint.load(entry).unwrap(), [(0..3 * bytes).map(|i| i as u8).collect::<Vec<_>>()]);
     }
     let file = read(File::new(&[], &[line("w", &[256], 14, 0)], 210).bytes()).unwrap();
     let checkpoint = Checkpoint::new(Box::new(file)).unwrap();

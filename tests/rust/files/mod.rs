@@ -108,5 +108,5 @@ fn convert(from: &Path, to: &Path, target: Target) -> Vec<Effect> {
 /// The stored bytes of an entry, one buffer for each tensor that it lies in.
 fn load(file: &Checkpoint, name: &str) -> Vec<Vec<u8>> {
     let entry = file.entries().iter().find(|entry| entry.name == name).unwrap();
-    file.load(entry, &mut |_| Ok(())).unwrap()
+    file.load(entry).unwrap()
 }
