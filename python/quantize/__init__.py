@@ -31,6 +31,7 @@ _FILES = (
     "convert",
     "open",
 )
+_REPORT = ("Report", "TensorDetail", "report")
 if _TYPE_CHECKING:
     from quantize._files import (
         Checkpoint,
@@ -43,15 +44,20 @@ if _TYPE_CHECKING:
         convert,
         open,
     )
+    from quantize._report import Report, TensorDetail, report
 else:
 
     def __getattr__(name: str) -> object:
         # What deals with files is imported when it is first used: it takes longer than all the rest.
-        if name not in _FILES:
-            raise AttributeError(f"module 'quantize' has no attribute {name!r}")
-        from quantize import _files
+        if name in _FILES:
+            from quantize import _files
 
-        return getattr(_files, name)
+            return getattr(_files, name)
+        if name in _REPORT:
+            from quantize import _report
+
+            return getattr(_report, name)
+        raise AttributeError(f"module 'quantize' has no attribute {name!r}")
 
 
 # The original package had a module of this name. A file quantize.py here would take the place of the function above.
@@ -70,7 +76,9 @@ __all__ = [
     "PolicyError",
     "QuantizeWarning",
     "QuantizedArray",
+    "Report",
     "TensorComparison",
+    "TensorDetail",
     "TensorInfo",
     "TensorReport",
     "__version__",
@@ -88,6 +96,7 @@ __all__ = [
     "pack_int4_to_int8",
     "quantize",
     "quantize_to_int4",
+    "report",
     "set_threads",
     "threads",
     "unpack",

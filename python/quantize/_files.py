@@ -240,7 +240,7 @@ class ConvertReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Give everything as plain data for JSON. Numbers that are not finite, such as the SQNR without errors, are None."""
-        return _plain_data(self)
+        return plain_data(self)
 
 
 def convert(
@@ -403,7 +403,7 @@ def convert(
     rows, peak = run(None, None)
     if target is not None and not dry_run:
         _check_space(target, sum(row[6][1] for row in rows))
-        with _shown(progress) as callback:
+        with shown_progress(progress) as callback:
             rows, peak = run(target, callback)
     report = _report(source, target, dry_run, rows, peak, started)
     replaced = sum(tensor.replaced for tensor in report.tensors)
@@ -504,7 +504,7 @@ class FileComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Give everything as plain data for JSON. Numbers that are not finite are None."""
-        return _plain_data(self)
+        return plain_data(self)
 
 
 def compare_files(
@@ -544,7 +544,7 @@ def compare_files(
     ('weights', 26.2)
     """
     first, second = os.fspath(first), os.fspath(second)
-    with _shown(progress) as callback:
+    with shown_progress(progress) as callback:
         rows = _core.compare_files(first, second, requested(threads), callback)
     tensors: list[TensorComparison] = []
     errors: list[tuple[str, Errors]] = []
@@ -604,7 +604,7 @@ def _overall(named: Sequence[tuple[str, Errors]]) -> tuple[float | None, str | N
     return overall, min(measured, key=lambda pair: pair[1].sqnr_db)[0]
 
 
-def _plain_data(report: Any) -> dict[str, Any]:
+def plain_data(report: Any) -> dict[str, Any]:
     """Give a report as plain data, with None in place of numbers that JSON does not have."""
     plain = dataclasses.asdict(report)
     plain["tensors"] = [_finite(tensor) for tensor in plain["tensors"]]
@@ -642,7 +642,7 @@ def _check_space(target: str, needed: int) -> None:
 
 
 @contextmanager
-def _shown(progress: Progress | bool) -> Generator[Progress | None]:
+def shown_progress(progress: Progress | bool) -> Generator[Progress | None]:
     """Give the callback that shows progress: the caller's own, or a bar if the standard error is a terminal."""
     if callable(progress):
         yield progress

@@ -18,7 +18,7 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from quantize import _files
+from quantize import _files, _report
 from quantize._api import formats
 from quantize._core import CorruptFileError, PolicyError, QuantizeWarning, __version__
 from quantize._files import printable
@@ -137,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--requantize", action="store_true", help="quantize anew what is quantized already and cannot be held without loss; else it refuses"
     )
+    _add_report(command)
     command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists; it may be IN")
     command.add_argument("--dry-run", action="store_true", help="print the plan, from the header alone; write nothing")
     _add_work_options(command)
@@ -147,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "compare", _compare, "measure how far the tensors of one file are from those of another")
     command.add_argument("first", metavar="A", help="the reference")
     command.add_argument("second", metavar="B", help="what is measured; either file may be quantized")
+    _add_report(command)
     _add_work_options(command)
 
     _command(commands, "formats", _formats, "list the formats")
@@ -158,6 +160,12 @@ def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.Argum
     command.set_defaults(run=run)
     command.add_argument("--json", action="store_true", help="print one JSON object")
     return command
+
+
+def _add_report(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--report", metavar="FILE", help="measure group by group and write it here: a page with pictures if it ends in .html, else JSON"
+    )
 
 
 def _add_work_options(command: argparse.ArgumentParser) -> None:
@@ -203,6 +211,8 @@ def _convert(options: argparse.Namespace) -> None:
         progress=not options.quiet,
         **symmetry,
     )
+    if options.report and not report.dry_run:
+        _report.report(options.source, options.target, conversion=report, progress=not options.quiet).write(options.report)
     if options.json:
         _print_json(report.to_dict())
     elif not options.quiet:
@@ -309,6 +319,8 @@ def _bits(tensor: _files.TensorInfo) -> float | None:
 
 def _compare(options: argparse.Namespace) -> None:
     report = _files.compare_files(options.first, options.second, threads=options.threads, progress=not options.quiet)
+    if options.report:
+        _report.report(options.first, options.second, progress=not options.quiet).write(options.report)
     if options.json:
         _print_json(report.to_dict())
         return

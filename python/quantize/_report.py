@@ -1,0 +1,449 @@
+"""What a conversion cost, tensor by tensor and group by group: as data, and as a page with pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import math
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantize._api import compare
+from quantize._core import __version__
+from quantize._files import Checkpoint, ConvertReport, Progress, plain_data, shown_progress
+from quantize._types import QuantizedArray, amount
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+BINS = 40
+"""Bins of a histogram: one for each dB of a group's signal to noise from 0 up; the first and the last take what lies beyond."""
+
+WORST = 10
+"""Tensors that the page shows with their worst group."""
+
+
+@dataclass(frozen=True)
+class TensorDetail:
+    """What became of one tensor."""
+
+    name: str
+    """Its name."""
+    shape: tuple[int, ...]
+    """Its shape."""
+    first: str
+    """Its format or dtype in the first file."""
+    second: str
+    """Its format or dtype in the second file."""
+    bits_per_weight: float
+    """Bits per element in the second file, scales included."""
+    nbytes: int
+    """Bytes in the second file."""
+    sha256: str
+    """Hash of these bytes, part after part."""
+    rmse: float | None
+    """Root of the mean square of the errors; None where the tensor is the same to the byte, or no tensor of numbers."""
+    max_abs_error: float | None
+    """The largest error."""
+    sqnr_db: float | None
+    """Signal to noise in dB; infinite without errors."""
+    cosine: float | None
+    """Cosine of the angle between both."""
+    saturated: int | None
+    """Elements whose code is the outermost one and that lie beyond it."""
+    group_size: int | None
+    """Elements of the groups that ``histogram`` and ``worst_group`` speak of."""
+    histogram: tuple[int, ...]
+    """Groups by their signal to noise: one bin a dB from 0 up; groups of zeros and those without errors are not counted."""
+    worst_group: tuple[int, ...] | None
+    """Where the group of the lowest signal to noise is: its row, along all axes but the last, and its number there."""
+    worst_group_db: float | None
+    """Its signal to noise."""
+    action: str | None
+    """What the conversion did, if it is known; see :class:`TensorReport`."""
+    reason: str | None
+    """Why."""
+    replaced: int
+    """Elements that were not finite and were replaced."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a second file holds of a first. Made by :func:`report`."""
+
+    first: str
+    """The file that is the reference."""
+    second: str
+    """The file that is measured."""
+    version: str
+    """The version of this package."""
+    bytes_first: int
+    """Bytes of all tensors of the first file."""
+    bytes_second: int
+    """Bytes of all tensors of the second file."""
+    bits_per_weight: float | None
+    """Bits per element of all that is quantized in the second file."""
+    sqnr_db: float | None
+    """Signal to noise over all elements of tensors that changed, in dB."""
+    missing: tuple[str, ...]
+    """Names that only the first file has."""
+    added: tuple[str, ...]
+    """Names that only the second file has."""
+    tensors: tuple[TensorDetail, ...]
+    """Tensor by tensor, in the order of the first file."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give everything as plain data for JSON. Numbers that are not finite are None."""
+        return plain_data(self)
+
+    def to_html(self) -> str:
+        """Give a page that needs nothing else: tables, and pictures as SVG."""
+        return _page(self)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write JSON, or a page where the name ends in ``.html``.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+        """
+        path = Path(path)
+        is_page = path.suffix.lower() in (".html", ".htm")
+        path.write_text(self.to_html() if is_page else json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def report(
+    first: str | os.PathLike[str],
+    second: str | os.PathLike[str],
+    *,
+    conversion: ConvertReport | None = None,
+    progress: Progress | bool = False,
+) -> Report:
+    """Measure what a file holds of another, group by group. One tensor of each is in memory at a time.
+
+    Parameters
+    ----------
+    first, second : path
+        Files or folders; see :func:`open`. The first is the reference.
+    conversion : ConvertReport, optional
+        What :func:`convert` said when it made the second of the first: what was done to each tensor, and why.
+    progress : callable or bool
+        As for :func:`convert`.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    CorruptFileError
+        A file breaks the rules of its container.
+    OSError
+        A file cannot be read.
+
+    Examples
+    --------
+    >>> import numpy as np, quantize as qz, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/weights.npy", np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 64))
+    ...     conversion = qz.convert(f"{folder}/weights.npy", f"{folder}/weights.safetensors")
+    ...     measured = qz.report(f"{folder}/weights.npy", f"{folder}/weights.safetensors", conversion=conversion)
+    >>> measured.tensors[0].worst_group, round(measured.tensors[0].worst_group_db, 1)
+    ((0, 1), 25.4)
+    """
+    done = {tensor.name: tensor for tensor in conversion.tensors} if conversion else {}
+    tensors: list[TensorDetail] = []
+    squares = error_squares = 0.0
+    with Checkpoint(first) as before, Checkpoint(second) as after, shown_progress(progress) as callback:
+        total = sum(info.nbytes for info in before.tensors)
+        infos = {info.name: info for info in after.tensors}
+        read = 0
+        for info in before.tensors:
+            read += info.nbytes
+            if info.name not in infos:
+                continue
+            own, reference = after[info.name], before[info.name]
+            hashed, length = _hash(own)
+            kinds = (info.format or info.dtype, infos[info.name].format or infos[info.name].dtype)
+            x, y = _floats(reference, info.dtype), _floats(own, infos[info.name].dtype)
+            measured = _nothing()
+            if x is not None and y is not None and x.shape == y.shape and x.size and kinds[0] != kinds[1]:
+                quantized = [array for array in (own, reference) if isinstance(array, QuantizedArray)]
+                measured = _measured(x, own if isinstance(own, QuantizedArray) else y, y, quantized)
+                squares += float(np.square(x, dtype=np.float64).sum())
+                error_squares += measured["rmse"] ** 2 * x.size
+            step = done.get(info.name)
+            tensors.append(
+                TensorDetail(
+                    name=info.name,
+                    shape=info.shape,
+                    first=kinds[0],
+                    second=kinds[1],
+                    bits_per_weight=8 * length / max(info.size, 1),
+                    nbytes=length,
+                    sha256=hashed,
+                    action=step.action if step else None,
+                    reason=step.reason if step else None,
+                    replaced=step.replaced if step else 0,
+                    **measured,
+                )
+            )
+            if callback is not None:
+                callback(read, total, info.name)
+        packed = [info for info in after.tensors if info.format]
+        elements = sum(info.size for info in packed)
+        return Report(
+            first=str(before.path),
+            second=str(after.path),
+            version=__version__,
+            bytes_first=total,
+            bytes_second=sum(info.nbytes for info in after.tensors),
+            bits_per_weight=8 * sum(info.nbytes for info in packed) / elements if elements else None,
+            sqnr_db=_decibels(squares, error_squares) if squares or error_squares else None,
+            missing=tuple(info.name for info in before.tensors if info.name not in infos),
+            added=tuple(name for name in infos if name not in before),
+            tensors=tuple(tensors),
+        )
+
+
+def _hash(array: QuantizedArray | NDArray[Any]) -> tuple[str, int]:
+    """Hash the bytes of an array, or of its parts in their order; and count them."""
+    digest = hashlib.sha256()
+    length = 0
+    for part in array.parts.values() if isinstance(array, QuantizedArray) else (array,):
+        data = np.ascontiguousarray(part)
+        digest.update(data.reshape(-1).view(np.uint8).data)
+        length += data.nbytes
+    return digest.hexdigest(), length
+
+
+def _floats(array: QuantizedArray | NDArray[Any], dtype: str) -> NDArray[Any] | None:
+    """Give the numbers of a tensor of floats, None for any other."""
+    if isinstance(array, QuantizedArray):
+        return array.dequantize()
+    if dtype == "bfloat16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array if dtype in ("float16", "float32", "float64") else None
+
+
+def _nothing() -> dict[str, Any]:
+    fields = ("rmse", "max_abs_error", "sqnr_db", "cosine", "saturated", "group_size", "worst_group", "worst_group_db")
+    return {**dict.fromkeys(fields), "histogram": ()}
+
+
+def _measured(x: NDArray[Any], other: Any, y: NDArray[Any], quantized: Sequence[QuantizedArray]) -> dict[str, Any]:
+    whole = compare(x, other)
+    found: dict[str, Any] = {
+        **_nothing(),
+        "rmse": whole.rmse,
+        "max_abs_error": whole.max_abs_error,
+        "sqnr_db": whole.sqnr_db,
+        "cosine": whole.cosine,
+        "saturated": whole.saturated,
+    }
+    size = next((q.group_size for q in quantized if isinstance(q.group_size, int)), None)
+    columns = x.shape[-1] if x.ndim else 0
+    if size is None or not columns or columns % size:
+        return found
+    groups = (*x.shape[:-1], columns // size, size)
+    decibels = np.asarray(compare(x.reshape(groups), y.reshape(groups), axis=-1).sqnr_db)
+    counted = decibels[np.isfinite(decibels)]
+    found["group_size"] = size
+    bins = np.clip(np.floor(counted), 0, BINS - 1).astype(np.int64)
+    found["histogram"] = tuple(np.bincount(bins, minlength=BINS).tolist())
+    if counted.size:
+        lowest = np.unravel_index(int(np.argmin(np.where(np.isfinite(decibels), decibels, np.inf))), decibels.shape)
+        found["worst_group"] = tuple(int(index) for index in lowest)
+        found["worst_group_db"] = float(decibels[lowest])
+    return found
+
+
+def _decibels(squares: float, error_squares: float) -> float:
+    if error_squares == 0:
+        return math.inf
+    return 10 * math.log10(squares / error_squares) if squares > 0 else -math.inf
+
+
+_STYLE = """
+:root { color-scheme: light dark; --text: #1c2430; --soft: #5b6675; --line: #d8dee6; --mark: #2f6fb3; --page: #ffffff; --band: #f4f6f9 }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e4e9f0; --soft: #9aa6b5; --line: #38424f; --mark: #6aa9e9; --page: #14181e; --band: #1c222a }
+}
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page); max-width: 1100px; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
+p, caption { color: var(--soft) } code { font-size: .92em }
+.facts { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; margin: 1.2rem 0 }
+.facts div { color: var(--soft) } .facts b { display: block; font-size: 1.5rem; color: var(--text) }
+.wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: .87rem }
+th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
+th { color: var(--soft); font-weight: 500 } th:first-child, td:first-child, .text { text-align: left }
+svg { width: 100%; height: auto; display: block } svg text { fill: var(--soft); font: 11px system-ui, sans-serif }
+.axis { stroke: var(--line) } .mark { fill: var(--mark) } .bar { fill: var(--mark) }
+"""
+
+
+def _page(found: Report) -> str:
+    changed = [tensor for tensor in found.tensors if tensor.sqnr_db is not None]
+    title = f"{Path(found.first).name} to {Path(found.second).name}"
+    body = [
+        f"<h1>{html.escape(title)}</h1>",
+        f"<p><code>{html.escape(found.first)}</code> against <code>{html.escape(found.second)}</code>, by quantize {found.version}</p>",
+        _facts(found, len(changed)),
+    ]
+    if changed:
+        body += ["<h2>Signal to noise by tensor</h2>", "<p>In the order of the file; higher is better.</p>", _by_tensor(changed)]
+        histogram = [sum(counts) for counts in zip(*(tensor.histogram for tensor in changed if tensor.histogram), strict=True)]
+        if any(histogram):
+            body += ["<h2>Signal to noise of all groups</h2>", "<p>Groups by dB, one bar for each dB.</p>", _histogram(histogram)]
+        worst = sorted(changed, key=lambda tensor: tensor.sqnr_db or 0.0)[:WORST]
+        body += [f"<h2>The {len(worst)} lowest</h2>", _table(_WORST_HEAD, map(_worst_row, worst))]
+    body += ["<h2>Bits per weight</h2>", _bits(found)]
+    kept = Counter((tensor.second, tensor.reason) for tensor in found.tensors if tensor.action in ("keep", "cast"))
+    if kept:
+        rows = [[kind, str(count), reason or ""] for (kind, reason), count in kept.most_common()]
+        body += ["<h2>What was not quantized</h2>", _table(["dtype", "tensors", "why"], rows)]
+    for names, words in ((found.missing, "Only in the first file"), (found.added, "Only in the second file")):
+        if names:
+            body += [f"<h2>{words}</h2>", _table(["tensor"], [[name] for name in names])]
+    body += ["<h2>All tensors</h2>", _table(_HEAD, map(_row, found.tensors))]
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head><body>\n' + "\n".join(body) + "\n</body></html>\n"
+
+
+def _facts(found: Report, changed: int) -> str:
+    percent = f" ({found.bytes_second / found.bytes_first:.1%})" if found.bytes_first else ""
+    facts = [
+        (f"{amount(found.bytes_first)} to {amount(found.bytes_second)}{percent}", "bytes of all tensors"),
+        (f"{changed} of {len(found.tensors)}", "tensors changed"),
+    ]
+    if found.bits_per_weight is not None:
+        facts.append((f"{found.bits_per_weight:.2f}", "bits per weight where quantized"))
+    if found.sqnr_db is not None:
+        facts.append((_db(found.sqnr_db), "signal to noise of what changed"))
+    return '<div class="facts">' + "".join(f"<div><b>{value}</b>{words}</div>" for value, words in facts) + "</div>"
+
+
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 1000, 260, 46, 24
+
+
+def _frame(marks: Sequence[str], ticks: Iterable[tuple[float, str]], below: Sequence[tuple[float, str]], label: str) -> str:
+    lines = [
+        f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/><text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
+        for y, text in ticks
+    ]
+    names = [f'<text x="{x:.1f}" y="{_HEIGHT - 6}" text-anchor="middle">{text}</text>' for x, text in below]
+    drawn = "".join([*lines, *marks, *names])
+    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(label)}">{drawn}</svg>'
+
+
+def _by_tensor(changed: Sequence[TensorDetail]) -> str:
+    values = [tensor.sqnr_db for tensor in changed if tensor.sqnr_db is not None and math.isfinite(tensor.sqnr_db)]
+    if not values:
+        return "<p>No tensor lost anything.</p>"
+    low, high = math.floor(min(values) - 1), math.ceil(max(values) + 1)
+
+    def x_of(place: int) -> float:
+        return _LEFT + 8 + (_WIDTH - _LEFT - 16) * (place + 0.5) / len(changed)
+
+    def y_of(value: float) -> float:
+        return 8 + (_HEIGHT - _BOTTOM - 16) * (high - value) / (high - low)
+
+    marks = [
+        f'<circle class="mark" cx="{x_of(place):.1f}" cy="{y_of(tensor.sqnr_db):.1f}" r="3.5">'
+        f"<title>{html.escape(tensor.name)}: {_db(tensor.sqnr_db)}, {html.escape(tensor.second)}</title></circle>"
+        for place, tensor in enumerate(changed)
+        if tensor.sqnr_db is not None and math.isfinite(tensor.sqnr_db)
+    ]
+    step = max(1, round((high - low) / 5))
+    ticks = ((y_of(value), f"{value} dB") for value in range(low, high + 1, step))
+    return _frame(marks, ticks, [], "signal to noise of each tensor in dB")
+
+
+def _histogram(counts: Sequence[int]) -> str:
+    used = [place for place, count in enumerate(counts) if count]
+    low, high = max(0, used[0] - 1), min(BINS, used[-1] + 2)
+    largest = max(counts)
+    width = (_WIDTH - _LEFT) / (high - low)
+
+    def y_of(count: float) -> float:
+        return 8 + (_HEIGHT - _BOTTOM - 8) * (1 - count / largest)
+
+    marks = [
+        f'<rect class="bar" x="{_LEFT + (place - low) * width + 1:.1f}" y="{y_of(counts[place]):.1f}" width="{width - 2:.1f}" '
+        f'height="{_HEIGHT - _BOTTOM - y_of(counts[place]):.1f}"><title>{place} to {place + 1} dB: {counts[place]} groups</title></rect>'
+        for place in range(low, high)
+        if counts[place]
+    ]
+    every = max(1, (high - low) // 12)
+    below = [(_LEFT + (place - low) * width, f"{place} dB") for place in range(low, high, every)]
+    ticks = ((y_of(largest * part / 4), f"{largest * part // 4:,}") for part in range(5))
+    return _frame(marks, ticks, below, "number of groups by their signal to noise in dB")
+
+
+def _bits(found: Report) -> str:
+    kinds: dict[str, list[int]] = {}
+    for tensor in found.tensors:
+        count = kinds.setdefault(tensor.second, [0, 0, 0])
+        for place, value in enumerate((1, math.prod(tensor.shape), tensor.nbytes)):
+            count[place] += value
+    rows = [
+        [kind, str(tensors), f"{elements:,}", amount(nbytes), f"{8 * nbytes / elements:.2f}" if elements else ""]
+        for kind, (tensors, elements, nbytes) in sorted(kinds.items(), key=lambda item: -item[1][2])
+    ]
+    return _table(["format or dtype", "tensors", "elements", "bytes", "bits per element"], rows)
+
+
+_WORST_HEAD = ["tensor", "format", "SQNR", "max error", "clipped", "worst group", "its SQNR"]
+_HEAD = ["tensor", "shape", "before", "after", "bits", "RMSE", "max error", "SQNR", "cosine", "clipped", "replaced", "SHA-256"]
+
+
+def _worst_row(tensor: TensorDetail) -> list[str]:
+    where = "" if tensor.worst_group is None else ", ".join(map(str, tensor.worst_group))
+    return [
+        tensor.name,
+        tensor.second,
+        _db(tensor.sqnr_db),
+        _number(tensor.max_abs_error),
+        _count(tensor.saturated),
+        where,
+        _db(tensor.worst_group_db),
+    ]
+
+
+def _row(tensor: TensorDetail) -> list[str]:
+    shape = " x ".join(map(str, tensor.shape)) or "scalar"
+    cosine = "" if tensor.cosine is None else f"{tensor.cosine:.6f}"
+    errors = [_number(tensor.rmse), _number(tensor.max_abs_error), _db(tensor.sqnr_db), cosine, _count(tensor.saturated)]
+    replaced = str(tensor.replaced) if tensor.replaced else ""
+    return [tensor.name, shape, tensor.first, tensor.second, f"{tensor.bits_per_weight:.2f}", *errors, replaced, tensor.sha256[:12]]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    def line(row: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+
+    lines = "".join(line(row, "td") for row in rows)
+    return f'<div class="wide"><table><thead>{line(head, "th")}</thead><tbody>{lines}</tbody></table></div>'
+
+
+def _db(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "exact" if value == math.inf else f"{value:.1f} dB"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else str(value)

@@ -1,0 +1,136 @@
+"""Reports: what they say of each tensor and of its groups, as data and as a page."""
+
+import hashlib
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from checkpoints import bfloat16_bits, floats_of_bits, write
+from helpers import as_bits, sample
+
+import quantize as qz
+from quantize import cli
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A checkpoint, what it became, and what the conversion said."""
+    weight = sample((8, 128), 1)
+    weight[5, 64:96] = np.where(np.arange(32) == 3, 8, 0.45)  # all but one become 0
+    tensors = {
+        "weight": weight,
+        "brain": bfloat16_bits(sample((2, 4, 64), 2)),
+        "zeros": np.zeros((2, 64), np.float32),
+        "bias": sample((8,), 3),
+        "ids": np.arange(4, dtype=np.int64),
+    }
+    source = write(tmp_path / "a.safetensors", tensors, None, brain="BF16")
+    return source, tmp_path / "b.safetensors", tensors, qz.convert(source, tmp_path / "b.safetensors", format="q4_0")
+
+
+def test_every_number_is_that_of_the_arrays(files):
+    source, target, tensors, conversion = files
+    report = qz.report(source, target, conversion=conversion)
+    assert [tensor.name for tensor in report.tensors] == [info.name for info in qz.open(source).tensors]
+    found = {tensor.name: tensor for tensor in report.tensors}
+    squares = error_squares = 0.0
+    for name in ("weight", "brain", "zeros"):
+        x = floats_of_bits(tensors[name]) if name == "brain" else tensors[name]
+        q = qz.quantize(x, "q4_0")
+        own, expected = found[name], qz.compare(x, q)
+        assert (own.rmse, own.max_abs_error, own.sqnr_db) == (expected.rmse, expected.max_abs_error, expected.sqnr_db)
+        assert (own.cosine, own.saturated, own.bits_per_weight) == (expected.cosine, expected.saturated, expected.bits_per_weight)
+        assert own.sha256 == hashlib.sha256(q.parts["blocks"].tobytes()).hexdigest()
+        assert (own.action, own.first, own.second, own.group_size) == (
+            "quantize",
+            "bfloat16" if name == "brain" else "float32",
+            "gguf:q4_0",
+            32,
+        )
+        error = (x.astype(np.float64) - q.dequantize()).reshape(*x.shape[:-1], -1, 32)
+        groups = np.square(x, dtype=np.float64).reshape(error.shape).sum(-1), np.square(error).sum(-1)
+        squares, error_squares = squares + groups[0].sum(), error_squares + groups[1].sum()
+        if name == "zeros":
+            assert sum(own.histogram) == 0
+            assert own.worst_group is None
+            continue
+        decibels = 10 * np.log10(groups[0] / groups[1])
+        assert sum(own.histogram) == decibels.size
+        assert list(own.histogram) == np.histogram(decibels, np.arange(41))[0].tolist()
+        assert own.worst_group == np.unravel_index(decibels.argmin(), decibels.shape)
+        assert own.worst_group_db == pytest.approx(decibels.min())
+    assert found["weight"].worst_group == (5, 2)
+    assert report.sqnr_db == pytest.approx(10 * np.log10(squares / error_squares))
+    assert found["bias"].sqnr_db is None
+    assert (found["bias"].action, found["bias"].reason) == ("keep", "1-d; a matrix has 2 axes or more")
+    assert found["ids"].sha256 == hashlib.sha256(tensors["ids"].tobytes()).hexdigest()
+    assert report.bits_per_weight == conversion.bits_per_weight
+
+
+def test_names_that_one_file_has(files, tmp_path):
+    source, target, tensors, _ = files
+    write(tmp_path / "c.safetensors", {"weight": tensors["weight"], "more": tensors["bias"]})
+    report = qz.report(source, tmp_path / "c.safetensors")
+    assert set(report.missing) == {"brain", "zeros", "bias", "ids"}
+    assert report.added == ("more",)
+    assert report.sqnr_db is None
+    assert report.tensors[0].action is None
+    assert as_bits(qz.open(target)["bias"]).shape == (8,)
+
+
+VOID = ("meta", "line", "circle", "rect")
+
+
+class Page(HTMLParser):
+    """A page whose tags are balanced: what it leads to, and whether a script is in it."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.links, self.tags = [], [], set()
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def test_a_page_stands_alone_and_shows_hostile_names_as_text(files, tmp_path):
+    source, target, tensors, conversion = files
+    page = qz.report(source, target, conversion=conversion).to_html()
+    assert "<script" not in page
+    assert page.count("<svg") == 2
+    for text in ("1-d; a matrix has 2 axes or more", "gguf:q4_0", "5, 2", "weight"):
+        assert text in page
+    name = "<script>alert(1)</script>"
+    write(tmp_path / "c.safetensors", {name: tensors["weight"]})
+    conversion = qz.convert(tmp_path / "c.safetensors", tmp_path / "d.safetensors")
+    page = qz.report(tmp_path / "c.safetensors", tmp_path / "d.safetensors", conversion=conversion).to_html()
+    assert "&lt;script&gt;" in page
+    read = Page(page)
+    assert "script" not in read.tags
+    assert read.links == []
+
+
+def test_the_command_line_writes_reports(files, tmp_path):
+    source, target, _, _ = files
+    done = ["convert", str(source), str(tmp_path / "out.safetensors"), "--to", "nf4", "--quiet", "--report", str(tmp_path / "report.html")]
+    assert cli.main(done) == 0
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+    assert cli.main(["compare", str(source), str(target), "--quiet", "--report", str(tmp_path / "report.json")]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report == json.loads(json.dumps(qz.report(source, target).to_dict()))
+    assert cli.main(["convert", str(source), "--dry-run", "--report", str(tmp_path / "none.json"), "--quiet"]) == 0
+    assert not (tmp_path / "none.json").exists()
+    assert cli.main(["compare", str(source), str(target), "--quiet", "--report", str(tmp_path / "absent" / "report.json")]) == 5
