@@ -104,6 +104,7 @@ def convert(
     exclude: list[str],
     keep: list[str],
     fallback: str | None,
+    requantize: bool,
     overwrite: bool,
     threads: int | None,
     progress: Callable[[int, int, str], object] | None,

@@ -252,6 +252,7 @@ def convert(
     exclude: Sequence[str] = (),
     keep: Sequence[str] = (),
     fallback: str | None = None,
+    requantize: bool = False,
     dequantize: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -286,6 +287,8 @@ def convert(
     fallback : str, optional
         What a matrix of a GGUF file becomes whose rows the blocks of its format do not divide: a format, or ``"llama.cpp"`` for
         the rule of that project. The report lists every use.
+    requantize : bool
+        Decode what is quantized in another format and quantize it again, which adds to its error. Otherwise it is copied.
     dequantize : bool
         Decode quantized tensors to the dtype that they had before, instead of quantizing.
     overwrite : bool
@@ -336,7 +339,7 @@ def convert(
     def run(target: str | None, callback: Progress | None) -> list[Any]:
         name = None if dequantize else format
         limit = requested(threads)
-        return _core.convert(source, target, name, group_size, scale_name, nonfinite, *names, fallback, overwrite, limit, callback)
+        return _core.convert(source, target, name, group_size, scale_name, nonfinite, *names, fallback, requantize, overwrite, limit, callback)
 
     rows = run(None, None)
     if target is not None and not dry_run:

@@ -111,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="what a matrix of a GGUF file becomes whose rows its format does not divide: a format, or llama.cpp for its rule",
     )
+    command.add_argument("--requantize", action="store_true", help="decode what is quantized in another format and quantize it again")
     command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists; it may be IN")
     command.add_argument("--dry-run", action="store_true", help="print the plan, from the header alone; write nothing")
     _add_work_options(command)
@@ -155,6 +156,7 @@ def _convert(options: argparse.Namespace) -> None:
         exclude=options.exclude,
         keep=options.keep,
         fallback=options.fallback,
+        requantize=options.requantize,
         dequantize=options.dequantize,
         overwrite=options.overwrite,
         dry_run=options.dry_run,

@@ -60,6 +60,8 @@ pub struct Selection {
     pub keep: Vec<String>,
     /// What a matrix becomes that its format does not take.
     pub fallback: Option<Fallback>,
+    /// Whether what is quantized in another format is decoded and quantized again.
+    pub requantize: bool,
 }
 
 /// What happens to each tensor of a file, and what the new file will hold.
@@ -164,9 +166,9 @@ impl Plan {
         let mut steps = Vec::with_capacity(file.entries().len());
         let mut tensors = Vec::new();
         for (entry, wish) in file.entries().iter().zip(wishes) {
-            let (action, layout) = match selection.leaves_out(&entry.name).or_else(|| factor_beside(entry, target, file)) {
+            let (action, layout) = match selection.leaves_out(&entry.name).or_else(|| factor_beside(entry, target, selection, file)) {
                 Some(reason) => (Action::Keep(reason), entry.layout().cloned()),
-                None => action(entry, wish.as_ref(), selection.fallback, is_gguf),
+                None => action(entry, wish.as_ref(), selection, is_gguf),
             };
             let is_made = matches!(action, Action::Quantize | Action::Refuse(_));
             let wish = wish.filter(|_| is_made || matches!(action, Action::Cast(StoredDtype::F16, _)));
@@ -353,12 +355,13 @@ fn file_type(target: Target) -> Result<u32> {
 }
 
 /// What happens to a tensor that is selected, and how it is then quantized. Without a wish it becomes floats.
-fn action(entry: &Entry, wish: Option<&Wish>, fallback: Option<Fallback>, is_gguf: bool) -> (Action, Option<Layout>) {
+fn action(entry: &Entry, wish: Option<&Wish>, selection: &Selection, is_gguf: bool) -> (Action, Option<Layout>) {
     let keep = |reason: String| (Action::Keep(reason), entry.layout().cloned());
     let Some(Wish { spec, options, .. }) = wish else {
         return if entry.layout().is_some() { (Action::Dequantize, None) } else { keep("not quantized".into()) };
     };
-    if let Some(layout) = entry.layout() {
+    let stays = |layout: &&Layout| !selection.requantize || layout.spec.name == spec.name;
+    if let Some(layout) = entry.layout().filter(stays) {
         return keep(format!("already {}", layout.spec.name));
     }
     if is_gguf && is_vector(entry) && matches!(entry.dtype, StoredDtype::F16 | StoredDtype::Bf16) {
@@ -369,7 +372,7 @@ fn action(entry: &Entry, wish: Option<&Wish>, fallback: Option<Fallback>, is_ggu
     }
     match layout(entry, spec, *options).map_err(|error| error.to_string()) {
         Ok(layout) => (Action::Quantize, Some(layout)),
-        Err(reason) if is_gguf => fall_back(entry, spec, fallback, reason),
+        Err(reason) if is_gguf => fall_back(entry, spec, selection.fallback, reason),
         Err(reason) => keep(reason),
     }
 }
@@ -412,8 +415,9 @@ fn refusal(step: &Step) -> Failure {
 }
 
 /// Why a tensor is not decoded although it could be: in GGUF the factor of an NVFP4 tensor `x.weight` may be another tensor, `x.scale`.
-fn factor_beside(entry: &Entry, target: Target, file: &Checkpoint) -> Option<String> {
-    let is_nvfp4 = matches!(target, Target::Floats) && entry.layout().is_some_and(|layout| layout.spec.name == "gguf:nvfp4");
+fn factor_beside(entry: &Entry, target: Target, selection: &Selection, file: &Checkpoint) -> Option<String> {
+    let decodes = matches!(target, Target::Floats) || selection.requantize;
+    let is_nvfp4 = decodes && entry.layout().is_some_and(|layout| layout.spec.name == "gguf:nvfp4");
     let scale = is_nvfp4.then(|| entry.name.strip_suffix(".weight"))??.to_string() + ".scale";
     let found = file.entries().iter().any(|other| other.name == scale);
     found.then(|| format!("{} has its factor, which decoding does not apply", shown(&scale)))
@@ -492,8 +496,16 @@ impl Conversion<'_> {
             Action::Quantize => {
                 let layout = step.layout.as_ref().expect("a step that quantizes has a layout");
                 let loaded = file.load(entry, advance)?;
-                let [data] = &loaded[..] else { unreachable!("a plain tensor lies in one piece") };
-                let (quantized, effect) = quantize(entry, data, layout, *nonfinite, run).map_err(|error| {
+                let quantized = match entry.layout() {
+                    Some(before) => decoded(before, &loaded, run)
+                        .and_then(|data| quantize(Source::from_bytes(&data, Dtype::F32, &entry.shape), &data, layout, *nonfinite, run)),
+                    None => {
+                        let [data] = &loaded[..] else { unreachable!("a plain tensor lies in one piece") };
+                        let dtype = entry.dtype.float().expect("only floats are planned to be quantized");
+                        quantize(Source::from_bytes(data, dtype, &entry.shape), data, layout, *nonfinite, run)
+                    }
+                };
+                let (quantized, effect) = quantized.map_err(|error| {
                     let of_values = matches!(error, Error::NonFinite { .. } | Error::ScaleOverflow { .. });
                     Failure { tensor: of_values.then(|| entry.name.clone()), error }
                 })?;
@@ -546,15 +558,22 @@ fn cast(entry: &Entry, data: &[u8], dtype: StoredDtype, run: &Run, write: Write)
     Ok(())
 }
 
-/// The parts of a plain tensor's `data`, and how far they are from it.
-fn quantize(entry: &Entry, data: &[u8], layout: &Layout, nonfinite: NonFinite, run: &Run) -> Result<(Quantized, Effect)> {
-    let dtype = entry.dtype.float().expect("only floats are planned to be quantized");
+/// The parts of `source`, whose bytes are `data`, and how far they are from it.
+fn quantize(source: Source<'_>, data: &[u8], layout: &Layout, nonfinite: NonFinite, run: &Run) -> Result<(Quantized, Effect)> {
     let mut quantized = Quantized::zeroed(layout.clone())?;
     let mut slices: Vec<&mut [u8]> = quantized.parts.iter_mut().map(Vec::as_mut_slice).collect();
-    let outcome = engine::quantize(&Source::from_bytes(data, dtype, &entry.shape), layout, nonfinite, &mut slices, run)?;
+    let outcome = engine::quantize(&source, layout, nonfinite, &mut slices, run)?;
     let values = Values::Quantized(layout, quantized.views());
-    let errors = errors(&entry.shape, &Values::Plain(dtype, data), &values, run)?;
+    let errors = errors(&layout.shape, &Values::Plain(source.dtype(), data), &values, run)?;
     Ok((quantized, Effect { errors: Some(errors), replaced: outcome.replaced }))
+}
+
+/// The float32 bytes of a quantized tensor.
+fn decoded(layout: &Layout, parts: &[Vec<u8>], run: &Run) -> Result<Vec<u8>> {
+    let mut floats = super::buffer(4 * layout.elements() as u64, || "a decoded tensor".into())?;
+    let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+    engine::dequantize(layout, &parts, Sink::from_bytes(&mut floats, Dtype::F32, &layout.shape), run)?;
+    Ok(floats)
 }
 
 /// Decode a quantized tensor to the dtype that it had before, block by block.

@@ -156,7 +156,8 @@ type Row = (
     Option<&'static str>,
 );
 
-/// `convert(source, target, format, group_size, scale_dtype, nonfinite, include, exclude, keep, fallback, overwrite, threads, progress)`
+/// `convert(source, target, format, group_size, scale_dtype, nonfinite, include, exclude, keep, fallback, requantize, overwrite, threads,
+/// progress)`
 /// gives one row a tensor. Without a format: back to floats. Without a target: the plan alone.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "the options of the public function, one each")]
@@ -172,6 +173,7 @@ pub(super) fn convert(
     exclude: Vec<String>,
     keep: Vec<String>,
     fallback: Option<&str>,
+    requantize: bool,
     overwrite: bool,
     threads: Option<isize>,
     progress: Option<Py<PyAny>>,
@@ -181,7 +183,7 @@ pub(super) fn convert(
         let options = Options { group_size, scale_dtype, ..Options::default() };
         let fallback = fallback.map(named_fallback).transpose()?;
         let nonfinite = named_policy(nonfinite)?;
-        let selection = Selection { include, exclude, keep, fallback };
+        let selection = Selection { include, exclude, keep, fallback, requantize };
         let (level, threads) = (Level::current()?, thread_count(threads)?);
         watched(py, progress, |watch| {
             let file = open(&source)?;

@@ -8,7 +8,7 @@ compared with the vectors of the projects that own the formats, and the product 
 from .awq import Awq
 from .base import Format
 from .bnb import BnbFp4, BnbNf4
-from .companions import Q5K, Q6K, Q5_0, Q5_1, Q8_0
+from .companions import Q5_0, Q5_1, Q5K, Q6K, Q8_0
 from .compressed_tensors import CompressedTensors
 from .gptq import Gptq, GptqV2
 from .hqq import Hqq

@@ -99,7 +99,7 @@ impl Mixture {
                 Kind::Medium if takes_more(count, model.values()) => Some((StoredDtype::Q6K, "values of a layer of more bits")),
                 Kind::Small if count < 4 => Some((StoredDtype::Q5K, "values of the first four layers")),
                 Kind::Codebook if model.heads_per_value()? >= 4 => Some((StoredDtype::Q5K, "values that four heads or more share")),
-                Kind::Small | Kind::Medium if model.is_70b() => Some((StoredDtype::Q5K, "values of a model of 80 layers that share heads")),
+                Kind::Small | Kind::Medium if model.is_70b() => Some((StoredDtype::Q5K, "values of a model of 70B")),
                 _ => None,
             });
         }
@@ -204,9 +204,14 @@ impl Model<'_> {
         Ok(self.number("attention.head_count_kv").map_or(1, |values| heads.checked_div(values).unwrap_or(0)))
     }
 
+    /// Whether llama.cpp takes it for a model of 70 billion weights whose heads share values.
     fn is_70b(&self) -> bool {
         let (heads, values) = (self.number("attention.head_count"), self.number("attention.head_count_kv"));
-        self.architecture == "llama" && self.number("block_count") == Some(80) && values.is_some() && heads != values
+        match (self.architecture.as_str(), self.number("block_count")) {
+            ("llama" | "llama-embed", Some(80)) => values.is_some() && heads != values,
+            ("qwen2" | "deci", Some(80)) | ("jais2", Some(68)) => true,
+            _ => false,
+        }
     }
 }
 
