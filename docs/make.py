@@ -85,7 +85,7 @@ def samples(info: qz.FormatInfo) -> Iterator[qz.QuantizedArray]:
         yield blocks(info.name, one + one + bytes([1] * 4 + [8] * 4 + [0x81] * 4), 128)
         yield blocks(info.name, one + one + bytes([2] * 4 + [3] * 4 + [0x32] * 4), 128)
     if info.name == "gguf:q5_k":  # the scale 1 and the minimum -16
-        yield blocks(info.name, one + one + bytes([1] * 4 + [16] * 4 + [1] * 4), 160)
+        yield blocks(info.name, one + one + bytes([1] * 4 + [0x50] * 4 + [1] * 4), 160)
     if info.name == "gguf:iq4_xs":  # every group with the scale 1
         yield blocks(info.name, one + b"\xaa\xaa" + b"\x11" * 4, 128)
     for name, shape in info.part_shapes:

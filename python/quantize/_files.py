@@ -339,7 +339,9 @@ def convert(
     def run(target: str | None, callback: Progress | None) -> list[Any]:
         name = None if dequantize else format
         limit = requested(threads)
-        return _core.convert(source, target, name, group_size, scale_name, nonfinite, *names, fallback, requantize, overwrite, limit, callback)
+        return _core.convert(
+            source, target, name, group_size, scale_name, nonfinite, *names, fallback, requantize, overwrite, limit, callback
+        )
 
     rows = run(None, None)
     if target is not None and not dry_run:

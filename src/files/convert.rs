@@ -8,6 +8,7 @@
 //! others to be of the type that was asked for: there `gguf::llama` says which are kept, vectors become float32, and a tensor that
 //! its format does not take refuses the job, unless a [`Fallback`] was asked for. A mixture asks for several formats.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -18,7 +19,7 @@ use super::compare::{Values, blocks, errors, rows};
 use super::gguf::mixture::{self, Mixture, Part};
 use super::gguf::{self, Key, llama};
 use super::output::{Output, Writer};
-use super::{StoredDtype, Tensor, glob, is_named, safetensors, shown};
+use super::{StoredDtype, Tensor, buffer, glob, is_named, safetensors, shown};
 use crate::element::{Dtype, Sink, Source};
 use crate::engine::{self, NonFinite, Run, Sums};
 use crate::error::{Error, Result};
@@ -391,10 +392,7 @@ fn fall_back(entry: &Entry, spec: &Spec, fallback: Option<Fallback>, reason: Str
         Some(Fallback::Format(spec)) => gguf::dtype(spec).ok(),
     };
     let Some(dtype) = next else { return (Action::Refuse(reason), None) };
-    let Some(name) = gguf::format(dtype) else {
-        let action = if entry.dtype == dtype { Action::Keep(reason) } else { Action::Cast(dtype, reason) };
-        return (action, None);
-    };
+    let Some(name) = gguf::format(dtype) else { return (Action::Cast(dtype, reason), None) };
     match formats::find(name).and_then(|format| layout(entry, format.spec(), Options::default())) {
         Ok(layout) => (Action::Quantize, Some(layout)),
         Err(error) => (Action::Refuse(format!("{reason}, and the fallback: {error}")), None),
@@ -490,22 +488,14 @@ impl Conversion<'_> {
             Action::Refuse(_) => unreachable!("a plan that refuses a tensor is not carried out"),
             &Action::Cast(dtype, _) => {
                 let loaded = file.load(entry, advance)?;
-                let [data] = &loaded[..] else { unreachable!("a plain tensor lies in one piece") };
-                cast(entry, data, dtype, run, &mut write)?;
+                let (data, from) = floats(entry, &loaded, run)?;
+                cast(entry, &Source::from_bytes(&data, from, &entry.shape), dtype, run, &mut write)?;
             }
             Action::Quantize => {
                 let layout = step.layout.as_ref().expect("a step that quantizes has a layout");
                 let loaded = file.load(entry, advance)?;
-                let quantized = match entry.layout() {
-                    Some(before) => decoded(before, &loaded, run)
-                        .and_then(|data| quantize(Source::from_bytes(&data, Dtype::F32, &entry.shape), &data, layout, *nonfinite, run)),
-                    None => {
-                        let [data] = &loaded[..] else { unreachable!("a plain tensor lies in one piece") };
-                        let dtype = entry.dtype.float().expect("only floats are planned to be quantized");
-                        quantize(Source::from_bytes(data, dtype, &entry.shape), data, layout, *nonfinite, run)
-                    }
-                };
-                let (quantized, effect) = quantized.map_err(|error| {
+                let (data, dtype) = floats(entry, &loaded, run)?;
+                let (quantized, effect) = quantize(entry, &data, dtype, layout, *nonfinite, run).map_err(|error| {
                     let of_values = matches!(error, Error::NonFinite { .. } | Error::ScaleOverflow { .. });
                     Failure { tensor: of_values.then(|| entry.name.clone()), error }
                 })?;
@@ -534,11 +524,21 @@ fn copy(file: &Checkpoint, entry: &Entry, advance: Advance, write: Write) -> Res
     Ok(())
 }
 
-/// Store a plain tensor's `data` as floats of another dtype, block by block.
-fn cast(entry: &Entry, data: &[u8], dtype: StoredDtype, run: &Run, write: Write) -> std::result::Result<(), Failure> {
-    let from = entry.dtype.float().expect("only floats are cast");
+/// The floats of an entry and their dtype: its own, or float32 of what is quantized.
+fn floats<'a>(entry: &Entry, loaded: &'a [Vec<u8>], run: &Run) -> Result<(Cow<'a, [u8]>, Dtype)> {
+    let Some(layout) = entry.layout() else {
+        let [data] = loaded else { unreachable!("a plain tensor lies in one piece") };
+        return Ok((Cow::Borrowed(data), entry.dtype.float().expect("a plan takes floats")));
+    };
+    let mut floats = buffer(4 * layout.elements() as u64, || format!("tensor {}", shown(&entry.name)))?;
+    let parts: Vec<&[u8]> = loaded.iter().map(Vec::as_slice).collect();
+    engine::dequantize(layout, &parts, Sink::from_bytes(&mut floats, Dtype::F32, &layout.shape), run)?;
+    Ok((Cow::Owned(floats), Dtype::F32))
+}
+
+/// Store an entry's `source` as floats of another dtype, block by block.
+fn cast(entry: &Entry, source: &Source<'_>, dtype: StoredDtype, run: &Run, write: Write) -> std::result::Result<(), Failure> {
     let to = dtype.float().expect("to floats");
-    let source = Source::from_bytes(data, from, &entry.shape);
     let _ieee = Ieee::enter();
     let (mut floats, mut bytes) = (Vec::new(), Vec::new());
     for start in (0..source.len()).step_by(BLOCK) {
@@ -558,22 +558,14 @@ fn cast(entry: &Entry, data: &[u8], dtype: StoredDtype, run: &Run, write: Write)
     Ok(())
 }
 
-/// The parts of `source`, whose bytes are `data`, and how far they are from it.
-fn quantize(source: Source<'_>, data: &[u8], layout: &Layout, nonfinite: NonFinite, run: &Run) -> Result<(Quantized, Effect)> {
+/// The parts of an entry's floats, and how far they are from them.
+fn quantize(entry: &Entry, data: &[u8], dtype: Dtype, layout: &Layout, nonfinite: NonFinite, run: &Run) -> Result<(Quantized, Effect)> {
     let mut quantized = Quantized::zeroed(layout.clone())?;
     let mut slices: Vec<&mut [u8]> = quantized.parts.iter_mut().map(Vec::as_mut_slice).collect();
-    let outcome = engine::quantize(&source, layout, nonfinite, &mut slices, run)?;
+    let outcome = engine::quantize(&Source::from_bytes(data, dtype, &entry.shape), layout, nonfinite, &mut slices, run)?;
     let values = Values::Quantized(layout, quantized.views());
-    let errors = errors(&layout.shape, &Values::Plain(source.dtype(), data), &values, run)?;
+    let errors = errors(&entry.shape, &Values::Plain(dtype, data), &values, run)?;
     Ok((quantized, Effect { errors: Some(errors), replaced: outcome.replaced }))
-}
-
-/// The float32 bytes of a quantized tensor.
-fn decoded(layout: &Layout, parts: &[Vec<u8>], run: &Run) -> Result<Vec<u8>> {
-    let mut floats = super::buffer(4 * layout.elements() as u64, || "a decoded tensor".into())?;
-    let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
-    engine::dequantize(layout, &parts, Sink::from_bytes(&mut floats, Dtype::F32, &layout.shape), run)?;
-    Ok(floats)
 }
 
 /// Decode a quantized tensor to the dtype that it had before, block by block.

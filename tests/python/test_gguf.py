@@ -102,6 +102,27 @@ def test_a_second_conversion_keeps_every_byte(model, tmp_path):
     assert (tmp_path / "once.gguf").read_bytes() == (tmp_path / "twice.gguf").read_bytes()
 
 
+@pytest.mark.parametrize("target", ["gguf:q5_k", "gguf:iq4_nl"])
+def test_what_is_quantized_already_is_quantized_again_only_when_asked(model, tmp_path, target):
+    path, _ = model
+    once, kept, again = (tmp_path / name for name in ("once.gguf", "kept.gguf", "again.gguf"))
+    qz.convert(path, once, format="gguf:q8_0")
+    actions = {tensor.name: tensor.reason for tensor in qz.convert(once, kept, format=target).tensors}
+    assert actions["token_embd.weight"] == "already gguf:q8_0"
+    assert kept.read_bytes() == once.read_bytes()
+    report = {tensor.name: tensor for tensor in qz.convert(once, again, format=target, requantize=True).tensors}
+    assert report["token_embd.weight"].action == "quantize"
+    assert report["blk.0.ffn_down.weight"].reason == "Q3_K is not quantized"
+    with qz.open(once) as before, qz.open(again) as after:
+        for name in ("token_embd.weight", "blk.0.ffn_up_exps.weight", "blk.0.attn_q.weight"):
+            values = before[name].dequantize()
+            assert after[name].identical(qz.quantize(values, target)), name
+            assert report[name].sqnr_db == pytest.approx(qz.compare(values, after[name]).sqnr_db)
+        assert after.metadata["general.file_type"] == FORMATS[target]
+    same_file = qz.convert(once, tmp_path / "same.gguf", format="gguf:q8_0", requantize=True)
+    assert {tensor.action for tensor in same_file.tensors} == {"keep"}
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_bytes_do_not_depend_on_the_threads(model, tmp_path, threads):
     path, _ = model

@@ -280,7 +280,7 @@ fn a_mixture_counts_what_the_selection_leaves_out() {
     assert_eq!(why, expected);
 
     let missing = plan_of(&names, 256, Target::Mixture(mixture::find("iq4_nl").unwrap()), None).unwrap_err().to_string();
-    assert!(missing.starts_with("key llama.attention.head_count is missing, or no number; the mixture goes by it"), "{missing}");
+    assert!(missing.starts_with("key 'llama.attention.head_count' is missing, or no number; the mixture goes by it"), "{missing}");
 }
 
 #[test]
