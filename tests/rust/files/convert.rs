@@ -39,7 +39,7 @@ fn matrices_are_planned_to_be_quantized_and_the_rest_is_kept_with_the_reason() {
         let kept = |step: Step| match step.action {
             Action::Quantize => (step.name, "quantized".to_string()),
             Action::Keep(reason) | Action::Refuse(reason) => (step.name, reason),
-            Action::Dequantize => panic!("nothing is quantized yet"),
+            Action::Dequantize | Action::Cast(..) => panic!("nothing is quantized yet"),
         };
         plan.steps.into_iter().map(kept).collect::<BTreeMap<String, String>>()
     };
@@ -171,7 +171,7 @@ fn names_and_patterns_select_and_must_mean_something() {
     write_file(&path, &names.map(|name| float_tensor(name, StoredDtype::F32, &[2, 32])), &[]);
     let plan = |include: &[&str], exclude: &[&str], keep: &[&str]| {
         let owned = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
-        let selection = Selection { include: owned(include), exclude: owned(exclude), keep: owned(keep) };
+        let selection = Selection { include: owned(include), exclude: owned(exclude), keep: owned(keep), ..Selection::default() };
         let plan = Plan::new(&checkpoint(&path), target("int4", None), &selection).map_err(|error| error.to_string())?;
         let reason = |step: Step| match step.action {
             Action::Keep(reason) => (step.name, reason),
