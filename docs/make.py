@@ -61,6 +61,8 @@ def samples(info: qz.FormatInfo) -> Iterator[qz.QuantizedArray]:
     whole = np.resize(np.arange(16, dtype=np.float32), (16, 256))
     # The greatest makes scales whose multiples are beyond float16.
     arrays = [random, whole - 8, whole, whole - 3, whole - 15, 30000 * (whole - 8)]
+    if info.companion:  # all thirty-two codes, with the zero point in the middle
+        arrays.insert(0, np.resize(np.arange(32, dtype=np.float32) - 16, (16, 256)))
     if info.scale_dtypes == ("float8_e4m3fn",):
         arrays = [random * np.float32(factor) for factor in (1, 3, 5, 7, 11, 1e-37, 2688 / np.abs(random).max())]
     sizes: list[int | None] = [16, 32, 64, 128, 256] if "group_size" in info.options else [None]
@@ -80,10 +82,12 @@ def samples(info: qz.FormatInfo) -> Iterator[qz.QuantizedArray]:
                         assert x is arrays[-1], "only the greatest may be beyond a dtype"
     one = np.float16(1).tobytes()
     if info.name == "gguf:q4_k":  # every group with the scale 1 and the minimum -8, or 2 and -3
-        yield blocks(info.name, one + one + bytes([1] * 4 + [8] * 4 + [0x81] * 4), 256)
-        yield blocks(info.name, one + one + bytes([2] * 4 + [3] * 4 + [0x32] * 4), 256)
+        yield blocks(info.name, one + one + bytes([1] * 4 + [8] * 4 + [0x81] * 4), 128)
+        yield blocks(info.name, one + one + bytes([2] * 4 + [3] * 4 + [0x32] * 4), 128)
+    if info.name == "gguf:q5_k":  # the scale 1 and the minimum -16
+        yield blocks(info.name, one + one + bytes([1] * 4 + [0x50] * 4 + [1] * 4), 160)
     if info.name == "gguf:iq4_xs":  # every group with the scale 1
-        yield blocks(info.name, one + b"\xaa\xaa" + b"\x11" * 4, 256)
+        yield blocks(info.name, one + b"\xaa\xaa" + b"\x11" * 4, 128)
     for name, shape in info.part_shapes:
         if info.scale_dtypes == ("float8_e4m3fn",) and shape.split(" if ")[0] in ("()", "(1,)"):  # any second level
             parts = qz.quantize(random, info.name).parts
@@ -94,9 +98,9 @@ def samples(info: qz.FormatInfo) -> Iterator[qz.QuantizedArray]:
         yield qz.from_parts(info.name, {**parts, "qzeros": np.full_like(parts["qzeros"], -1)}, group_size=32)
 
 
-def blocks(name: str, header: bytes, elements: int) -> qz.QuantizedArray:
-    """Sixteen blocks of ggml with this header and all sixteen codes."""
-    codes = np.resize(np.arange(256, dtype=np.uint8), elements // 2).tobytes()
+def blocks(name: str, header: bytes, length: int) -> qz.QuantizedArray:
+    """Sixteen blocks of ggml with this header and so many bytes of all codes."""
+    codes = np.resize(np.arange(256, dtype=np.uint8), length).tobytes()
     return qz.from_parts(name, {"blocks": np.tile(np.frombuffer(header + codes, np.uint8), (16, 1))})
 
 
@@ -170,7 +174,9 @@ def row(info: qz.FormatInfo) -> str:
     options = code(name for name in info.options if name not in ("group_size", "scale_dtype"))
     home = info.home if info.exact else f"{info.home}, decoding"
     bits = f"{info.bits_per_weight:.5g}"
-    cells = [code([info.name]), code(info.aliases), groups, scales, info.scheme, code(name for name, _ in info.parts), options, bits, home]
+    # Codes of 4 bits go without saying.
+    values = f"{info.scheme}, {(info.codes[1] - info.codes[0]).bit_length()} bits" if info.companion else info.scheme
+    cells = [code([info.name]), code(info.aliases), groups, scales, values, code(name for name, _ in info.parts), options, bits, home]
     return re.sub(r" +", " ", f"| {' | '.join(cells)} |\n")
 
 

@@ -86,11 +86,11 @@ def quiet() -> Iterator[None]:
 
 
 def problems(nbytes: int, only: list[str]) -> Iterator[Problem]:
-    """Yield every format with its own group size, all on the same floats."""
+    """Yield every 4-bit format with its own group size, all on the same floats."""
     x = weights(nbytes / 2**20)
     x = x.reshape(-1, min(x.shape[1], x.size // 64))  # 64 rows at least, which every layout can have
     for info in qz.formats():
-        if any(text in info.name for text in only):
+        if not info.companion and any(text in info.name for text in only):
             yield Problem(info.name, x, qz.quantize(x, info.name, **OPTIONS.get(info.name, {})))
 
 

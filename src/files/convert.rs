@@ -217,7 +217,7 @@ impl Plan {
         let mut steps = Vec::with_capacity(file.entries().len());
         let mut tensors = Vec::new();
         for (entry, wish) in file.entries().iter().zip(wishes) {
-            let (action, layout) = match selection.leaves_out(&entry.name).or_else(|| factor_beside(entry, target, file)) {
+            let (action, layout) = match selection.leaves_out(&entry.name).or_else(|| factor_beside(entry, target, selection, file)) {
                 Some(_) if folder.is_some() && entry.layout().is_some() => left_out_of_folder(target)?,
                 Some(reason) => (Action::Keep(reason), entry.layout().cloned()),
                 None => choice::action(entry, wish.as_ref(), rules),
@@ -475,8 +475,9 @@ fn file_type(target: Target) -> Result<u32> {
 }
 
 /// Why a tensor is not decoded although it could be: in GGUF the factor of an NVFP4 tensor `x.weight` may be another tensor, `x.scale`.
-fn factor_beside(entry: &Entry, target: Target, file: &Checkpoint) -> Option<String> {
-    let is_nvfp4 = matches!(target, Target::Floats(_)) && entry.layout().is_some_and(|layout| layout.spec.name == "gguf:nvfp4");
+fn factor_beside(entry: &Entry, target: Target, selection: &Selection, file: &Checkpoint) -> Option<String> {
+    let decodes = matches!(target, Target::Floats(_)) || selection.requantize;
+    let is_nvfp4 = decodes && entry.layout().is_some_and(|layout| layout.spec.name == "gguf:nvfp4");
     let scale = is_nvfp4.then(|| entry.name.strip_suffix(".weight"))??.to_string() + ".scale";
     let found = file.entries().iter().any(|other| other.name == scale);
     found.then(|| format!("{} has its factor, which decoding does not apply", shown(&scale)))

@@ -172,7 +172,7 @@ impl Kernel for Quantize<'_> {
             *scales = scales_of(header);
             // Sums that overflow leave no scale; ggml goes on without the group.
             for (scale, fitted) in scales.iter_mut().zip(fitted) {
-                *scale = if fitted.is_finite() { *scale } else { f32::NAN };
+                *scale = if fitted.is_finite() { *scale } else { fitted };
             }
             faults.scale |= scales.iter().any(|scale| !scale.is_finite());
             let scale = simd.load(scales);

@@ -10,7 +10,7 @@ from reference import bnb, e2m1, iq4
 import quantize as qz
 
 ALL = sorted(BY_ROWS)
-SCHEMES = {row.name: row.scheme for row in qz.formats()}
+INFO = {row.name: row for row in qz.formats()}
 
 
 def figures(a, b, axis=None):
@@ -86,11 +86,12 @@ TABLES = {"bnb:nf4": bnb.NF4, "bnb:fp4": bnb.FP4, "gguf:iq4_nl": iq4.TABLE, "ggu
 def saturated(x, q):
     """Elements at the lowest or highest code whose error is more than half a step: they were clipped."""
     codes, error = q.codes(), np.abs(q.dequantize() - x)
-    if SCHEMES[q.format] == "codebook":
+    if INFO[q.format].scheme == "codebook":
         numbers = TABLES.get(q.format, e2m1.NUMBERS).astype(np.float64)
     else:
-        codes = codes - codes.min()  # both ends are there
-        numbers = np.arange(16.0)
+        low, high = INFO[q.format].codes
+        codes = codes.astype(int) - low
+        numbers = np.arange(high - low + 1.0)
     scale = np.abs(np.repeat(q.scales.reshape(-1), q.group_size).reshape(x.shape))
     clipped = np.zeros(x.shape, bool)
     for end in (numbers.argmin(), numbers.argmax()):
@@ -99,7 +100,7 @@ def saturated(x, q):
     return np.count_nonzero(clipped)
 
 
-@pytest.mark.parametrize("name", sorted(SCHEMES))
+@pytest.mark.parametrize("name", sorted(INFO))
 def test_saturated_elements_are_counted(name):
     x = sample((40, 256))
     q = qz.quantize(x, name)

@@ -13,6 +13,7 @@ import quantize as qz
 from quantize import cli
 
 FORMATS = {"gguf:q4_0": 2, "gguf:q4_1": 3, "gguf:q4_k": 14, "gguf:iq4_nl": 25, "gguf:iq4_xs": 30, "gguf:mxfp4": 38, "gguf:nvfp4": 39}
+FORMATS |= {"gguf:q8_0": 7, "gguf:q5_0": 8, "gguf:q5_1": 9, "gguf:q5_k": 16, "gguf:q6_k": 18}
 KEYS = {
     "general.architecture": (8, gguf_text("llama")),
     "general.file_type": (4, struct.pack("<I", 0)),
@@ -35,7 +36,7 @@ def model(tmp_path):
     }
     tensors = {name: (0, array.shape, array.tobytes()) for name, array in arrays.items()}
     tensors["blk.0.attn_q.weight"] = (30, (4, 256), bfloat16_bits(sample((4, 256), 4)).tobytes())
-    tensors["blk.0.ffn_down.weight"] = (14, (2, 256), bytes(range(210)) * 2)
+    tensors["blk.0.ffn_down.weight"] = (11, (2, 256), bytes(range(110)) * 2)
     path = tmp_path / "model.gguf"
     path.write_bytes(gguf(tensors, KEYS))
     return path, arrays
@@ -59,8 +60,8 @@ def test_a_file_is_read(model):
             same(file[name], array, name)
         same(file["blk.0.attn_q.weight"], bfloat16_bits(sample((4, 256), 4)))
         foreign = {info.name: info for info in file.tensors}["blk.0.ffn_down.weight"]
-        assert foreign == ("blk.0.ffn_down.weight", "Q6_K", (2, 256), 420, None, None)
-        same(file["blk.0.ffn_down.weight"], np.tile(np.arange(210, dtype=np.uint8), (2, 1)))
+        assert foreign == ("blk.0.ffn_down.weight", "Q3_K", (2, 256), 220, None, None)
+        same(file["blk.0.ffn_down.weight"], np.tile(np.arange(110, dtype=np.uint8), (2, 1)))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -69,7 +70,7 @@ def test_a_converted_file_holds_what_quantize_makes(name, model, tmp_path):
     report = qz.convert(path, tmp_path / "small.gguf", format=name)
     actions = {tensor.name: (tensor.action, tensor.reason) for tensor in report.tensors}
     assert actions["output_norm.weight"] == ("keep", "1-d; a matrix has 2 axes or more")
-    assert actions["blk.0.ffn_down.weight"] == ("keep", "Q6_K is not quantized")
+    assert actions["blk.0.ffn_down.weight"] == ("keep", "Q3_K is not quantized")
     assert [tensor for tensor, (action, _) in actions.items() if action == "quantize"] == [
         "token_embd.weight",
         "blk.0.ffn_up_exps.weight",
@@ -101,6 +102,27 @@ def test_a_second_conversion_keeps_every_byte(model, tmp_path):
     assert (tmp_path / "once.gguf").read_bytes() == (tmp_path / "twice.gguf").read_bytes()
 
 
+@pytest.mark.parametrize("target", ["gguf:q5_k", "gguf:iq4_nl"])
+def test_what_is_quantized_already_is_quantized_again_only_when_asked(model, tmp_path, target):
+    path, _ = model
+    once, kept, again = (tmp_path / name for name in ("once.gguf", "kept.gguf", "again.gguf"))
+    qz.convert(path, once, format="gguf:q8_0")
+    actions = {tensor.name: tensor.reason for tensor in qz.convert(once, kept, format=target).tensors}
+    assert actions["token_embd.weight"] == "already gguf:q8_0"
+    assert kept.read_bytes() == once.read_bytes()
+    report = {tensor.name: tensor for tensor in qz.convert(once, again, format=target, requantize=True).tensors}
+    assert report["token_embd.weight"].action == "quantize"
+    assert report["blk.0.ffn_down.weight"].reason == "Q3_K is not quantized"
+    with qz.open(once) as before, qz.open(again) as after:
+        for name in ("token_embd.weight", "blk.0.ffn_up_exps.weight", "blk.0.attn_q.weight"):
+            values = before[name].dequantize()
+            assert after[name].identical(qz.quantize(values, target)), name
+            assert report[name].sqnr_db == pytest.approx(qz.compare(values, after[name]).sqnr_db)
+        assert after.metadata["general.file_type"] == FORMATS[target]
+    same_file = qz.convert(once, tmp_path / "same.gguf", format="gguf:q8_0", requantize=True)
+    assert {tensor.action for tensor in same_file.tensors} == {"keep"}
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_bytes_do_not_depend_on_the_threads(model, tmp_path, threads):
     path, _ = model
@@ -117,7 +139,7 @@ def test_rows_that_do_not_divide_refuse_the_job_before_it_begins(tmp_path, capsy
     assert [(row.action, row.reason) for row in plan.tensors] == [("refuse", reason), ("quantize", None)]
     with pytest.raises(qz.PolicyError) as raised:
         qz.convert(path, out, format="gguf:q4_k")
-    advice = "keep the tensor out with exclude, or choose another format"
+    advice = "keep the tensor out with exclude, name a fallback, or choose another format"
     assert str(raised.value) == f"{path}: tensor 'a.weight': {reason}: {advice}"
     assert cli.main(["convert", str(path), str(out), "--to", "gguf:q4_k"]) == cli.POLICY
     assert advice in capsys.readouterr().err
@@ -156,11 +178,11 @@ def test_inspect_lists_keys_and_tensors(model, capsys):
     path, _ = model
     assert cli.main(["inspect", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.split() == ["blk.0.ffn_down.weight", "2", "x", "256", "Q6_K", "420", "bytes"] for line in lines)
+    assert any(line.split() == ["blk.0.ffn_down.weight", "2", "x", "256", "Q3_K", "220", "bytes"] for line in lines)
     assert "container                       gguf" in lines
     assert "metadata llama.causal           True" in lines
     assert "metadata tokenizer.ggml.scores  5 values: 0.5, inf, 1.0, 2.0, ..." in lines
     assert cli.main(["inspect", str(path), "--json"]) == 0
     seen = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert seen["metadata"]["tokenizer.ggml.scores"] == [0.5, None, 1, 2, 3]
-    assert seen["tensors"][4]["dtype"] == "Q6_K"
+    assert seen["tensors"][4]["dtype"] == "Q3_K"

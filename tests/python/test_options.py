@@ -158,7 +158,9 @@ def test_formats_is_a_table_as_data():
         *("mlx:nvfp4", "compressed-tensors:nvfp4", "modelopt:nvfp4", "torchao:nvfp4"),
         *("gptq", "gptq:v2", "awq", "onnx:matmulnbits", "onnx:qdq"),
         *("bnb:nf4", "bnb:fp4", "compressed-tensors", "hqq"),
+        *("gguf:q8_0", "gguf:q5_0", "gguf:q5_1", "gguf:q5_k", "gguf:q6_k"),
     ]
+    assert [row.name for row in rows if row.companion] == [row.name for row in rows[-5:]]
     for row in rows:
         assert row.name in FORMATS
         assert set(dict(row.part_shapes)) == set(dict(row.parts)) == set(FORMATS[row.name].parts)

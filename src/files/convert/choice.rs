@@ -138,6 +138,12 @@ fn convert(entry: &Entry, from: &Layout, (spec, options): (&'static Spec, Option
     }
     let to = match again(from, spec, options) {
         Ok(to) => to,
+        Err(error) if rules.requantize => {
+            return match fall_back(entry, spec, rules.fallback, error.to_string()) {
+                (Action::Quantize, layout) => (Action::Requantize, layout),
+                other => other,
+            };
+        }
         Err(error) => return (Action::Refuse(error.to_string()), None),
     };
     // In a folder a weight has more than its parts, which are written anew.
@@ -165,10 +171,7 @@ fn fall_back(entry: &Entry, spec: &Spec, fallback: Option<Fallback>, reason: Str
         Some(Fallback::Format(spec)) => gguf::dtype(spec).ok(),
     };
     let Some(dtype) = next else { return (Action::Refuse(reason), None) };
-    let Some(name) = gguf::format(dtype) else {
-        let action = if entry.dtype == dtype { Action::Keep(reason) } else { Action::Cast(dtype, reason) };
-        return (action, None);
-    };
+    let Some(name) = gguf::format(dtype) else { return (Action::Cast(dtype, reason), None) };
     match formats::find(name).and_then(|format| layout(entry, format.spec(), Options::default())) {
         Ok(layout) => (Action::Quantize, Some(layout)),
         Err(error) => (Action::Refuse(format!("{reason}, and the fallback: {error}")), None),

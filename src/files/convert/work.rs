@@ -96,6 +96,7 @@ impl<'a> Conversion<'a> {
         match &step.action {
             Action::Keep(_) => copy(file, entry, advance, &mut write)?,
             Action::Refuse(_) => unreachable!("a plan that refuses a tensor is not carried out"),
+            &Action::Cast(dtype, _) if entry.layout().is_some() => dequantize(file, entry, dtype, (how.block, run), advance, &mut write)?,
             &Action::Cast(dtype, _) => cast(file, entry, dtype, run, advance, &mut write).map_err(of_tensor)?,
             Action::Dequantize => dequantize(file, entry, step.dtype, (how.block, run), advance, &mut write)?,
             Action::Quantize | Action::Repack | Action::Requantize => {

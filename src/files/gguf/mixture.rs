@@ -6,7 +6,7 @@
 use super::llama::place;
 use super::{Key, Value};
 use crate::error::{Error, Result};
-use crate::files::{StoredDtype, Tensor};
+use crate::files::{StoredDtype, Tensor, shown};
 
 /// A mixture, by the name that llama.cpp gives it.
 #[derive(Debug, PartialEq, Eq)]
@@ -60,9 +60,7 @@ impl Mixture {
     ///
     /// [`Error::Value`] where the keys do not say what the rules ask for.
     pub(crate) fn parts(&self, keys: &[Key], tensors: &[Tensor]) -> Result<Vec<Part>> {
-        let architecture = keys.iter().find(|key| key.name == "general.architecture").map(Key::value);
-        let architecture = if let Some(Value::Text(name)) = architecture { name } else { String::new() };
-        let model = Model { keys, tensors, architecture };
+        let model = Model::new(keys, tensors);
         let mut order: Vec<usize> = (0..tensors.len()).collect();
         order.sort_by_key(|&index| place(&tensors[index].name));
         let mut counts = Counts::default();
@@ -79,16 +77,16 @@ impl Mixture {
     fn special(&self, model: &Model, tensor: &Tensor, counts: &mut Counts) -> Result<Option<(StoredDtype, &'static str)>> {
         let name = tensor.name.as_str();
         let is_experts = self.kind == Kind::Experts;
-        if name == OUTPUT || name == EMBEDDING && !model.has(OUTPUT) {
+        if name == OUTPUT || name == EMBEDDING && !model.has_output {
             let why = if name == OUTPUT { "the output" } else { "the embedding, which is the output too" };
-            let eight_bits = is_experts || model.architecture == FALCON;
+            let eight_bits = is_experts || model.is_falcon();
             return Ok(Some((if eight_bits { StoredDtype::Q80 } else { StoredDtype::Q6K }, why)));
         }
         if is_experts {
             let is_stack = tensor.shape.len() > 2 && tensor.shape[tensor.shape.len() - 3] > 1;
             return Ok((!is_stack).then_some((StoredDtype::Q80, "no stack of experts")));
         }
-        let eight_experts = model.number("expert_count") == Some(8);
+        let eight_experts = model.has_eight_experts();
         if is_value(name) {
             let count = counts.values;
             counts.values += 1;
@@ -96,10 +94,10 @@ impl Mixture {
                 return Ok(Some((StoredDtype::Q80, "values of a model of 8 experts")));
             }
             return Ok(match self.kind {
-                Kind::Medium if takes_more(count, model.values()) => Some((StoredDtype::Q6K, "values of a layer of more bits")),
+                Kind::Medium if takes_more(count, model.values) => Some((StoredDtype::Q6K, "values of a layer of more bits")),
                 Kind::Small if count < 4 => Some((StoredDtype::Q5K, "values of the first four layers")),
                 Kind::Codebook if model.heads_per_value()? >= 4 => Some((StoredDtype::Q5K, "values that four heads or more share")),
-                Kind::Small | Kind::Medium if model.is_70b() => Some((StoredDtype::Q5K, "values of a model of 80 layers that share heads")),
+                Kind::Small | Kind::Medium if model.is_70b() => Some((StoredDtype::Q5K, "values of a model of 70B")),
                 _ => None,
             });
         }
@@ -112,10 +110,10 @@ impl Mixture {
             if self.kind == Kind::Plain {
                 return Ok(None);
             }
-            let layers = model.layers()?;
+            let layers = model.stated(model.layers, "block_count")?;
             // Where several tensors of a layer are counted, its own number says which it is.
-            let layer = place(name).0.filter(|_| model.number("expert_count").is_some_and(|experts| experts > 1)).unwrap_or(count);
-            let is_falcon = model.architecture == FALCON;
+            let layer = place(name).0.filter(|_| model.experts.is_some_and(|experts| experts > 1)).unwrap_or(count);
+            let is_falcon = model.is_falcon();
             return Ok(match self.kind {
                 Kind::Medium if is_falcon && layer < layers / 16 => {
                     Some((StoredDtype::Q6K, "ffn_down of the first sixteenth of the layers"))
@@ -126,7 +124,7 @@ impl Mixture {
                 _ => (layer < layers / 8).then_some((StoredDtype::Q5K, "ffn_down of the first eighth of the layers")),
             });
         }
-        let is_output = name.contains("attn_output.weight") && model.architecture != FALCON;
+        let is_output = name.contains("attn_output.weight") && !model.is_falcon();
         let takes_five = is_output && eight_experts && self.kind != Kind::Plain;
         Ok(takes_five.then_some((StoredDtype::Q5K, "the output of attention of a model of 8 experts")))
     }
@@ -134,7 +132,6 @@ impl Mixture {
 
 const OUTPUT: &str = "output.weight";
 const EMBEDDING: &str = "token_embd.weight";
-const FALCON: &str = "falcon";
 
 /// Of what is counted, how many there were before.
 #[derive(Default)]
@@ -153,60 +150,77 @@ fn takes_more(layer: u64, layers: u64) -> bool {
     layer < layers / 8 || layer >= 7 * layers / 8 || (layer - layers / 8) % 3 == 2
 }
 
-/// What the rules ask of a model.
-struct Model<'a> {
-    keys: &'a [Key],
-    tensors: &'a [Tensor],
-    /// Empty where the file does not say it.
+/// What the rules ask of a model. A number is missing where the keys do not say it.
+struct Model {
     architecture: String,
+    /// Whether a matrix of its own makes the output.
+    has_output: bool,
+    /// How many tensors make values.
+    values: u64,
+    layers: Option<u64>,
+    heads: Option<u64>,
+    value_heads: Option<u64>,
+    experts: Option<u64>,
 }
 
-impl Model<'_> {
-    fn has(&self, name: &str) -> bool {
-        self.tensors.iter().any(|tensor| tensor.name == name)
-    }
-
-    /// How many tensors make values.
-    fn values(&self) -> u64 {
-        self.tensors.iter().filter(|tensor| is_value(&tensor.name)).count() as u64
-    }
-
-    /// A number that the architecture states; of a list, one for each layer, the first.
-    fn number(&self, name: &str) -> Option<u64> {
-        let full = format!("{}.{name}", self.architecture);
-        let key = self.keys.iter().find(|key| key.name == full)?;
-        let value = match key.value() {
-            Value::List(values) => values.into_iter().next()?,
-            value => value,
+impl Model {
+    fn new(keys: &[Key], tensors: &[Tensor]) -> Model {
+        let value = |name: &str| keys.iter().find(|key| key.name == name).map(Key::value);
+        let architecture = if let Some(Value::Text(name)) = value("general.architecture") { name } else { String::new() };
+        // Of a list, one number for each layer, the first.
+        let number = |name: &str| match value(&format!("{architecture}.{name}"))? {
+            Value::List(values) => values.into_iter().next().and_then(small),
+            value => small(value),
         };
-        match value {
-            Value::Unsigned(number) => Some(number),
-            Value::Signed(number) => u64::try_from(number).ok(),
-            _ => None,
+        Model {
+            has_output: tensors.iter().any(|tensor| tensor.name == OUTPUT),
+            values: tensors.iter().filter(|tensor| is_value(&tensor.name)).count() as u64,
+            layers: number("block_count"),
+            heads: number("attention.head_count"),
+            value_heads: number("attention.head_count_kv"),
+            experts: number("expert_count"),
+            architecture,
         }
     }
 
-    /// The same of a number that must be there.
-    fn stated(&self, name: &str) -> Result<u64> {
+    /// A number that must be there.
+    fn stated(&self, number: Option<u64>, name: &str) -> Result<u64> {
         let missing = || {
             let expected = "the mixture goes by it; a format such as gguf:q4_k needs no such key";
-            Error::value(format!("key {}.{name}", self.architecture), "missing, or no number", expected)
+            Error::value(format!("key {}", shown(&format!("{}.{name}", self.architecture))), "missing, or no number", expected)
         };
-        self.number(name).ok_or_else(missing)
+        number.ok_or_else(missing)
     }
 
-    fn layers(&self) -> Result<u64> {
-        self.stated("block_count")
+    fn is_falcon(&self) -> bool {
+        self.architecture == "falcon"
+    }
+
+    fn has_eight_experts(&self) -> bool {
+        self.experts == Some(8)
     }
 
     fn heads_per_value(&self) -> Result<u64> {
-        let heads = self.stated("attention.head_count")?;
-        Ok(self.number("attention.head_count_kv").map_or(1, |values| heads.checked_div(values).unwrap_or(0)))
+        let heads = self.stated(self.heads, "attention.head_count")?;
+        Ok(self.value_heads.map_or(1, |values| heads.checked_div(values).unwrap_or(0)))
     }
 
+    /// Whether llama.cpp takes it for a model of 70 billion weights whose heads share values.
     fn is_70b(&self) -> bool {
-        let (heads, values) = (self.number("attention.head_count"), self.number("attention.head_count_kv"));
-        self.architecture == "llama" && self.number("block_count") == Some(80) && values.is_some() && heads != values
+        match (self.architecture.as_str(), self.layers) {
+            ("llama" | "llama-embed", Some(80)) => self.value_heads.is_some() && self.heads != self.value_heads,
+            ("qwen2" | "deci", Some(80)) | ("jais2", Some(68)) => true,
+            _ => false,
+        }
+    }
+}
+
+/// A number of at most 32 bits, as those are that llama.cpp looks for.
+fn small(value: Value) -> Option<u64> {
+    match value {
+        Value::Unsigned(number) => u32::try_from(number).ok().map(u64::from),
+        Value::Signed(number) => u32::try_from(number).ok().map(u64::from),
+        _ => None,
     }
 }
 

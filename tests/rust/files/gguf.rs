@@ -120,7 +120,7 @@ fn a_file_gives_its_keys_and_tensors() {
 }
 
 #[test]
-fn four_bit_types_are_entries_of_their_format() {
+fn four_bit_types_and_companions_are_entries_of_their_format() {
     let types = [
         (2, "gguf:q4_0", 32, 18),
         (3, "gguf:q4_1", 32, 20),
@@ -129,6 +129,11 @@ fn four_bit_types_are_entries_of_their_format() {
         (23, "gguf:iq4_xs", 256, 136),
         (39, "gguf:mxfp4", 32, 17),
         (40, "gguf:nvfp4", 64, 36),
+        (8, "gguf:q8_0", 32, 34),
+        (6, "gguf:q5_0", 32, 22),
+        (7, "gguf:q5_1", 32, 24),
+        (13, "gguf:q5_k", 256, 176),
+        (14, "gguf:q6_k", 256, 210),
     ];
     for (kind, format, elements, bytes) in types {
         let file = read(File::new(&[], &[line("w", &[elements, 3], kind, 0)], 3 * bytes).bytes()).unwrap();
@@ -138,10 +143,10 @@ fn four_bit_types_are_entries_of_their_format() {
         assert_eq!((entry.dtype, &entry.shape[..]), (StoredDtype::F32, &[3, elements as usize][..]));
         assert_eq!(checkpoint.load(entry).unwrap(), [(0..3 * bytes).map(|i| i as u8).collect::<Vec<_>>()]);
     }
-    let file = read(File::new(&[], &[line("w", &[256], 14, 0)], 210).bytes()).unwrap();
+    let file = read(File::new(&[], &[line("w", &[256], 11, 0)], 110).bytes()).unwrap();
     let checkpoint = Checkpoint::new(Box::new(file)).unwrap();
     assert!(checkpoint.entries()[0].layout().is_none());
-    assert_eq!((checkpoint.entries()[0].dtype.name(), checkpoint.bytes(&checkpoint.entries()[0])), ("Q6_K", 210));
+    assert_eq!((checkpoint.entries()[0].dtype.name(), checkpoint.bytes(&checkpoint.entries()[0])), ("Q3_K", 110));
 }
 
 #[test]

@@ -9,8 +9,8 @@ use quantize::element::Source;
 use quantize::engine;
 use quantize::error::Error;
 use quantize::files::StoredDtype;
-use quantize::files::convert::{Action, Failure, Plan, Selection, Target};
-use quantize::files::gguf::Value;
+use quantize::files::convert::{Action, Failure, Fallback, Plan, Selection, Target};
+use quantize::files::gguf::{Value, mixture};
 use quantize::formats;
 use quantize::layout::{Layout, Options};
 
@@ -23,7 +23,7 @@ fn model() -> File {
         ("blk.0.attn_q.bias", 0, &[256, 1]),
         ("blk.0.ffn_gate_inp.weight", 0, &[256, 2]),
         ("blk.0.ffn_up_exps.weight", 0, &[256, 3, 2]),
-        ("blk.0.ffn_down.weight", 14, &[256, 2]),
+        ("blk.0.ffn_down.weight", 11, &[256, 2]),
         ("blk.0.indices", 26, &[3]),
         ("position_embd.weight", 0, &[256, 2]),
     ];
@@ -36,7 +36,7 @@ fn model() -> File {
             0 => stored_as(StoredDtype::F32, &weights(count)),
             1 => stored_as(StoredDtype::F16, &weights(count)),
             30 => stored_as(StoredDtype::Bf16, &weights(count)),
-            14 => (0..420).map(|i| i as u8).collect(),
+            11 => (0..220).map(|i| i as u8).collect(),
             _ => (0..12).collect(),
         });
         data.resize(data.len().next_multiple_of(32), 0);
@@ -66,6 +66,11 @@ fn matrices_become_4_bit_and_all_else_is_kept_byte_for_byte() {
     let [path, small, back] = ["in.gguf", "small.gguf", "back.gguf"].map(|name| folder.path().join(name));
     fs::write(&path, model().bytes()).unwrap();
     let file_types = [
+        ("gguf:q8_0", 7),
+        ("gguf:q5_0", 8),
+        ("gguf:q5_1", 9),
+        ("gguf:q5_k", 16),
+        ("gguf:q6_k", 18),
         ("gguf:q4_0", 2),
         ("gguf:q4_1", 3),
         ("gguf:q4_k", 14),
@@ -85,7 +90,7 @@ fn matrices_become_4_bit_and_all_else_is_kept_byte_for_byte() {
             ("blk.0.attn_q.bias", keep("its name does not end in weight")),
             ("blk.0.ffn_gate_inp.weight", keep("a router of experts, which llama.cpp keeps")),
             ("blk.0.ffn_up_exps.weight", Action::Quantize),
-            ("blk.0.ffn_down.weight", keep("Q6_K is not quantized")),
+            ("blk.0.ffn_down.weight", keep("Q3_K is not quantized")),
             ("blk.0.indices", keep("int32 is not quantized")),
             ("position_embd.weight", keep("an embedding of positions, which llama.cpp keeps")),
         ];
@@ -165,7 +170,7 @@ fn rows_that_the_block_does_not_divide_refuse_the_job() {
     assert_eq!(plan.steps[0].action, Action::Refuse(reason.into()));
     let Failure { tensor, error } = run_plan(&plan, &path, &out).unwrap_err();
     assert_eq!(tensor.as_deref(), Some("blk.0.ffn_up.weight"));
-    assert_eq!(error.to_string(), format!("{reason}: keep the tensor out with exclude, or choose another format"));
+    assert_eq!(error.to_string(), format!("{reason}: keep the tensor out with exclude, name a fallback, or choose another format"));
     assert_eq!(listing(folder.path()), ["in.gguf"]);
     let keep = Selection { exclude: vec!["*".into()], ..Selection::default() };
     let plan = Plan::new(&checkpoint(&path), target("gguf:q4_k", None), &keep).unwrap();
@@ -203,4 +208,116 @@ fn a_tensor_whose_factor_is_another_tensor_is_not_decoded() {
     let actions: Vec<_> = plan.steps.into_iter().map(|step| step.action).collect();
     let reason = "'a.scale' has its factor, which decoding does not apply";
     assert_eq!(actions, [Action::Keep(reason.into()), Action::Keep("not quantized".into()), Action::Dequantize]);
+}
+
+/// The plan of a file of float matrices of so many columns: what each step does and the formats that come of it.
+fn plan_of(names: &[&str], columns: u64, wanted: Target, fallback: Option<Fallback>) -> quantize::error::Result<Plan> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("in.gguf");
+    let bytes = (8 * columns).next_multiple_of(32);
+    let lines: Vec<Vec<u8>> = names.iter().zip(0..).map(|(name, at)| line(name, &[columns, 2], 0, at * bytes)).collect();
+    let keys =
+        [key("general.architecture", 8, [&5u64.to_le_bytes()[..], b"llama"].concat()), key("llama.block_count", 4, 8u32.to_le_bytes())];
+    let file = File { data: vec![0; names.len() * bytes as usize], ..File::new(&keys, &lines, 0) };
+    fs::write(&path, file.bytes()).unwrap();
+    Plan::new(&checkpoint(&path), wanted, &Selection { fallback, ..Selection::default() })
+}
+
+/// What each tensor of the new file is stored as, or why it cannot be.
+fn outcomes(plan: &Plan) -> Vec<String> {
+    let outcome = |step: &quantize::files::convert::Step| match (&step.action, &step.layout) {
+        (Action::Quantize, Some(layout)) => layout.spec.name.to_string(),
+        (Action::Cast(dtype, _), _) => dtype.name().to_string(),
+        (Action::Refuse(reason) | Action::Keep(reason), _) => reason.clone(),
+        other => panic!("{other:?}"),
+    };
+    plan.steps.iter().map(outcome).collect()
+}
+
+#[test]
+fn a_fallback_stands_in_where_rows_do_not_divide() {
+    let format = |name: &str| formats::find(name).unwrap().spec();
+    let one = |wanted: &str, columns, fallback| {
+        let plan = plan_of(&["blk.0.ffn_up.weight"], columns, target(wanted, None), fallback).unwrap();
+        let [step] = &plan.steps[..] else { panic!("one tensor") };
+        assert_eq!(step.wanted.unwrap().name, wanted);
+        outcomes(&plan).remove(0)
+    };
+    let rules = [
+        ("gguf:q4_k", 288, "gguf:q5_0"),
+        ("gguf:q5_k", 288, "gguf:q5_1"),
+        ("gguf:q6_k", 288, "gguf:q8_0"),
+        ("gguf:iq4_xs", 288, "gguf:iq4_nl"),
+        ("gguf:q4_k", 48, "float16"),
+        ("gguf:q4_0", 48, "float16"),
+        ("gguf:q4_k", 512, "gguf:q4_k"),
+        ("gguf:nvfp4", 96, "last axis has 96 elements; gguf:nvfp4 needs a multiple of 64"),
+    ];
+    for (wanted, columns, expected) in rules {
+        assert_eq!(one(wanted, columns, Some(Fallback::Llama)), expected, "{wanted} of {columns}");
+    }
+    assert_eq!(one("gguf:q4_k", 288, Some(Fallback::Format(format("gguf:q8_0")))), "gguf:q8_0");
+    let reason = "last axis has 48 elements; gguf:q4_k needs a multiple of 256";
+    let neither = one("gguf:q4_k", 48, Some(Fallback::Format(format("gguf:q8_0"))));
+    assert_eq!(neither, format!("{reason}, and the fallback: last axis has 48 elements; gguf:q8_0 needs a multiple of 32"));
+    let plan = plan_of(&["a.weight"], 288, target("gguf:q4_k", None), Some(Fallback::Llama)).unwrap();
+    assert_eq!(plan.steps[0].why.as_deref(), Some("last axis has 288 elements; gguf:q4_k needs a multiple of 256"));
+
+    let refusal = |wanted, fallback| plan_of(&["a.weight"], 32, wanted, Some(fallback)).unwrap_err().to_string();
+    assert!(refusal(target("gguf:q4_0", None), Fallback::Format(format("int4"))).starts_with("format is int4; a GGUF file takes"));
+    assert_eq!(refusal(Target::Floats, Fallback::Llama), "fallback is given; floats fit any tensor");
+}
+
+#[test]
+fn a_mixture_counts_what_the_selection_leaves_out() {
+    let names = ["token_embd.weight", "blk.0.attn_v.weight", "blk.1.attn_v.weight", "blk.7.attn_v.weight", "blk.0.ffn_down.weight"];
+    let medium = Target::Mixture(mixture::find("Q4_K_M").unwrap());
+    let plan = plan_of(&names, 256, medium, None).unwrap();
+    assert_eq!(outcomes(&plan), ["gguf:q6_k", "gguf:q4_k", "gguf:q4_k", "gguf:q6_k", "gguf:q6_k"]);
+    let why: Vec<_> = plan.steps.iter().map(|step| step.why.as_deref()).collect();
+    let more = "values of a layer of more bits";
+    let expected = [Some("the embedding, which is the output too"), None, None, Some(more), Some("ffn_down of a layer of more bits")];
+    assert_eq!(why, expected);
+
+    let missing = plan_of(&names, 256, Target::Mixture(mixture::find("iq4_nl").unwrap()), None).unwrap_err().to_string();
+    assert!(missing.starts_with("key 'llama.attention.head_count' is missing, or no number; the mixture goes by it"), "{missing}");
+}
+
+#[test]
+fn vectors_of_half_floats_become_float32() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, out] = ["in.gguf", "out.gguf"].map(|name| folder.path().join(name));
+    let lines = [line("a_norm.weight", &[32], 1, 0), line("b.bias", &[32], 30, 64), line("c.weight", &[32, 1], 0, 128)];
+    let x = weights(32);
+    let data = [(StoredDtype::F16, &x), (StoredDtype::Bf16, &x), (StoredDtype::F32, &x)].map(|(dtype, x)| stored_as(dtype, x)).concat();
+    fs::write(&path, File { data, ..File::new(&[], &lines, 0) }.bytes()).unwrap();
+    let plan = Plan::new(&checkpoint(&path), target("gguf:q4_0", None), &Selection::default()).unwrap();
+    assert_eq!(outcomes(&plan), ["float32", "float32", "one row; a matrix has more"]);
+    run_plan(&plan, &path, &out).unwrap();
+    let written = checkpoint(&out);
+    let half = |round: fn(f32) -> f32| [stored_as(StoredDtype::F32, &x.iter().map(|&x| round(x)).collect::<Vec<_>>())];
+    assert_eq!(load(&written, "a_norm.weight"), half(|x| half::f16::from_f32(x).to_f32()));
+    assert_eq!(load(&written, "b.bias"), half(|x| half::bf16::from_f32(x).to_f32()));
+
+    let data = stored_as(StoredDtype::F32, &[1e5; 96]);
+    fs::write(&path, File { data, ..File::new(&[], &[line("a.weight", &[48, 2], 0, 0)], 0) }.bytes()).unwrap();
+    let selection = Selection { fallback: Some(Fallback::Llama), ..Selection::default() };
+    let plan = Plan::new(&checkpoint(&path), target("gguf:q4_0", None), &selection).unwrap();
+    let Failure { tensor, error } = run_plan(&plan, &path, &out).unwrap_err();
+    assert_eq!(tensor.as_deref(), Some("a.weight"));
+    assert!(error.to_string().starts_with("an element is 100000; float16 reaches 65504"), "{error}");
+}
+
+#[test]
+fn mixtures_and_fallbacks_are_for_gguf_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("in.safetensors");
+    super::write_file(&path, &[super::float_tensor("w", StoredDtype::F32, &[2, 32])], &[]);
+    let refusal = |wanted, fallback| {
+        let selection = Selection { fallback, ..Selection::default() };
+        Plan::new(&checkpoint(&path), wanted, &selection).unwrap_err().to_string()
+    };
+    let mixed = refusal(Target::Mixture(mixture::find("q4_k_m").unwrap()), None);
+    assert!(mixed.starts_with("format is q4_k_m; a mixture of llama.cpp is for GGUF files"), "{mixed}");
+    assert!(refusal(target("int4", None), Some(Fallback::Llama)).starts_with("fallback is given; it is for GGUF files"));
 }
