@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from quantize import _core
+from quantize import _core, _onnx
 from quantize._threads import requested
 from quantize._types import GroupSize, Method, NonFinite, QuantizedArray, amount, float_dtype, wrap
 
@@ -64,7 +64,7 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._file: _core.File | None = _core.File(os.fspath(path))
+        self._file: _core.File | _onnx.File | None = _onnx.File(os.fspath(path)) if _onnx.is_onnx(path) else _core.File(os.fspath(path))
         self._path = Path(path)
         self._tensors: dict[str, tuple[int, TensorInfo, Any]] = {}
         for index, (name, dtype, shape, nbytes, tensor) in enumerate(self._file.tensors()):
@@ -128,7 +128,7 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
         nbytes = sum(info.nbytes for info in self.tensors)
         return f"Checkpoint({str(self._path)!r}, {len(self)} tensors, {amount(nbytes)})"
 
-    def _open_file(self) -> _core.File:
+    def _open_file(self) -> _core.File | _onnx.File:
         if self._file is None:
             raise ValueError(f"the file {self._path} is closed")
         return self._file
@@ -354,6 +354,10 @@ def convert(
         raise ValueError('importance is given; method="nearest" has no use for it: say method="optimal"')
     if shard_size is not None and shard_size < 1:
         raise ValueError(f"shard_size is {shard_size}; expected 1 or more bytes")
+    if target is not None and _onnx.is_onnx(source) != _onnx.is_onnx(target):
+        raise ValueError(f"target is {target!r}; an ONNX file becomes an ONNX file, which ends in .onnx, and no other file does")
+    if _onnx.is_onnx(source) and (scale_dtype is not None or dtype is not None):
+        raise ValueError("scale_dtype or dtype is given; expected none for an ONNX file: floats are of the dtype that its graph has there")
     names = (_names(include), _names(exclude), _names(keep))
     floats = dtype if dequantize else scale_dtype
     scale_name = None if floats is None else float_dtype(floats)[0]
@@ -363,6 +367,10 @@ def convert(
     def run(target: str | None, callback: Progress | None) -> list[Any]:
         name = None if dequantize else format
         limit = requested(threads)
+        if _onnx.is_onnx(source):
+            with Checkpoint(weights) if weights else nullcontext() as found:
+                wanted = _onnx.How(name, group_size, options, method, found, nonfinite, *names, requantize, limit)
+                return _onnx.convert(source, target, wanted, overwrite, callback)
         how = (options or None, method, weights, nonfinite)
         return _core.convert(source, target, name, group_size, scale_name, *how, *names, requantize, shard_size, overwrite, limit, callback)
 
@@ -394,7 +402,9 @@ def _report(source: str, target: str | None, dry_run: bool, rows: list[Any], sta
             own = Errors(*sums)
             errors.append((name, own))
             measured = (own.rmse, own.max_abs_error, own.sqnr_db)
-        tensors.append(TensorReport(name, tuple(shape), dtype, action, reason, format, group_size, before, after, *measured, replaced, weights))
+        tensors.append(
+            TensorReport(name, tuple(shape), dtype, action, reason, format, group_size, before, after, *measured, replaced, weights)
+        )
     quantized = [tensor for tensor in tensors if tensor.format]
     weights = sum(math.prod(tensor.shape) for tensor in quantized)
     sqnr_db, worst = _overall(errors)
@@ -494,7 +504,8 @@ def compare_files(
     """
     first, second = os.fspath(first), os.fspath(second)
     with _shown(progress) as callback:
-        rows = _core.compare_files(first, second, requested(threads), callback)
+        compare = _onnx.compare if _onnx.is_onnx(first) or _onnx.is_onnx(second) else _core.compare_files
+        rows = compare(first, second, requested(threads), callback)
     tensors: list[TensorComparison] = []
     errors: list[tuple[str, Errors]] = []
     for name, one, other, verdict, sums in rows:
