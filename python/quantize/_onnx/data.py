@@ -140,7 +140,7 @@ class Source:
         numbers = {key: said[key] for key in ("offset", "length") if key in said}
         for key, text in numbers.items():
             if not (text.isascii() and text.isdigit() and len(text) < 20):
-                self.corrupt(f"tensor {tensor.name!r} has external data with {key} {text!r}; expected a number of bytes")
+                self.corrupt(f"tensor {tensor.name!r} has external data with {key} {text[:40]!r}; expected a number of bytes")
         length = int(numbers.get("length", self.nbytes(tensor)))
         return Place(said["location"], int(numbers.get("offset", 0)), length)
 
