@@ -78,7 +78,7 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
 
     @property
     def container(self) -> str:
-        """The file format: ``"safetensors"``, ``"gguf"``, ``"npy"`` or, of a folder, ``"huggingface"``."""
+        """The file format: ``"safetensors"``, ``"gguf"``, ``"npy"``, ``"onnx"`` or, of a folder, ``"huggingface"``."""
         return self._open_file().container
 
     @property
@@ -135,13 +135,14 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
 
 
 def open(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a safetensors, GGUF or npy file, or a Hugging Face folder.
+    """Open a safetensors, GGUF, npy or ONNX file, or a Hugging Face folder.
 
     Parameters
     ----------
     path : path
         The array of an npy file is called as the file is, without its ending. The tensors of a folder are those of all its shards; a
-        weight that its config says is quantized is one tensor, called as the weight of the module.
+        weight that its config says is quantized is one tensor, called as the weight of the module. The tensors of an ONNX file are the
+        constants of its graphs; it needs the extra ``onnx``.
 
     Returns
     -------
@@ -154,6 +155,8 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:
         The file breaks the rules of its container; the message names the rule and the tensor.
     OSError
         It cannot be read.
+    ImportError
+        An ONNX file without the package onnx.
 
     Examples
     --------
@@ -260,7 +263,7 @@ def convert(
     progress: Progress | bool = False,
     **options: Any,
 ) -> ConvertReport:
-    """Quantize the matrices of a safetensors, npy or GGUF file, or of a Hugging Face folder, or decode them back.
+    """Quantize the matrices of a safetensors, npy, GGUF or ONNX file, or of a Hugging Face folder, or decode them back.
 
     A tensor is quantized if it is of float16, bfloat16, float32 or float64, has two axes or more and a last axis of at least one
     group (a multiple of the block where the format has blocks). All others are copied unchanged; the report says why. At most
@@ -274,14 +277,17 @@ def convert(
     tensors, index and config are named as that project names them; what is neither weights nor config is copied. A weight that the
     format does not take refuses the job. See the page on folders.
 
+    An ONNX file becomes an ONNX file, in which ``onnx:matmulnbits`` or ``onnx:qdq`` stands where the weights of its MatMul and Gemm
+    nodes were, and of Gather nodes where ``include`` names them. It needs the extra ``onnx``. See the page on ONNX.
+
     Parameters
     ----------
     source : path
-        A safetensors file, also one that was converted before, a GGUF file, an npy file, or a Hugging Face folder.
+        A safetensors file, also one that was converted before, a GGUF, npy or ONNX file, or a Hugging Face folder.
     target : path or None
-        What to write: GGUF from GGUF, a folder from a folder, else safetensors. None only for a dry run.
+        What to write: GGUF from GGUF, ONNX from ONNX, a folder from a folder, else safetensors. None only for a dry run.
     format : str
-        Name or alias; see :func:`formats`. A GGUF file takes those of gguf.
+        Name or alias; see :func:`formats`. A GGUF file takes those of gguf, an ONNX file those of onnx.
     group_size, scale_dtype, nonfinite
         As for :func:`quantize`.
     method : "nearest" or "optimal"
@@ -330,6 +336,8 @@ def convert(
         is not of the container; one file of a split model.
     OSError
         A file cannot be read or written, exists already, or the disk is full.
+    ImportError
+        An ONNX file without the package onnx.
 
     Examples
     --------

@@ -687,6 +687,8 @@ def first(graph):
         (lambda: changed(two_layers(), lambda graph: first(graph).dims.append(2**62)), "its type and shape need"),
         (lambda: changed(two_layers(), lambda graph: first(graph).dims.append(-1)), "no negative length"),
         (lambda: changed(two_layers(), lambda graph: setattr(first(graph), "data_type", 77)), "type 77"),
+        (lambda: changed(two_layers(), lambda graph: first(graph).ClearField("raw_data")), "tensor 'w' has 0 bytes"),
+        (lambda: two_layers().SerializeToString().replace(b"w", b"\xff"), "not UTF-8"),
         (lambda: changed(two_layers(), lambda graph: setattr(first(graph), "name", "v")), "a name|is taken"),
         (lambda: changed(two_layers(), lambda graph: first(graph).segment.SetInParent()), "segment"),
         (lambda: changed(two_layers(), lambda graph: graph.node[1].output.__setitem__(0, "a")), "two nodes make the value 'a'"),
@@ -800,3 +802,23 @@ def test_tensors_of_every_type_are_listed_and_read(tmp_path):
             file["text"]
     assert initializers({}) == []
     assert session(path).get_inputs()[0].name == "x"
+
+
+def test_errors_are_measured_in_pieces(tmp_path, monkeypatch):
+    nodes = [node("MatMul", "x w", "a"), node("Gemm", "a v", "b", transB=1), node("MatMul", "b u", "y")]
+    weights = {"w": floats(64, 96), "v": floats(64, 96, seed=1), "u": floats(64, 96, seed=2)}
+    source = write(tmp_path / "in.onnx", model(nodes, weights, GEMM))
+    for format, group_size in ((NBITS, 32), (QDQ, 32), (QDQ, 40)):
+        reports = []
+        for elements in (job.MEASURED, 1000):
+            monkeypatch.setattr(job, "MEASURED", elements)
+            reports.append(qz.convert(source, tmp_path / "out.onnx", format=format, group_size=group_size, overwrite=True))
+        for whole, pieces in zip(*(report.tensors for report in reports), strict=True):
+            assert (whole.sqnr_db, whole.rmse, whole.max_abs_error) == pytest.approx((pieces.sqnr_db, pieces.rmse, pieces.max_abs_error))
+
+
+def test_a_model_that_is_trained_is_refused(tmp_path):
+    made = two_layers()
+    made.training_info.add()
+    with pytest.raises(ValueError, match="graphs for training"):
+        qz.convert(write(tmp_path / "in.onnx", made), tmp_path / "out.onnx", format=NBITS)

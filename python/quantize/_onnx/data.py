@@ -37,7 +37,7 @@ TYPES: dict[int, tuple[str, int, str]] = {
     5: ("int16", 16, "int32_data"),
     6: ("int32", 32, "int32_data"),
     7: ("int64", 64, "int64_data"),
-    8: ("string", 0, "string_data"),
+    8: ("string", 8, "string_data"),  # as many bytes as its texts have
     9: ("bool", 8, "int32_data"),
     10: ("float16", 16, "int32_data"),
     11: ("float64", 64, "double_data"),
@@ -107,8 +107,8 @@ class Source:
             if place is not None:
                 self._check_place(tensor.name, place, expected)
                 places.setdefault(place, tensor.name)
-            elif tensor.HasField("raw_data") and len(tensor.raw_data) != expected:
-                self.corrupt(f"tensor {tensor.name!r} has {len(tensor.raw_data)} bytes; its type and shape need {expected}")
+            elif (found := self._bytes_inside(tensor)) != expected:
+                self.corrupt(f"tensor {tensor.name!r} has {found} bytes; its type and shape need {expected}")
         ends: dict[str, tuple[int, str]] = {}
         for place, name in sorted(places.items()):
             end, before = ends.get(place.location, (0, ""))
@@ -122,7 +122,7 @@ class Source:
             self.corrupt(f"tensor {tensor.name!r} has type {tensor.data_type}, which is unknown here")
         if any(length < 0 for length in tensor.dims):
             self.corrupt(f"tensor {tensor.name!r} has shape {list(tensor.dims)}; expected no negative length")
-        if tensor.data_type == STRING:
+        if tensor.data_type == STRING and len(tensor.string_data) == math.prod(tensor.dims):
             return sum(len(text) for text in tensor.string_data)
         return -(-int(math.prod(tensor.dims)) * TYPES[tensor.data_type][1] // 8)
 
@@ -209,6 +209,16 @@ class Source:
                 self.corrupt(f"tensor {name!r} lies in {place.location!r}, which has become shorter since it was opened")
             done += count
 
+    def _bytes_inside(self, tensor: Proto) -> int:
+        """Bytes that are in the model, whether raw or as numbers of a wider type."""
+        _, bits, field = TYPES[tensor.data_type]
+        if field == "string_data":
+            return sum(len(text) for text in tensor.string_data)
+        if tensor.HasField("raw_data"):
+            return len(tensor.raw_data)
+        each = {"float_data": 4, "double_data": 8}.get(field, max(bits // 8, 1))
+        return len(getattr(tensor, field)) * each
+
     def _inside(self, tensor: Proto) -> NDArray[np.uint8]:
         name, bits, field = TYPES[tensor.data_type]
         if field == "string_data":
@@ -221,8 +231,6 @@ class Source:
             # Narrow types are stored as the integers of their bits, 4-bit ones two an integer.
             is_narrow = field == "int32_data" or name == "uint32"
             found = (values.astype(f"<u{max(bits // 8, 1)}") if is_narrow else values).view(np.uint8)
-        if len(found) != self.nbytes(tensor):
-            self.corrupt(f"tensor {tensor.name!r} has {len(found)} bytes; its type and shape need {self.nbytes(tensor)}")
         return found
 
 
@@ -361,8 +369,15 @@ class _Sibling:
         if overwrite:
             os.replace(self._path, self.target)
         else:
-            os.link(self._path, self.target)  # fails where the name is taken
-            os.unlink(self._path)
+            try:
+                os.link(self._path, self.target)  # fails where the name is taken
+                os.unlink(self._path)
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without links
+                if os.path.lexists(self.target):
+                    raise
+                os.rename(self._path, self.target)
         self.file.close()
 
     def discard(self) -> None:

@@ -120,10 +120,24 @@ def tensors_of(message: Proto) -> Iterator[Proto]:
     if message.DESCRIPTOR.name == "TensorProto":
         yield message
         return
+    for inner in _inner(message):
+        yield from tensors_of(inner)
+
+
+def is_text(message: Proto) -> bool:
+    """Whether all names and texts in a message are UTF-8; protobuf lets others pass, as bytes."""
+    for descriptor, value in message.ListFields():
+        if descriptor.type == descriptor.TYPE_STRING:
+            texts = value if _is_repeated(descriptor) else (value,)
+            if not all(isinstance(text, str) for text in texts):
+                return False
+    return all(map(is_text, _inner(message)))
+
+
+def _inner(message: Proto) -> Iterator[Proto]:
     for descriptor, value in message.ListFields():
         if descriptor.message_type is not None:
-            for inner in value if _is_repeated(descriptor) else (value,):
-                yield from tensors_of(inner)
+            yield from value if _is_repeated(descriptor) else (value,)
 
 
 def _is_repeated(descriptor: Proto) -> bool:

@@ -8,15 +8,16 @@ import os
 import warnings
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from quantize import _core
-from quantize._api import quantize
+from quantize._api import from_parts, quantize
 from quantize._onnx import data as bytes_of
 from quantize._onnx.data import FLOAT, FLOAT16, TYPES, Output, Proto, Source
-from quantize._onnx.graph import DTYPES, Layout, Scope, Use, Weight, is_operator, load, scopes, tensors_of, uses, weights
+from quantize._onnx.graph import BLOCKS, DTYPES, Layout, Scope, Use, Weight, is_operator, is_text, load, scopes, tensors_of, uses, weights
 from quantize._onnx.surgery import Surgeon
 from quantize._types import QuantizedArray
 
@@ -41,14 +42,16 @@ class Model:
         try:
             if os.stat(path).st_size > bytes_of.MESSAGE_LIMIT:
                 self.source.corrupt("the file is larger than 2 GiB, which a message of protobuf cannot be: weights belong in external data")
-            with open(path, "rb") as file:
-                self.serialized = file.read()
+            serialized = Path(path).read_bytes()
+            self.size = len(serialized)
             try:
-                self.message: Proto = onnx.ModelProto.FromString(self.serialized)
+                self.message: Proto = onnx.ModelProto.FromString(serialized)
             except Exception as error:  # protobuf has errors of its own for each of its engines
                 self.source.corrupt(f"no model that protobuf can read: {error}")
             if not self.message.HasField("graph") or not self.message.opset_import:
                 self.source.corrupt("no model: it has no graph, or no version of operators")
+            if not is_text(self.message):
+                self.source.corrupt("a name or a text is not UTF-8")
             self.source.check(tensors_of(self.message))
             self.scopes: list[Scope] = scopes(self.message, self.source)
             self.weights: list[Weight] = weights(self.scopes, self.source)
@@ -138,6 +141,8 @@ def plan(model: Model, how: How) -> list[Step]:
 
 
 def _check_how(model: Model, how: How) -> None:
+    if model.message.training_info:
+        raise ValueError("the model has graphs for training, which use its weights as they are; expected one for inference alone")
     if how.format is None:
         return
     if how.format not in FORMATS:
@@ -265,8 +270,8 @@ def _unfit_node(weight: Weight, use: Use) -> str | None:
 
 def _again(weight: Weight, before: Layout, found: list[Use] | str, how: How, kept: Callable[[str], Step]) -> Step:
     """What happens to a weight that is quantized already."""
-    if isinstance(found, str):
-        return kept(found)
+    if isinstance(found, str) or 0 in before.shape:
+        return kept(found if isinstance(found, str) else "no elements")
     symmetric = (how.options or {}).get("symmetric", before.symmetric)
     if before.format == how.format and how.group_size in (None, before.group_size) and symmetric == before.symmetric:
         return kept(f"already {how.format}")
@@ -309,7 +314,7 @@ def run(
     outside = any(map(bytes_of.is_outside, tensors_of(model.message)))
     if not outside:
         grown = sum(step.after - step.before for step in steps)
-        outside = len(model.serialized) + grown > bytes_of.INSIDE_LIMIT
+        outside = model.size + grown > bytes_of.INSIDE_LIMIT
     output = Output(target, overwrite, outside)
     try:
         if outside:
@@ -329,7 +334,7 @@ def run(
         if progress is not None:
             progress(total, total, "")
         untouched = not outside and not any(step.changes for step in steps)
-        serialize = (lambda: model.serialized) if untouched else model.message.SerializeToString
+        serialize = Path(model.path).read_bytes if untouched else model.message.SerializeToString
         output.finish(tensors_of(model.message), serialize)
     finally:
         output.discard()
@@ -362,11 +367,33 @@ def _carry_out(model: Model, step: Step, how: How, surgeon: Surgeon) -> None:
             q = _quantized(floats, step, step.layout, how)
     except ValueError as error:
         raise _core.PolicyError(f"{model.path}: tensor {weight.name!r}: {error}") from error
-    step.errors = tuple(_core.compare(floats, False, q.dequantize(threads=how.threads), False, None, how.threads).tolist())
+    step.errors = _errors(floats, q, how.threads)
     if step.layout.format == "onnx:matmulnbits":
         surgeon.pack(weight, step.uses, q)
     else:
         surgeon.decode(weight, step.uses, q)
+
+
+MEASURED = 4 << 20  # elements that are decoded at a time
+
+
+def _errors(floats: NDArray[Any], q: QuantizedArray, threads: int | None) -> tuple[float, ...]:
+    """Measure how far a quantized matrix is from its floats, some rows of its parts at a time."""
+    if q.format == "onnx:qdq" and q.group_size in BLOCKS:
+        q = q.to("onnx:matmulnbits", threads=threads)  # the same values in parts that have rows
+    rows, columns = q.shape[1 - q.axis], q.shape[q.axis]
+    step = rows if q.format == "onnx:qdq" else max(MEASURED // max(columns, 1), 1)
+    sums: list[NDArray[np.float64]] = []
+    for start in range(0, rows, step):
+        block, stop = q, min(start + step, rows)
+        if stop - start < rows:
+            shape = (stop - start, columns) if q.axis else (columns, stop - start)
+            parts = {name: part[start:stop] for name, part in q.parts.items()}
+            block = from_parts(q.format, parts, shape=shape, axis=q.axis, group_size=q.group_size)  # type: ignore[arg-type] # a number
+        reference = floats[start:stop] if q.axis else floats[:, start:stop]
+        sums.append(_core.compare(reference, False, block.dequantize(threads=threads), False, None, threads))
+    *totals, _ = np.sum(sums, axis=0).tolist()
+    return (*totals, float(max(each[-1] for each in sums)))
 
 
 def _quantized(array: NDArray[Any], step: Step, layout: Layout, how: How) -> QuantizedArray:
