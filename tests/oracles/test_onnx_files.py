@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import resource
 import stat
 
 import numpy as np
@@ -822,3 +823,54 @@ def test_a_model_that_is_trained_is_refused(tmp_path):
     made.training_info.add()
     with pytest.raises(ValueError, match="graphs for training"):
         qz.convert(write(tmp_path / "in.onnx", made), tmp_path / "out.onnx", format=NBITS)
+
+
+def test_a_file_for_every_tensor_and_a_long_chain(tmp_path):
+    """More files than a process may have open, more nodes in a row than Python's stack is deep."""
+    count = resource.getrlimit(resource.RLIMIT_NOFILE)[0] + 10 if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 5000 else 1100
+    chain = [node("Identity", f"w{at}", f"w{at + 1}") for at in range(2000)]
+    made = model([*chain, node("MatMul", "x w2000", "y")], {"w0": floats(64, 8)}, GEMM)
+    for at in range(count):
+        (tmp_path / f"{at}.bin").write_bytes(bytes(16))
+        tensor = made.graph.initializer.add(name=f"t{at}", data_type=TensorProto.FLOAT, dims=(4,), data_location=TensorProto.EXTERNAL)
+        tensor.external_data.add(key="location", value=f"{at}.bin")
+    report = qz.convert(write(tmp_path / "in.onnx", made), tmp_path / "out.onnx", format=NBITS)
+    assert steps(report)["w0"] == ("quantize", None)
+    after = onnx.load(tmp_path / "out.onnx", load_external_data=False)
+    assert len(after.graph.node) == 1
+    assert len(after.graph.initializer) == 2 + count
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [helper.make_node("Identity", ["w", "b"], ["a"]), helper.make_node("Identity", ["a"], ["b"])],  # a ring
+        [helper.make_node("Identity", ["w"], [])],
+        [helper.make_node("MatMul", ["x", "w"], [])],
+        [helper.make_node("Gather", ["w"], ["y"])],
+        [helper.make_node("MatMulNBits", ["x"], ["y"], domain="com.microsoft")],
+        [helper.make_node("DequantizeLinear", [], ["y"])],
+        [helper.make_node("Constant", [], ["c"])],
+    ],
+)
+def test_nodes_that_make_no_sense_keep_their_weights(tmp_path, nodes):
+    source = write(tmp_path / "in.onnx", model(nodes, {"w": floats(64, 64)}, GEMM))
+    report = qz.convert(source, tmp_path / "out.onnx", format=NBITS, include="*")
+    assert steps(report)["w"][0] == "keep"
+
+
+def test_a_weight_beside_its_quantized_self_keeps_its_name(tmp_path):
+    """ONNX Runtime's tool leaves a table as floats of which it quantizes the product."""
+    w = floats(64, 64)
+    q = qz.quantize(w, NBITS, axis=0)
+    nodes = [
+        node("MatMulNBits", "x w_Q4 w_scales", "a", domain="com.microsoft", K=64, N=64, bits=4, block_size=32),
+        node("MatMul", "w a", "y"),
+    ]
+    made = model(nodes, {"w_Q4": q.parts["packed"], "w_scales": q.parts["scales"], "w": w}, GEMM, opsets=["com.microsoft"])
+    source, back = write(tmp_path / "in.onnx", made), tmp_path / "back.onnx"
+    with qz.open(source) as file:
+        assert {info.name: info.format for info in file.tensors} == {"w_Q4": NBITS, "w": None}
+    qz.convert(source, back, dequantize=True)
+    x = floats(64, 64, seed=1)
+    np.testing.assert_allclose(run(back, x=x)[0], run(source, x=x)[0], rtol=1e-4, atol=1e-3)

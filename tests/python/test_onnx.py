@@ -75,9 +75,7 @@ def source(tmp_path):
     (folder / "linked").symlink_to(folder / "sub")
     os.link(tmp_path / "outside.bin", folder / "hard.bin")
     os.mkfifo(folder / "pipe")
-    found = Source(str(folder / "model.onnx"))
-    yield found
-    found.close()
+    return Source(str(folder / "model.onnx"))
 
 
 @pytest.mark.parametrize(
@@ -147,4 +145,15 @@ def test_a_file_that_becomes_shorter_is_an_error(source):
     source.check([one])
     os.truncate(os.path.join(os.path.dirname(source.path), "w.bin"), 20)
     with pytest.raises(qz.CorruptFileError, match="shorter"):
+        source.read(one)
+
+
+def test_a_file_that_is_replaced_is_an_error(source):
+    one = tensor(location="w.bin")
+    source.check([one])
+    path = os.path.join(os.path.dirname(source.path), "w.bin")
+    with open(path + ".new", "wb") as file:
+        file.write(bytes(40))
+    os.replace(path + ".new", path)
+    with pytest.raises(qz.CorruptFileError, match="another file"):
         source.read(one)

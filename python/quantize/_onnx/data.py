@@ -11,7 +11,7 @@ import math
 import os
 import secrets
 import stat
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from quantize._core import CorruptFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -79,14 +79,7 @@ class Source:
     def __init__(self, path: str) -> None:
         self.path = path
         self._folder = os.path.dirname(path) or "."
-        self._files: dict[str, int] = {}
-
-    def close(self) -> None:
-        """Close all files."""
-        while self._files:
-            os.close(self._files.popitem()[1])
-
-    __del__ = close
+        self._files: dict[str, os.stat_result] = {}
 
     def corrupt(self, reason: str) -> NoReturn:
         """Refuse the file."""
@@ -94,7 +87,7 @@ class Source:
 
     def files(self) -> list[os.stat_result]:
         """Tell which files outside the model have been looked at."""
-        return [os.fstat(file) for file in self._files.values()]
+        return list(self._files.values())
 
     def check(self, tensors: Iterable[Proto]) -> None:
         """Look at every tensor: its type, its shape, and where its bytes are. Nothing is read."""
@@ -145,17 +138,22 @@ class Source:
         return Place(said["location"], int(numbers.get("offset", 0)), length)
 
     def _check_place(self, name: str, place: Place, expected: int) -> None:
-        size = os.fstat(self._open(name, place.location)).st_size
+        if place.location not in self._files:
+            with self._opened(name, place.location) as file:
+                self._files[place.location] = os.fstat(file)
+        size = self._files[place.location].st_size
         if place.length != expected:
             self.corrupt(f"tensor {name!r} has {place.length} bytes in {place.location!r}; its type and shape need {expected}")
         if place.offset + place.length > size:
             end = place.offset + place.length
             self.corrupt(f"tensor {name!r} ends at byte {end} of {place.location!r}; the file has {size}")
 
-    def _open(self, name: str, location: str) -> int:
-        """Open a file of the model's folder, component by component without following links, so that nobody can lead out of it."""
-        if location in self._files:
-            return self._files[location]
+    @contextmanager
+    def _opened(self, name: str, location: str) -> Generator[int]:
+        """Open a file of the model's folder, component by component without following links, so that nobody can lead out of it.
+
+        It is closed at once: some models have a file for every tensor, more than a process may have open.
+        """
         components = [component for component in location.split("/") if component != "."]
         if not location.isprintable() or not all(components) or ".." in components or not components:
             self.corrupt(f"tensor {name!r} lies in {location!r}; expected a path inside the model's folder, without '..'")
@@ -176,11 +174,15 @@ class Source:
             self.corrupt(f"tensor {name!r} lies in {location!r}, {what}")
         finally:
             os.close(folder)
-        self._files[location] = file
-        facts = os.fstat(file)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
-            self.corrupt(f"tensor {name!r} lies in {location!r}, which is no file of one name; copy the file itself there")
-        return file
+        try:
+            facts = os.fstat(file)
+            if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
+                self.corrupt(f"tensor {name!r} lies in {location!r}, which is no file of one name; copy the file itself there")
+            if not os.path.samestat(facts, self._files.get(location, facts)):
+                self.corrupt(f"tensor {name!r} lies in {location!r}, which is another file than when the model was opened")
+            yield file
+        finally:
+            os.close(file)
 
     def read(self, tensor: Proto) -> NDArray[np.uint8]:
         """Read the bytes of a tensor, little-endian, as the format stores them."""
@@ -188,7 +190,8 @@ class Source:
         if place is None:
             return self._inside(tensor)
         found = np.empty(place.length, np.uint8)
-        self._fill(tensor.name, place, found.data)
+        with self._opened(tensor.name, place.location) as file:
+            self._fill(file, tensor.name, place, found.data)
         return found
 
     def blocks(self, tensor: Proto) -> Iterator[memoryview]:
@@ -196,15 +199,16 @@ class Source:
         place = self.place(tensor)
         assert place is not None
         block = memoryview(bytearray(min(place.length, BLOCK)))
-        for start in range(0, place.length, BLOCK):
-            piece = block[: min(BLOCK, place.length - start)]
-            self._fill(tensor.name, Place(place.location, place.offset + start, len(piece)), piece)
-            yield piece
+        with self._opened(tensor.name, place.location) as file:
+            for start in range(0, place.length, BLOCK):
+                piece = block[: min(BLOCK, place.length - start)]
+                self._fill(file, tensor.name, Place(place.location, place.offset + start, len(piece)), piece)
+                yield piece
 
-    def _fill(self, name: str, place: Place, into: memoryview) -> None:
+    def _fill(self, file: int, name: str, place: Place, into: memoryview) -> None:
         done = 0
         while done < place.length:
-            count = os.preadv(self._open(name, place.location), [into[done : done + BLOCK]], place.offset + done)
+            count = os.preadv(file, [into[done : done + BLOCK]], place.offset + done)
             if count == 0:
                 self.corrupt(f"tensor {name!r} lies in {place.location!r}, which has become shorter since it was opened")
             done += count

@@ -71,13 +71,10 @@ def convert(
 ) -> list[tuple[Any, ...]]:
     """Give the rows of a report; without a target the plan alone."""
     model = Model(source)
-    try:
-        steps = plan(model, how)
-        if target is not None:
-            run(model, steps, how, target, overwrite, progress)
-        return [step.row() for step in steps]
-    finally:
-        model.source.close()
+    steps = plan(model, how)
+    if target is not None:
+        run(model, steps, how, target, overwrite, progress)
+    return [step.row() for step in steps]
 
 
 def compare(first: str, second: str, threads: int | None, progress: Callable[[int, int, str], object] | None) -> list[tuple[Any, ...]]:

@@ -155,11 +155,6 @@ def is_microsoft(node: Proto, *names: str) -> bool:
     return node.op_type in names and node.domain == MICROSOFT
 
 
-def attributes(node: Proto) -> dict[str, Proto]:
-    """The attributes of a node by name."""
-    return {attribute.name: attribute for attribute in node.attribute}
-
-
 def integer(node: Proto, name: str, default: int = 0) -> int:
     """An attribute of a node that is an integer."""
     return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
@@ -279,6 +274,7 @@ def weights(found: list[Scope], source: Source) -> list[Weight]:
                 source.corrupt(f"two nodes read the weight {value!r} in two ways")
             parts.update(id(home.constants[name]) for name in _part_names(node) if (home := scope.home(name)) is not None)
     listed: list[Weight] = []
+    plain = {scope.prefix + value for scope in found for value, tensor in scope.constants.items() if id(tensor) not in parts}
     taken: set[str] = set()
     for scope in found:
         for value in _values(scope):
@@ -287,13 +283,19 @@ def weights(found: list[Scope], source: Source) -> list[Weight]:
             if tensor is None or (one is None and id(tensor) in parts):
                 continue
             name = scope.prefix + value
-            if one is not None and base(name) not in taken:
+            if one is not None and base(name) not in plain:
                 name = base(name)
-            if name in taken:
-                name = f"{name} in graph {scope.prefix or scope.graph.name}"
-            taken.add(name)
-            listed.append(Weight(name, scope, value, tensor, one))
+            listed.append(Weight(unique(name, taken), scope, value, tensor, one))
     return listed
+
+
+def unique(name: str, taken: set[str]) -> str:
+    """Make a name that is not taken, and take it."""
+    found, number = name, 2
+    while found in taken:
+        found, number = f"{name}_{number}", number + 1
+    taken.add(found)
+    return found
 
 
 SUFFIXES = ("_Q4", "_scales", "_zero_points")
@@ -423,7 +425,7 @@ class Use(NamedTuple):
 
 def uses(weight: Weight) -> list[Use] | str:
     """What a weight is used for, or the first reason why it cannot be quantized."""
-    found = list(_uses(weight.scope, weight.value, weight.seen, False, weight.data_type))
+    found = list(_uses(weight.scope, weight.value, weight.seen, weight.data_type))
     reason = next((use for use in found if isinstance(use, str)), None)
     if reason is not None:
         return reason
@@ -433,22 +435,25 @@ def uses(weight: Weight) -> list[Use] | str:
     return known or "no node uses it"
 
 
-def _uses(scope: Scope, value: str, dims: tuple[int, ...], flipped: bool, data_type: int) -> Iterator[Use | str]:
-    for where, node, position in scope.consumers.get(value, ()):
-        if node is None:
-            yield "an output of its graph"
-            continue
-        if is_operator(node, "Identity"):
-            yield from _uses(where, node.output[0], dims, flipped, data_type)
-        elif is_operator(node, "Cast"):
-            yield from _uses(where, node.output[0], dims, flipped, integer(node, "to"))
-        elif is_operator(node, "Transpose") and len(dims) == 2:
-            given = attributes(node).get("perm")
-            order = [1, 0] if given is None else list(given.ints)
-            yield from _uses(where, node.output[0], dims, flipped ^ (order == [1, 0]), data_type)
-        else:
-            reason = _no_use(where, node, position, dims)
-            yield reason or Use(where, node, _inputs_axis(node) ^ flipped, data_type)
+def _uses(scope: Scope, value: str, dims: tuple[int, ...], data_type: int) -> Iterator[Use | str]:
+    # A value, whether its axes are exchanged, its type; one after the other, since a chain may be long.
+    open_values = [(scope, value, False, data_type)]
+    while open_values:
+        scope, value, flipped, data_type = open_values.pop()
+        for where, node, position in scope.consumers.get(value, ()):
+            order = [] if node is None else next((list(each.ints) for each in node.attribute if each.name == "perm"), [1, 0])
+            if node is None:
+                yield "an output of its graph"
+            elif position or len(node.output) != 1:
+                yield _no_use(node, position, dims) or Use(where, node, _inputs_axis(node) ^ flipped, data_type)
+            elif is_operator(node, "Identity"):
+                open_values.append((where, node.output[0], flipped, data_type))
+            elif is_operator(node, "Cast"):
+                open_values.append((where, node.output[0], flipped, integer(node, "to")))
+            elif is_operator(node, "Transpose") and len(dims) == 2 and sorted(order) == [0, 1]:
+                open_values.append((where, node.output[0], flipped ^ (order == [1, 0]), data_type))
+            else:
+                yield _no_use(node, position, dims) or Use(where, node, _inputs_axis(node) ^ flipped, data_type)
 
 
 def _inputs_axis(node: Proto) -> int:
@@ -458,8 +463,10 @@ def _inputs_axis(node: Proto) -> int:
     return 1 if node.op_type in ("Gather", "GatherBlockQuantized") else 0
 
 
-def _no_use(scope: Scope, node: Proto, position: int, dims: tuple[int, ...]) -> str | None:
+def _no_use(node: Proto, position: int, dims: tuple[int, ...]) -> str | None:
     """Why a node does not use a value as a weight that can be quantized."""
+    if len(node.output) != 1 or len(node.input) < 2:
+        return f"used by {node.op_type}"
     if is_microsoft(node, "MatMulNBits", "GatherBlockQuantized") and position == _DATA[node.op_type]:
         return None
     if not is_operator(node, "MatMul", "Gemm", "Gather"):

@@ -39,25 +39,21 @@ class Model:
         onnx: Any = package()
         self.path = path
         self.source = Source(path)
+        if os.stat(path).st_size > bytes_of.MESSAGE_LIMIT:
+            self.source.corrupt("the file is larger than 2 GiB, which a message of protobuf cannot be: weights belong in external data")
+        serialized = Path(path).read_bytes()
+        self.size = len(serialized)
         try:
-            if os.stat(path).st_size > bytes_of.MESSAGE_LIMIT:
-                self.source.corrupt("the file is larger than 2 GiB, which a message of protobuf cannot be: weights belong in external data")
-            serialized = Path(path).read_bytes()
-            self.size = len(serialized)
-            try:
-                self.message: Proto = onnx.ModelProto.FromString(serialized)
-            except Exception as error:  # protobuf has errors of its own for each of its engines
-                self.source.corrupt(f"no model that protobuf can read: {error}")
-            if not self.message.HasField("graph") or not self.message.opset_import:
-                self.source.corrupt("no model: it has no graph, or no version of operators")
-            if not is_text(self.message):
-                self.source.corrupt("a name or a text is not UTF-8")
-            self.source.check(tensors_of(self.message))
-            self.scopes: list[Scope] = scopes(self.message, self.source)
-            self.weights: list[Weight] = weights(self.scopes, self.source)
-        except BaseException:
-            self.source.close()
-            raise
+            self.message: Proto = onnx.ModelProto.FromString(serialized)
+        except Exception as error:  # protobuf has errors of its own for each of its engines
+            self.source.corrupt(f"no model that protobuf can read: {error}")
+        if not self.message.HasField("graph") or not self.message.opset_import:
+            self.source.corrupt("no model: it has no graph, or no version of operators")
+        if not is_text(self.message):
+            self.source.corrupt("a name or a text is not UTF-8")
+        self.source.check(tensors_of(self.message))
+        self.scopes: list[Scope] = scopes(self.message, self.source)
+        self.weights: list[Weight] = weights(self.scopes, self.source)
 
     @property
     def opset(self) -> int:

@@ -8,16 +8,17 @@ w, of an initializer      <->  w = DequantizeLinear(codes, scales, zero points),
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantize._onnx.data import INT4, UINT4, UINT8, Output, Proto
-from quantize._onnx.graph import DTYPES, MICROSOFT, SUFFIXES, Scope, Use, Weight, base, is_microsoft, is_operator, turned
+from quantize._onnx.graph import DTYPES, MICROSOFT, SUFFIXES, Scope, Use, Weight, base, is_microsoft, is_operator, turned, unique
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Set
 
     from numpy.typing import NDArray
 
@@ -107,7 +108,8 @@ class Surgeon:
                     self._added.append((use.scope, node, self._helper.make_node("Add", [node.output[0], bias], [result], name=name)))
         elif packed is not None:
             self._left.update(packed.node.input)
-            _remove(weight.scope.graph.node, packed.node)
+            decoder = packed.node
+            _remove(weight.scope.graph.node, lambda node: node is decoder)
         else:
             self._drop(weight.scope, value)
         self._left.add(weight.value)
@@ -139,22 +141,17 @@ class Surgeon:
 
     def _fresh(self, name: str) -> str:
         """Make a name that no value of the model has."""
-        unique, number = name, 2
-        while unique in self._names:
-            unique, number = f"{name}_{number}", number + 1
-        self._names.add(unique)
-        return unique
+        return unique(name, self._names)
 
     def _drop(self, scope: Scope, value: str) -> None:
         """Remove the tensor or the node that makes a value; what the graph says of its type stays."""
         graph = scope.graph
         maker = scope.makers.get(value)
         if maker is not None:
-            _remove(graph.node, maker)
-        for tensor in [tensor for tensor in graph.initializer if tensor.name == value]:
-            _remove(graph.initializer, tensor)
-            for entry in [entry for entry in graph.input if entry.name == value]:
-                _remove(graph.input, entry)
+            _remove(graph.node, lambda node: node is maker)
+        else:
+            _remove_named(graph.initializer, {value})
+            _remove_named(graph.input, {value})
 
     def finish(self) -> None:
         """Put new nodes in their places, and remove what nobody uses any more of what was touched."""
@@ -172,21 +169,32 @@ class Surgeon:
         self._sweep()
 
     def _sweep(self) -> None:
-        """Remove initializers, constants and what only passes them on, as long as there are some that nobody uses."""
+        """Remove initializers, constants and what only passes them on, of what was touched and nobody uses."""
+        graphs = list(_graphs(self._model.graph))
+        users = Counter(value for graph in graphs for value in _used(graph))
+        makers: defaultdict[str, list[Proto]] = defaultdict(list)
+        for graph in graphs:
+            for node in filter(_passes_on, graph.node):
+                for output in node.output:
+                    makers[output].append(node)
+        unused: set[str] = set()
+        nodes: dict[int, Proto] = {}
         while self._left:
-            used = {value for graph in _graphs(self._model.graph) for value in _used(graph)}
-            unused, self._left = self._left - used, set()
-            for graph in _graphs(self._model.graph):
-                for node in [node for node in graph.node if _passes_on(node) and set(node.output) <= unused]:
+            value = self._left.pop()
+            if users[value] or value in unused:
+                continue
+            unused.add(value)
+            for node in makers[value]:
+                if not any(users[output] for output in node.output):
+                    nodes[id(node)] = node
+                    users.subtract(node.input)
                     self._left.update(node.input)
-                    _remove(graph.node, node)
-                gone = [tensor for tensor in graph.initializer if tensor.name in unused]
-                names = {tensor.name for tensor in gone}  # an input that is no initializer is the caller's
-                for tensor in gone:
-                    _remove(graph.initializer, tensor)
-                for field, which in ((graph.input, names), (graph.value_info, unused)):
-                    for entry in [entry for entry in field if entry.name in which]:
-                        _remove(field, entry)
+        for graph in graphs:
+            gone = {tensor.name for tensor in graph.initializer} & unused  # an input that is no initializer is the caller's
+            _remove(graph.node, lambda node: id(node) in nodes)
+            _remove_named(graph.initializer, gone)
+            _remove_named(graph.input, gone)
+            _remove_named(graph.value_info, unused)
 
 
 def _bias(node: Proto) -> str | None:
@@ -224,9 +232,11 @@ def _copy(message: Proto) -> Proto:
     return copy
 
 
-def _remove(field: Proto, message: Proto) -> None:
-    """Remove this very message of a repeated field; another may be equal."""
-    for at, each in enumerate(field):
-        if each is message:
+def _remove(field: Proto, is_gone: Callable[[Proto], bool]) -> None:
+    for at in reversed(range(len(field))):
+        if is_gone(field[at]):
             del field[at]
-            return
+
+
+def _remove_named(field: Proto, names: Set[str]) -> None:
+    _remove(field, lambda entry: entry.name in names)
