@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from quantize import _core
+from quantize import _core, _onnx
 from quantize._threads import requested
 from quantize._types import GroupSize, Method, NonFinite, QuantizedArray, amount, float_dtype, wrap
 
@@ -64,7 +64,7 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._file: _core.File | None = _core.File(os.fspath(path))
+        self._file: _core.File | _onnx.File | None = _onnx.File(os.fspath(path)) if _onnx.is_onnx(path) else _core.File(os.fspath(path))
         self._path = Path(path)
         self._tensors: dict[str, tuple[int, TensorInfo, Any]] = {}
         for index, (name, dtype, shape, nbytes, tensor) in enumerate(self._file.tensors()):
@@ -78,7 +78,7 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
 
     @property
     def container(self) -> str:
-        """The file format: ``"safetensors"``, ``"gguf"``, ``"npy"`` or, of a folder, ``"huggingface"``."""
+        """The file format: ``"safetensors"``, ``"gguf"``, ``"npy"``, ``"onnx"`` or, of a folder, ``"huggingface"``."""
         return self._open_file().container
 
     @property
@@ -128,20 +128,21 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
         nbytes = sum(info.nbytes for info in self.tensors)
         return f"Checkpoint({str(self._path)!r}, {len(self)} tensors, {amount(nbytes)})"
 
-    def _open_file(self) -> _core.File:
+    def _open_file(self) -> _core.File | _onnx.File:
         if self._file is None:
             raise ValueError(f"the file {self._path} is closed")
         return self._file
 
 
 def open(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a safetensors, GGUF or npy file, or a Hugging Face folder.
+    """Open a safetensors, GGUF, npy or ONNX file, or a Hugging Face folder.
 
     Parameters
     ----------
     path : path
         The array of an npy file is called as the file is, without its ending. The tensors of a folder are those of all its shards; a
-        weight that its config says is quantized is one tensor, called as the weight of the module.
+        weight that its config says is quantized is one tensor, called as the weight of the module. The tensors of an ONNX file are the
+        constants of its graphs; it needs the extra ``onnx``.
 
     Returns
     -------
@@ -154,6 +155,8 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:
         The file breaks the rules of its container; the message names the rule and the tensor.
     OSError
         It cannot be read.
+    ImportError
+        An ONNX file without the package onnx.
 
     Examples
     --------
@@ -268,7 +271,7 @@ def convert(
     progress: Progress | bool = False,
     **options: Any,
 ) -> ConvertReport:
-    """Quantize the matrices of a safetensors, npy or GGUF file, or of a Hugging Face folder, or decode them back.
+    """Quantize the matrices of a safetensors, npy, GGUF or ONNX file, or of a Hugging Face folder, or decode them back.
 
     A tensor is quantized if it is of float16, bfloat16, float32 or float64, has two axes or more and a last axis of at least one
     group (a multiple of the block where the format has blocks). All others are copied unchanged; the report says why. At most
@@ -283,15 +286,19 @@ def convert(
     tensors, index and config are named as that project names them; what is neither weights nor config is copied. A weight that the
     format does not take refuses the job. See the page on folders.
 
+    An ONNX file becomes an ONNX file, in which ``onnx:matmulnbits`` or ``onnx:qdq`` stands where the weights of its MatMul and Gemm
+    nodes were, and of Gather nodes where ``include`` names them. It needs the extra ``onnx``. See the page on ONNX.
+
     Parameters
     ----------
     source : path
-        A safetensors file, also one that was converted before, a GGUF file, an npy file, or a Hugging Face folder.
+        A safetensors file, also one that was converted before, a GGUF, npy or ONNX file, or a Hugging Face folder.
     target : path or None
-        What to write: GGUF from GGUF, a folder from a folder, else safetensors. None only for a dry run.
+        What to write: GGUF from GGUF, ONNX from ONNX, a folder from a folder, else safetensors. None only for a dry run.
     format : str
         Name or alias; see :func:`formats`. A GGUF file takes those of gguf, and the mixtures of llama.cpp, which choose a format
-        for each tensor: ``q4_0``, ``q4_1``, ``q4_k_s``, ``q4_k_m``, ``iq4_nl``, ``iq4_xs``, ``mxfp4_moe``.
+        for each tensor: ``q4_0``, ``q4_1``, ``q4_k_s``, ``q4_k_m``, ``iq4_nl``, ``iq4_xs``, ``mxfp4_moe``. An ONNX file takes those of
+        onnx.
     group_size, scale_dtype, nonfinite
         As for :func:`quantize`.
     method : "nearest" or "optimal"
@@ -346,6 +353,8 @@ def convert(
         is not of the container; one file of a split model.
     OSError
         A file cannot be read or written, exists already, or the disk is full.
+    ImportError
+        An ONNX file without the package onnx.
 
     Examples
     --------
@@ -370,6 +379,10 @@ def convert(
         raise ValueError('importance is given; method="nearest" has no use for it: say method="optimal"')
     if shard_size is not None and shard_size < 1:
         raise ValueError(f"shard_size is {shard_size}; expected 1 or more bytes")
+    if target is not None and _onnx.is_onnx(source) != _onnx.is_onnx(target):
+        raise ValueError(f"target is {target!r}; an ONNX file becomes an ONNX file, which ends in .onnx, and no other file does")
+    if _onnx.is_onnx(source) and (scale_dtype is not None or dtype is not None):
+        raise ValueError("scale_dtype or dtype is given; expected none for an ONNX file: floats are of the dtype that its graph has there")
     names = (_names(include), _names(exclude), _names(keep))
     floats = dtype if dequantize else scale_dtype
     scale_name = None if floats is None else float_dtype(floats)[0]
@@ -380,6 +393,13 @@ def convert(
     started = time.perf_counter()
 
     def run(target: str | None, callback: Progress | None) -> tuple[list[Any], int]:
+        if _onnx.is_onnx(source):
+            if fallback is not None:
+                raise ValueError("fallback is given; it is for GGUF files")
+            with Checkpoint(weights) if weights else nullcontext() as found:
+                name = None if dequantize else format
+                wanted = _onnx.How(name, group_size, options, method, found, nonfinite, *names, requantize, requested(threads))
+                return _onnx.convert(source, target, wanted, limit, overwrite, callback)
         return _core.convert(
             source,
             target,
@@ -545,7 +565,8 @@ def compare_files(
     """
     first, second = os.fspath(first), os.fspath(second)
     with shown_progress(progress) as callback:
-        rows = _core.compare_files(first, second, requested(threads), callback)
+        compare = _onnx.compare if _onnx.is_onnx(first) or _onnx.is_onnx(second) else _core.compare_files
+        rows = compare(first, second, requested(threads), callback)
     tensors: list[TensorComparison] = []
     errors: list[tuple[str, Errors]] = []
     for name, one, other, verdict, sums in rows:

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{printable(str(error.filename))}: {error.strerror}" if named else error, IO)
     except (ValueError, TypeError) as error:  # what the functions say of their arguments
         return _fail(error, USAGE)
-    except MemoryError as error:
+    except (MemoryError, ImportError) as error:  # an extra that a file needs is missing
         return _fail(error, FAILED)
 
 
@@ -81,12 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = _command(commands, "convert", _convert, "quantize the matrices of a file, or decode them back")
-    command.add_argument("source", metavar="IN", help="a safetensors, GGUF or npy file, or a Hugging Face folder")
+    command.add_argument("source", metavar="IN", help="a safetensors, GGUF, npy or ONNX file, or a Hugging Face folder")
     command.add_argument(
         "target",
         metavar="OUT",
         nargs="?",
-        help="what to write: GGUF from GGUF, a folder from a folder, else safetensors; not needed for a dry run",
+        help="what to write: GGUF from GGUF, ONNX from ONNX, a folder from a folder, else safetensors; not needed for a dry run",
     )
     kind = command.add_mutually_exclusive_group()
     kind.add_argument(
@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_work_options(command)
 
     command = _command(commands, "inspect", _inspect, "list the tensors of a file, from its header alone")
-    command.add_argument("file", metavar="FILE", help="a safetensors, GGUF or npy file, or a Hugging Face folder")
+    command.add_argument("file", metavar="FILE", help="a safetensors, GGUF, npy or ONNX file, or a Hugging Face folder")
 
     command = _command(commands, "compare", _compare, "measure how far the tensors of one file are from those of another")
     command.add_argument("first", metavar="A", help="the reference")

@@ -240,7 +240,7 @@ fn a_fallback_stands_in_where_rows_do_not_divide() {
     let one = |wanted: &str, columns, fallback| {
         let plan = plan_of(&["blk.0.ffn_up.weight"], columns, target(wanted, None), fallback).unwrap();
         let [step] = &plan.steps[..] else { panic!("one tensor") };
-        assert_eq!(step.wanted.unwrap().name, wanted);
+        assert_eq!(step.wanted.unwrap().0.name, wanted);
         outcomes(&plan).remove(0)
     };
     let rules = [
@@ -265,7 +265,7 @@ fn a_fallback_stands_in_where_rows_do_not_divide() {
 
     let refusal = |wanted, fallback| plan_of(&["a.weight"], 32, wanted, Some(fallback)).unwrap_err().to_string();
     assert!(refusal(target("gguf:q4_0", None), Fallback::Format(format("int4"))).starts_with("format is int4; a GGUF file takes"));
-    assert_eq!(refusal(Target::Floats, Fallback::Llama), "fallback is given; floats fit any tensor");
+    assert_eq!(refusal(Target::Floats(None), Fallback::Llama), "fallback is given; floats fit any tensor");
 }
 
 #[test]

@@ -1,0 +1,16 @@
+"""ONNX models: read, converted and compared by the messages of the onnx package, an extra; their data by rules of our own.
+
+| module | what is there |
+|---|---|
+| ``data`` | where the bytes of tensors are, inside the model and beside it; the files that are written |
+| ``graph`` | graphs, weights and who uses them |
+| ``surgery`` | how a graph changes |
+| ``job`` | the plan of a conversion, and how it is carried out |
+| ``file`` | an open model as the rest of the package sees a file; the comparison of two |
+"""
+
+from quantize._onnx.data import is_onnx
+from quantize._onnx.file import File, compare, convert
+from quantize._onnx.job import How
+
+__all__ = ["File", "How", "compare", "convert", "is_onnx"]
