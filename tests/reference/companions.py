@@ -177,7 +177,7 @@ class Q6K(Format):
         codes = codes.reshape(codes.shape[:-2] + (2, 4, 32))
         low = (codes[..., :2, :] & 15) | (codes[..., 2:, :] & 15) << 4
         high = sum((codes[..., q, :] >> 4) << (2 * q) for q in range(4))
-        flat = [part.reshape(part.shape[: scale.ndim] + (-1,)) for part in (low, high)]
+        flat = low.reshape(scale.shape + (128,)), high.reshape(scale.shape + (64,))
         return joined(*flat, factors.view(np.uint8), scale[..., None].view(np.uint8))
 
     def decode_groups(self, parts, columns, cut):
