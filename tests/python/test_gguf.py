@@ -111,7 +111,7 @@ def test_what_is_quantized_already_is_quantized_again_only_when_asked(model, tmp
     assert actions["token_embd.weight"] == "already gguf:q8_0"
     assert kept.read_bytes() == once.read_bytes()
     report = {tensor.name: tensor for tensor in qz.convert(once, again, format=target, requantize=True).tensors}
-    assert report["token_embd.weight"].action == "quantize"
+    assert report["token_embd.weight"].action == "requantize"
     assert report["blk.0.ffn_down.weight"].reason == "Q3_K is not quantized"
     with qz.open(once) as before, qz.open(again) as after:
         for name in ("token_embd.weight", "blk.0.ffn_up_exps.weight", "blk.0.attn_q.weight"):
