@@ -16,7 +16,7 @@ from onnx_models import constant, graph, initializers, model, node, run, session
 
 import quantize as qz
 from quantize import cli
-from quantize._onnx import data, job
+from quantize._onnx import data, job, output
 
 NBITS, QDQ = "onnx:matmulnbits", "onnx:qdq"
 formats = pytest.mark.parametrize("format", [NBITS, QDQ])
@@ -643,7 +643,7 @@ def test_the_data_of_the_source_is_not_replaced(tmp_path):
 
 def test_a_model_that_grows_too_large_gets_data_beside_it(tmp_path, monkeypatch):
     _, _, target = converted(tmp_path, two_layers())
-    monkeypatch.setattr(data, "INSIDE_LIMIT", 4096)
+    monkeypatch.setattr(output, "INSIDE_LIMIT", 4096)
     qz.convert(target, tmp_path / "back.onnx", dequantize=True)
     assert (tmp_path / "back.onnx.data").stat().st_size == 4 * (64 * 64 + 64 * 8)
     x = floats(3, 64, seed=4)

@@ -2,8 +2,11 @@
 
 | module | what is there |
 |---|---|
-| ``data`` | where the bytes of tensors are, inside the model and beside it; the files that are written |
-| ``graph`` | graphs, weights and who uses them |
+| ``data`` | where the bytes of tensors are, inside the model and beside it |
+| ``output`` | the files of a new model |
+| ``graph`` | graphs, who makes a value and who uses it |
+| ``weights`` | constant tensors, quantized ones among them |
+| ``uses`` | what weights are used for |
 | ``model`` | an open model |
 | ``plan`` | what happens to each tensor in a conversion |
 | ``surgery`` | how a graph changes |

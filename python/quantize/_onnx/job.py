@@ -11,11 +11,12 @@ import numpy as np
 
 from quantize import _core
 from quantize._api import from_parts, quantize
-from quantize._onnx import data as bytes_of
-from quantize._onnx.data import Output
-from quantize._onnx.graph import BLOCKS, Layout, load, tensors_of
+from quantize._onnx import output as files
+from quantize._onnx.data import is_outside
+from quantize._onnx.graph import tensors_of
 from quantize._onnx.plan import How, Step, turn
 from quantize._onnx.surgery import Surgeon
+from quantize._onnx.weights import BLOCKS, Layout, load
 from quantize._types import QuantizedArray
 
 if TYPE_CHECKING:
@@ -35,11 +36,11 @@ def run(
     refused = next((step for step in steps if step.action == "refuse"), None)
     if refused is not None:
         raise _core.PolicyError(f"{model.path}: tensor {refused.weight.name!r}: {refused.reason}")
-    outside = any(map(bytes_of.is_outside, tensors_of(model.message)))
+    outside = any(map(is_outside, tensors_of(model.message)))
     if not outside:
         grown = sum(step.after - step.before for step in steps)
-        outside = model.size + grown > bytes_of.INSIDE_LIMIT
-    output = Output(target, overwrite, outside)
+        outside = model.size + grown > files.INSIDE_LIMIT
+    output = files.Output(target, overwrite, outside)
     try:
         if outside:
             _spare_source(model, output)
@@ -53,7 +54,7 @@ def run(
             done += step.before
         surgeon.finish()
         for tensor in tensors_of(model.message):
-            if bytes_of.is_outside(tensor):
+            if is_outside(tensor):
                 output.adopt(tensor, model.source)
         if progress is not None:
             progress(total, total, "")
@@ -64,7 +65,7 @@ def run(
         output.discard()
 
 
-def _spare_source(model: Model, output: Output) -> None:
+def _spare_source(model: Model, output: files.Output) -> None:
     """Refuse to put data in the place of that which another model, the source, goes on using."""
     try:
         place = os.stat(output.path + ".data")

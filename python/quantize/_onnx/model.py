@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from quantize._onnx.data import MESSAGE_LIMIT, Proto, Source
-from quantize._onnx.graph import Scope, Weight, is_text, scopes, tensors_of, weights
+from quantize._onnx.graph import Scope, is_text, scopes, tensors_of
+from quantize._onnx.weights import Weight, weights
 
 
 class Model:

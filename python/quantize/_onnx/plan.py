@@ -12,7 +12,9 @@ import numpy as np
 from quantize import _core
 from quantize._api import quantize
 from quantize._onnx.data import FLOAT, FLOAT16, TYPES
-from quantize._onnx.graph import DTYPES, Layout, Use, Weight, is_operator, uses
+from quantize._onnx.graph import is_operator
+from quantize._onnx.uses import Use, uses
+from quantize._onnx.weights import DTYPES, Layout, Weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

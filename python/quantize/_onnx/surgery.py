@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from quantize._onnx.data import INT4, UINT4, UINT8, Output, Proto
-from quantize._onnx.graph import DTYPES, MICROSOFT, SUFFIXES, Scope, Use, Weight, base, is_microsoft, is_operator, turned, unique
+from quantize._onnx.data import INT4, UINT4, UINT8, Proto
+from quantize._onnx.graph import MICROSOFT, Scope, is_microsoft, is_operator
+from quantize._onnx.output import Output
+from quantize._onnx.uses import Use
+from quantize._onnx.weights import DTYPES, SUFFIXES, Weight, base, turned, unique
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Set
