@@ -50,6 +50,8 @@ class Output:
     def store(self, tensor: Proto, data: NDArray[np.uint8]) -> None:
         """Give a tensor its bytes: outside the model where it has a file of data and they are enough to be worth it."""
         if self._data is None or len(data) < OUTSIDE_FROM:
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
             tensor.raw_data = data.tobytes()
         else:
             self._point(tensor, self._append(len(data), [data.data]))
@@ -58,6 +60,9 @@ class Output:
         """Copy the bytes of a tensor that is outside the old model; a range that several tensors share is copied once."""
         place = source.place(tensor)
         if place is None or place.location == _OURS:
+            return
+        if place.length < OUTSIDE_FROM:
+            self.store(tensor, source.read(tensor))
             return
         if place not in self._places:
             self._places[place] = self._append(place.length, source.blocks(tensor))
@@ -159,6 +164,7 @@ class _Sibling:
         self.file.close()
 
     def discard(self) -> None:
-        self.file.close()
+        with suppress(OSError):  # what could not be written can no more be flushed
+            self.file.close()
         with suppress(FileNotFoundError):
             os.unlink(self._path)

@@ -141,7 +141,8 @@ def weights(found: list[Scope], source: Source) -> list[Weight]:
             value = node.output[0] if is_operator(node, "DequantizeLinear") else node.input[DATA[node.op_type]]
             home = scope.home(value)
             assert home is not None
-            if packed.setdefault((id(home), value), one).layout != one.layout:
+            known = packed.setdefault((id(home), value), one)
+            if known.layout != one.layout or any(mine is not other for mine, other in zip(known.tensors, one.tensors, strict=True)):
                 source.corrupt(f"two nodes read the weight {value!r} in two ways")
             parts.update(id(home.constants[name]) for name in _part_names(node) if (home := scope.home(name)) is not None)
     listed: list[Weight] = []
@@ -197,7 +198,7 @@ def _packed(scope: Scope, node: Proto, source: Source) -> Packed | None:
     if not is_linear and not is_microsoft(node, "MatMulNBits", "GatherBlockQuantized"):
         return None
     tensors = tuple(filter(None, map(scope.constant, _part_names(node))))
-    if not len(tensors) == len(_part_names(node)) in (2, 3):
+    if not len(tensors) == len(_part_names(node)) in (2, 3) or len(node.output) != 1:
         return None
     data, scales, *more = tensors
     symmetric, dtype = not more, DTYPES.get(scales.data_type)
