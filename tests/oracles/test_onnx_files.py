@@ -6,6 +6,8 @@ import os
 import re
 import resource
 import stat
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -16,7 +18,7 @@ from onnx_models import constant, graph, initializers, model, node, run, session
 
 import quantize as qz
 from quantize import cli
-from quantize._onnx import data, job
+from quantize._onnx import data, job, output
 
 NBITS, QDQ = "onnx:matmulnbits", "onnx:qdq"
 formats = pytest.mark.parametrize("format", [NBITS, QDQ])
@@ -583,7 +585,7 @@ def test_data_beside_the_model_stays_beside_it(tmp_path, format):
         places[tensor.name] = int(entries["offset"]), int(entries["length"])
     assert places["k"][0] % 4096 == 0
     assert max(map(sum, places.values())) == (target.parent / "out.onnx.data").stat().st_size
-    assert "z" not in places or places["z"][1] == 32
+    assert not {"v", "z"} & set(places)  # too small
     x = np.eye(600, dtype=np.float32)
     inside = write(tmp_path / "inside.onnx", big())
     qz.convert(inside, tmp_path / "inside-out.onnx", format=format)
@@ -643,7 +645,7 @@ def test_the_data_of_the_source_is_not_replaced(tmp_path):
 
 def test_a_model_that_grows_too_large_gets_data_beside_it(tmp_path, monkeypatch):
     _, _, target = converted(tmp_path, two_layers())
-    monkeypatch.setattr(data, "INSIDE_LIMIT", 4096)
+    monkeypatch.setattr(output, "INSIDE_LIMIT", 4096)
     qz.convert(target, tmp_path / "back.onnx", dequantize=True)
     assert (tmp_path / "back.onnx.data").stat().st_size == 4 * (64 * 64 + 64 * 8)
     x = floats(3, 64, seed=4)
@@ -710,6 +712,16 @@ def test_a_quantized_weight_that_contradicts_itself_is_refused(tmp_path):
     made.graph.node[0].attribute[0].i = 65
     write(target, made)
     with pytest.raises(qz.CorruptFileError, match=r"tensor 'w_Q4' of a MatMulNBits has 2048 bytes; .* need 3072"):
+        qz.open(target)
+
+
+def test_a_weight_of_two_scales_is_refused(tmp_path):
+    _, _, target = converted(tmp_path, model([node("MatMul", "x w", "a"), node("MatMul", "a w", "y")], {"w": floats(64, 64)}, GEMM))
+    made = onnx.load(target)
+    made.graph.initializer.append(numpy_helper.from_array(floats(64, 2), "others"))
+    made.graph.node[1].input[2] = "others"
+    write(target, made)
+    with pytest.raises(qz.CorruptFileError, match="read the weight 'w_Q4' in two ways"):
         qz.open(target)
 
 
@@ -836,6 +848,7 @@ def test_a_file_for_every_tensor_and_a_long_chain(tmp_path):
         tensor.external_data.add(key="location", value=f"{at}.bin")
     report = qz.convert(write(tmp_path / "in.onnx", made), tmp_path / "out.onnx", format=NBITS)
     assert steps(report)["w0"] == ("quantize", None)
+    assert not (tmp_path / "out.onnx.data").exists()  # nothing is large enough for it
     after = onnx.load(tmp_path / "out.onnx", load_external_data=False)
     assert len(after.graph.node) == 1
     assert len(after.graph.initializer) == 2 + count
@@ -850,6 +863,7 @@ def test_a_file_for_every_tensor_and_a_long_chain(tmp_path):
         [helper.make_node("Gather", ["w"], ["y"])],
         [helper.make_node("MatMulNBits", ["x"], ["y"], domain="com.microsoft")],
         [helper.make_node("DequantizeLinear", [], ["y"])],
+        [constant("d", np.zeros(4, np.uint8)), constant("s", np.ones(1, np.float32)), helper.make_node("DequantizeLinear", ["d", "s"], [])],
         [helper.make_node("Constant", [], ["c"])],
     ],
 )
@@ -874,3 +888,43 @@ def test_a_weight_beside_its_quantized_self_keeps_its_name(tmp_path):
     qz.convert(source, back, dequantize=True)
     x = floats(64, 64, seed=1)
     np.testing.assert_allclose(run(back, x=x)[0], run(source, x=x)[0], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_full_disk_leaves_nothing(tmp_path, beside):
+    """A limit on the size of a file stands for it."""
+    made = two_layers()
+    source = outside(tmp_path / "in.onnx", made) if beside else write(tmp_path / "in.onnx", made)
+    before = sorted(tmp_path.iterdir())
+    command = [sys.executable, "-m", "quantize", "convert", str(source), str(tmp_path / "out.onnx"), "--to", NBITS]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))  # noqa: E731
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, preexec_fn=limit)
+    assert done.returncode == cli.IO, done.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_bytes_changed_at_random_give_a_model_or_an_error(tmp_path):
+    random = np.random.default_rng(0)
+    paths = [write(tmp_path / "floats.onnx", two_layers())]
+    for format in (NBITS, QDQ):
+        paths.append(tmp_path / f"{format.replace(':', '-')}.onnx")
+        qz.convert(paths[0], paths[-1], format=format, symmetric=False)
+    broken, target = tmp_path / "broken.onnx", tmp_path / "out.onnx"
+    seen = set()
+    for round_ in range(150):
+        content = bytearray(paths[round_ % 3].read_bytes())
+        # The names and numbers of a message are at its ends; between them are weights.
+        at = int(random.choice([random.integers(300), len(content) - 1 - random.integers(400)]))
+        if round_ % 2:
+            content[at] = random.integers(256)
+        else:
+            del content[at : at + random.integers(1, 4)]
+        broken.write_bytes(content)
+        for how in ({"format": NBITS}, {"format": QDQ, "group_size": 16, "requantize": True}, {"dequantize": True}):
+            try:
+                qz.convert(broken, target, overwrite=True, **how)
+                seen.add("done")
+            except ValueError as error:
+                seen.add(type(error).__name__)
+    assert {"done", "CorruptFileError"} <= seen
+    assert not list(tmp_path.glob(".quantize-*"))

@@ -2,15 +2,20 @@
 
 | module | what is there |
 |---|---|
-| ``data`` | where the bytes of tensors are, inside the model and beside it; the files that are written |
-| ``graph`` | graphs, weights and who uses them |
+| ``data`` | where the bytes of tensors are, inside the model and beside it |
+| ``output`` | the files of a new model |
+| ``graph`` | graphs, who makes a value and who uses it |
+| ``weights`` | constant tensors, quantized ones among them |
+| ``uses`` | what weights are used for |
+| ``model`` | an open model |
+| ``plan`` | what happens to each tensor in a conversion |
 | ``surgery`` | how a graph changes |
-| ``job`` | the plan of a conversion, and how it is carried out |
+| ``job`` | a plan carried out |
 | ``file`` | an open model as the rest of the package sees a file; the comparison of two |
 """
 
 from quantize._onnx.data import is_onnx
 from quantize._onnx.file import File, compare, convert
-from quantize._onnx.job import How
+from quantize._onnx.plan import How
 
 __all__ = ["File", "How", "compare", "convert", "is_onnx"]

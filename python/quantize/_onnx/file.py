@@ -9,8 +9,11 @@ import numpy as np
 
 from quantize import _core
 from quantize._onnx.data import is_onnx
-from quantize._onnx.graph import load, uses
-from quantize._onnx.job import How, Model, plan, run
+from quantize._onnx.job import run
+from quantize._onnx.model import Model
+from quantize._onnx.plan import How, plan
+from quantize._onnx.uses import uses
+from quantize._onnx.weights import load
 from quantize._types import QuantizedArray
 
 if TYPE_CHECKING:

@@ -1,21 +1,24 @@
 """What changes in a graph when a weight becomes quantized, or floats again. Nodes keep their places, names and outputs.
 
-MatMul(a, w)              <->  MatMulNBits(a, packed, scales, zero points)
-Gemm(a, w, c)              ->  the same with c as its bias; back: MatMul and Add
-Gather(w, rows)           <->  GatherBlockQuantized(packed, rows, scales, zero points)
-w, of an initializer      <->  w = DequantizeLinear(codes, scales, zero points), at the beginning of the graph
+MatMul(a, w)      <->  MatMulNBits(a, packed, scales, zero points)
+Gemm(a, w, c)      ->  the same with c as its bias; back: MatMul and Add
+Gather(w, rows)   <->  GatherBlockQuantized(packed, rows, scales, zero points)
+w, a constant     <->  w = DequantizeLinear(codes, scales, zero points), at the beginning of the graph
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from quantize._onnx.data import INT4, UINT4, UINT8, Output, Proto
-from quantize._onnx.graph import DTYPES, MICROSOFT, SUFFIXES, Scope, Use, Weight, base, is_microsoft, is_operator, turned, unique
+from quantize._onnx.data import INT4, UINT4, UINT8, Proto
+from quantize._onnx.graph import MICROSOFT, Scope, is_microsoft, is_operator
+from quantize._onnx.output import Output
+from quantize._onnx.uses import Use
+from quantize._onnx.weights import DTYPES, SUFFIXES, Weight, base, turned, unique
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Set
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantize._types import QuantizedArray
+
+
+Part: TypeAlias = "tuple[int, tuple[int, ...], NDArray[Any]]"
+"""Type, shape and bytes of a tensor."""
 
 
 class Surgeon:
@@ -40,15 +47,14 @@ class Surgeon:
     def pack(self, weight: Weight, uses: list[Use], q: QuantizedArray) -> None:
         """Let the nodes that use a weight take ``q``, in the format onnx:matmulnbits, in its place."""
         rows, columns = q.shape[1 - q.axis], q.shape[q.axis]
-        shapes = {False: q.parts["packed"].shape, True: (rows, columns // 2)}
+        parts = [(UINT8 if part.dtype == np.uint8 else uses[0].data_type, part.shape, part) for part in q.parts.values()]
         names: dict[bool, list[str]] = {}
-        for lookup in dict.fromkeys(use.is_lookup for use in uses):
-            # Rows of a table are stored without the padding of their last block.
-            data = q.parts["packed"] if not lookup else q.parts["packed"].reshape(rows, -1)[:, : columns // 2]
-            parts = [(UINT8, shapes[lookup], data), (uses[0].data_type, q.parts["scales"].shape, q.parts["scales"])]
-            if "zero_points" in q.parts:
-                parts.append((UINT8, q.parts["zero_points"].shape, q.parts["zero_points"]))
-            names[lookup] = [self._initializer(weight, *part) for part in zip(SUFFIXES, *zip(*parts, strict=True), strict=False)]
+        for is_lookup in dict.fromkeys(use.is_lookup for use in uses):
+            if is_lookup:  # the rows of a table are stored without the padding of their last block
+                packed = q.parts["packed"].reshape(rows, -1)[:, : columns // 2]
+                names[True] = self._initializers(weight, [(UINT8, packed.shape, packed), *parts[1:]])
+            else:
+                names[False] = self._initializers(weight, parts)
         for use in uses:
             data_name, *others = names[use.is_lookup]
             node = use.node
@@ -75,9 +81,9 @@ class Surgeon:
             zero_points = None if zero_points is None else turned(zero_points, groups, rows)
         kind = INT4 if zero_points is None else UINT4
         shape = (*dims[:-2], *scales.shape)
-        stored = [(kind, dims, data), (_data_type(scales.dtype), shape, scales)]
-        stored += [] if zero_points is None else [(kind, shape, zero_points)]
-        inputs = [self._initializer(weight, *part) for part in zip(SUFFIXES, *zip(*stored, strict=True), strict=False)]
+        parts: list[Part] = [(kind, dims, data), (_data_type(scales.dtype), shape, scales)]
+        parts += [] if zero_points is None else [(kind, shape, zero_points)]
+        inputs = self._initializers(weight, parts)
         size = q.shape[q.axis] if q.group_size == "row" else q.group_size
         axis = len(dims) - 2 + q.axis
         node = self._helper.make_node("DequantizeLinear", inputs, [value], name=f"{value}_DequantizeLinear", axis=axis, block_size=size)
@@ -85,9 +91,7 @@ class Surgeon:
 
     def floats(self, weight: Weight, uses: list[Use], array: NDArray[Any]) -> None:
         """Make a quantized weight an initializer of floats."""
-        value = self._plain(weight, uses)
-        tensor = self._tensor(weight.scope, value, _data_type(array.dtype), array.shape, array)
-        self._input(weight.scope, tensor)
+        self._initializer(weight.scope, self._plain(weight, uses), (_data_type(array.dtype), array.shape, array))
 
     def _plain(self, weight: Weight, uses: list[Use]) -> str:
         """Let the nodes that use a weight take it as floats; the name of that value, which nothing makes now."""
@@ -123,21 +127,20 @@ class Surgeon:
         node.op_type, node.domain = operator, MICROSOFT if numbers else ""
         node.attribute.extend(self._helper.make_attribute(name, number) for name, number in numbers.items())
 
-    def _initializer(self, weight: Weight, suffix: str, data_type: int, shape: tuple[int, ...], part: NDArray[Any]) -> str:
+    def _initializers(self, weight: Weight, parts: list[Part]) -> list[str]:
+        """Store the parts of a weight in its graph; their names."""
         value = weight.value if weight.packed is None else base(weight.value)
-        tensor = self._tensor(weight.scope, self._fresh(value + suffix), data_type, shape, part)
-        self._input(weight.scope, tensor)
-        return str(tensor.name)
+        names = [self._fresh(value + suffix) for suffix in SUFFIXES[: len(parts)]]
+        for name, part in zip(names, parts, strict=True):
+            self._initializer(weight.scope, name, part)
+        return names
 
-    def _tensor(self, scope: Scope, name: str, data_type: int, shape: tuple[int, ...], data: NDArray[Any]) -> Proto:
+    def _initializer(self, scope: Scope, name: str, part: Part) -> None:
+        data_type, shape, data = part
         tensor = scope.graph.initializer.add(name=name, data_type=data_type, dims=shape)
         self._output.store(tensor, np.ascontiguousarray(data).reshape(-1).view(np.uint8))
-        return tensor
-
-    def _input(self, scope: Scope, tensor: Proto) -> None:
-        """Before version 4 of the format every initializer is an input of its graph too."""
-        if self._model.ir_version < 4 and scope.outer is None:
-            scope.graph.input.append(self._helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+        if self._model.ir_version < 4 and scope.outer is None:  # before that version of the format initializers are inputs too
+            scope.graph.input.append(self._helper.make_tensor_value_info(name, data_type, shape))
 
     def _fresh(self, name: str) -> str:
         """Make a name that no value of the model has."""
