@@ -13,6 +13,7 @@
 //! | `symmetric` | the codes -8..=7 |
 //! | `codebook` | codes that are looked up |
 //! | `small` | E2M1 codes, and the scales of eight bits |
+//! | `zero_point` | a scale and an integer zero point |
 //!
 //! Sums run over a group from its first element to its last in its own lane, so that the bytes are the same at every level.
 
@@ -23,15 +24,17 @@ mod small;
 mod sums;
 mod symmetric;
 mod tile;
+mod zero_point;
 
 use crate::kernels::encode::Faults;
 use crate::kernels::range::{BEYOND_HALF, INFINITE};
 use crate::level::Level;
-use crate::spec::{self, Choice, Global, GroupSizes, ScaleDtype, Scheme, Spec};
+use crate::spec::{self, Choice, Global, GroupSizes, ScaleDtype, Scheme, Spec, ZeroPoints};
 use groups::{Search, Solver};
 use line::OfLine;
 use small::{Set, Small};
 use symmetric::Symmetric;
+use zero_point::ZeroPoint;
 
 /// Elements of a group at most: sixteen of them and their weights are 8 MiB.
 pub const LARGEST_GROUP: usize = 64 * 1024;
@@ -40,8 +43,8 @@ pub const LARGEST_GROUP: usize = 64 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Problem {
     kind: Kind,
-    /// What a code of the search is less than the format's, which is the zero point of the format.
-    zero_point: Option<i8>,
+    /// What a code and a zero point of the search are less than the format's.
+    bias: i8,
     /// Bits of the least magnitude that is no element.
     beyond: i32,
 }
@@ -53,26 +56,29 @@ enum Kind {
     Nf4,
     Fp4,
     Small(Set, Option<Global>),
+    /// From which zero point on.
+    ZeroPoint(u8),
 }
 
 impl Problem {
     /// The problem of a format; `None` where it has no search.
     pub fn of(spec: &Spec) -> Option<Problem> {
-        let (kind, zero_point) = match (spec.scheme, spec.choice) {
-            (Scheme::Symmetric, _) => (Kind::Symmetric, None),
-            (Scheme::Affine, Some(Choice::Symmetric(true))) => (Kind::Symmetric, Some(8)),
+        let (kind, bias) = match (spec.scheme, spec.choice) {
+            (Scheme::Symmetric, _) => (Kind::Symmetric, 0),
+            (Scheme::Affine, Some(Choice::Symmetric(true))) => (Kind::Symmetric, 8),
+            (Scheme::Affine, _) if let ZeroPoints::Integers(first, 15) = spec.zero_points => (Kind::ZeroPoint(first), 0),
             // Where scales are multiples of another one, or quantized in turn, the best ones alone are not the best together.
-            (Scheme::Codebook(spec::Codebook::Iq4), _) if matches!(spec.group_sizes, GroupSizes::Fixed(_)) => (Kind::Iq4, None),
-            (Scheme::Codebook(spec::Codebook::Nf4), Some(Choice::DoubleQuant(false))) => (Kind::Nf4, None),
-            (Scheme::Codebook(spec::Codebook::Fp4), Some(Choice::DoubleQuant(false))) => (Kind::Fp4, None),
+            (Scheme::Codebook(spec::Codebook::Iq4), _) if matches!(spec.group_sizes, GroupSizes::Fixed(_)) => (Kind::Iq4, 0),
+            (Scheme::Codebook(spec::Codebook::Nf4), Some(Choice::DoubleQuant(false))) => (Kind::Nf4, 0),
+            (Scheme::Codebook(spec::Codebook::Fp4), Some(Choice::DoubleQuant(false))) => (Kind::Fp4, 0),
             (Scheme::Codebook(spec::Codebook::E2m1), _) => {
                 let set = if spec.scale_dtypes[0] == ScaleDtype::E8m0 { Set::E8m0 } else { Set::E4m3 };
-                (Kind::Small(set, spec.global), None)
+                (Kind::Small(set, spec.global), 0)
             }
             _ => return None,
         };
         let beyond = if spec.half { BEYOND_HALF.to_bits().cast_signed() } else { INFINITE };
-        Some(Problem { kind, zero_point, beyond })
+        Some(Problem { kind, bias, beyond })
     }
 
     /// Codes and scales of the groups of `x`, and zero points where the format stores them.
@@ -80,24 +86,21 @@ impl Problem {
     /// Where no scale makes the error smaller than that of zeros alone, the scale is 0. Where the format's own scale, the one
     /// that brings every element within the codes, would be beyond the dtype, it is infinite.
     pub fn solve(self, task: Task<'_>) -> Faults {
-        if let Some(zero_point) = self.zero_point {
-            task.offsets.fill(f32::from(zero_point));
-        }
-        let bias = self.zero_point.unwrap_or(0);
         match self.kind {
-            Kind::Symmetric => self.run(OfLine(Symmetric), bias, task),
-            Kind::Iq4 => self.run(OfLine(&codebook::OF_IQ4), bias, task),
-            Kind::Nf4 => self.run(OfLine(&codebook::OF_NF4), bias, task),
-            Kind::Fp4 => self.run(OfLine(&codebook::OF_FP4), bias, task),
+            Kind::Symmetric => self.run(OfLine(Symmetric), task),
+            Kind::Iq4 => self.run(OfLine(&codebook::OF_IQ4), task),
+            Kind::Nf4 => self.run(OfLine(&codebook::OF_NF4), task),
+            Kind::Fp4 => self.run(OfLine(&codebook::OF_FP4), task),
             Kind::Small(set, global) => {
                 let global = global.map(|global| (global, task.global));
-                self.run(Small { set, global }, bias, task)
+                self.run(Small { set, global }, task)
             }
+            Kind::ZeroPoint(first) => self.run(ZeroPoint { first: f32::from(first) }, task),
         }
     }
 
-    fn run<P: Solver>(self, solver: P, bias: i8, task: Task<'_>) -> Faults {
-        task.level.run(Search { solver, beyond: self.beyond, bias, task })
+    fn run<P: Solver>(self, solver: P, task: Task<'_>) -> Faults {
+        task.level.run(Search { solver, beyond: self.beyond, bias: self.bias, task })
     }
 }
 
