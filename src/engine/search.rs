@@ -4,7 +4,7 @@ use super::Run;
 use super::importance::{Importance, Weights};
 use crate::element::Source;
 use crate::error::{Error, Result};
-use crate::formats::{Context, FORMATS, Faults, Format, Groups, Rows};
+use crate::formats::{Context, FORMATS, Faults, Format, Groups, Rows, variants};
 use crate::layout::Layout;
 use crate::search::{LARGEST_GROUP, Problem, Task};
 use crate::spec::{GroupSize, Spec};
@@ -93,14 +93,14 @@ impl<'a> Search<'a> {
     }
 }
 
-/// The formats that have a search, with the option where it is a variant that has it.
+/// The formats that have a search, with the option where it is one variant of two that has it.
 fn names() -> Vec<String> {
-    let name = |spec: &Spec| match spec.choice {
-        Some(choice) => match choice.is_on() {
-            Some(on) => format!("{} ({}={})", spec.name, choice.option(), if on { "True" } else { "False" }),
+    let name = |spec: &'static Spec| {
+        let all_have = variants(spec).all(|variant| Problem::of(variant.spec()).is_some());
+        match spec.choice.filter(|_| !all_have).and_then(|choice| choice.is_on().map(|on| (choice.option(), on))) {
+            Some((option, on)) => format!("{} ({option}={})", spec.name, if on { "True" } else { "False" }),
             None => spec.name.into(),
-        },
-        None => spec.name.into(),
+        }
     };
     let mut names: Vec<String> =
         FORMATS.iter().map(|format| Format::spec(*format)).filter(|spec| Problem::of(spec).is_some()).map(name).collect();

@@ -27,7 +27,7 @@ use crate::simd::{LANES, Simd};
 const TOLERANCE: f32 = 4.8e-7;
 
 /// Rounding errors of a sum in f32, relatively.
-const ROUNDING: f32 = 2.4e-7;
+pub(super) const ROUNDING: f32 = 2.4e-7;
 
 /// How far the grid is extended, upwards and downwards, where an end stays open.
 pub(super) const EXTENDED: (f32, f32) = (1.15, 0.75);
@@ -202,17 +202,23 @@ pub(super) fn look<S: Simd, B: Branches, const WEIGHTED: bool, const BEYOND: boo
     Point { scale, error: simd.mul(square, rr), curvature: qq, steps, beyond: simd.mul(square, beyond) }
 }
 
+/// What a function is nowhere below that has these values at the ends of an interval, and is concave less a parabola that is `c` above
+/// its own tangent at the other end.
+#[inline(always)]
+pub(super) fn chord<S: Simd>(simd: S, first: S::F32, second: S::F32, c: S::F32) -> S::F32 {
+    let d = simd.sub(second, first);
+    let h = simd.sub(c, d);
+    let inner = simd.sub(first, simd.div(simd.mul(h, h), simd.mul(c, simd.splat(4.0))));
+    let rises = simd.less(d, c);
+    let falls = simd.less(simd.sub(simd.splat(0.0), d), c);
+    simd.select(rises, simd.select(falls, inner, second), first)
+}
+
 /// What no scale between two falls below.
 #[inline(always)]
 fn bound<S: Simd>(simd: S, greater: Point<S>, smaller: Point<S>) -> S::F32 {
     let width = simd.sub(greater.scale, smaller.scale);
-    let c = simd.mul(simd.mul(width, width), smaller.curvature);
-    let d = simd.sub(smaller.error, greater.error);
-    let h = simd.sub(c, d);
-    let inner = simd.sub(greater.error, simd.div(simd.mul(h, h), simd.mul(c, simd.splat(4.0))));
-    let rises = simd.less(d, c);
-    let falls = simd.less(simd.sub(simd.splat(0.0), d), c);
-    let bound = simd.select(rises, simd.select(falls, inner, smaller.error), greater.error);
+    let bound = chord(simd, greater.error, smaller.error, simd.mul(simd.mul(width, width), smaller.curvature));
     // Where both ends are far above it the difference has their rounding errors.
     simd.sub(bound, simd.mul(simd.add(greater.error, smaller.error), simd.splat(ROUNDING)))
 }
