@@ -17,6 +17,11 @@ pub enum Method<'a> {
     Nearest,
     /// Those of the smallest error, weighted so; see [`crate::search`].
     Optimal(Importance<'a>),
+    /// Those whose error is larger than the smallest one by no more than such a part of itself, from 1e-6 to 1, where the search is
+    /// not exact.
+    Within(Importance<'a>, f32),
+    /// Those that a quick search finds; it proves nothing.
+    Fast(Importance<'a>),
 }
 
 /// The largest magnitude of a group from which on every scale that matters is a normal number of f32.
@@ -33,15 +38,25 @@ pub(super) struct Search<'a> {
 impl<'a> Search<'a> {
     /// The search that a method asks for, if any.
     pub(super) fn new(method: Method<'a>, source: &Source<'_>, layout: &Layout, run: &Run<'_>) -> Result<Option<Search<'a>>> {
-        let Method::Optimal(importance) = method else { return Ok(None) };
-        let Some(problem) = Problem::of(layout.spec) else {
-            return Err(Error::Method { method: "optimal", format: layout.spec.name.into(), formats: names() });
+        let (importance, name, find): (_, _, Find) = match method {
+            Method::Nearest => return Ok(None),
+            Method::Optimal(importance) | Method::Within(importance, _) => (importance, "optimal", Problem::of),
+            Method::Fast(importance) => (importance, "fast", fast),
         };
+        let Some(mut problem) = find(layout.spec) else {
+            return Err(Error::Method { method: name, format: layout.spec.name.into(), formats: names(find) });
+        };
+        if let Method::Within(_, tolerance) = method {
+            if !TOLERANCES.contains(&tolerance) {
+                return Err(Error::value("tolerance", tolerance.to_string(), "expected a number from 0.000001 to 1, such as 0.01"));
+            }
+            problem = problem.within(tolerance);
+        }
         let elements =
             if layout.group_size == GroupSize::Tensor { layout.elements() } else { layout.group_elements().min(layout.columns()) };
         if elements > LARGEST_GROUP {
             let found = format!("{}, groups of {elements} elements", layout.group_size);
-            return Err(Error::value("group_size", found, format!("method=\"optimal\" takes groups of up to {LARGEST_GROUP}")));
+            return Err(Error::value("group_size", found, format!("method=\"{name}\" takes groups of up to {LARGEST_GROUP}")));
         }
         let columns = source.shape().last().copied().unwrap_or(1);
         Ok(Some(Search { problem, weights: Weights::new(importance, source, run)?, columns }))
@@ -93,17 +108,28 @@ impl<'a> Search<'a> {
     }
 }
 
+/// What a method searches in a format.
+type Find = fn(&Spec) -> Option<Problem>;
+
+/// Below these rounding errors would decide.
+const TOLERANCES: std::ops::RangeInclusive<f32> = 1e-6..=1.0;
+
+/// The quick search of a format; `None` where it has none.
+fn fast(spec: &Spec) -> Option<Problem> {
+    Problem::of(spec).and_then(Problem::fast)
+}
+
 /// The formats that have a search, with the option where it is one variant of two that has it.
-fn names() -> Vec<String> {
+fn names(find: Find) -> Vec<String> {
     let name = |spec: &'static Spec| {
-        let all_have = variants(spec).all(|variant| Problem::of(variant.spec()).is_some());
+        let all_have = variants(spec).all(|variant| find(variant.spec()).is_some());
         match spec.choice.filter(|_| !all_have).and_then(|choice| choice.is_on().map(|on| (choice.option(), on))) {
             Some((option, on)) => format!("{} ({option}={})", spec.name, if on { "True" } else { "False" }),
             None => spec.name.into(),
         }
     };
     let mut names: Vec<String> =
-        FORMATS.iter().map(|format| Format::spec(*format)).filter(|spec| Problem::of(spec).is_some()).map(name).collect();
+        FORMATS.iter().map(|format| Format::spec(*format)).filter(|spec| find(spec).is_some()).map(name).collect();
     names.dedup();
     names
 }

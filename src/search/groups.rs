@@ -76,7 +76,7 @@ impl<P: Solver> Search<'_, P> {
             for (stored, offset) in stored_offsets.iter_mut().zip(offsets) {
                 *stored = offset + f32::from(bias);
             }
-            faults.scale |= scales.iter().any(|scale| scale.is_infinite());
+            faults.scale |= scales.iter().chain(&*stored_offsets).any(|stored| stored.is_infinite());
             for ((x, codes), (&scale, offset)) in x.chunks(group).zip(codes.chunks_mut(group)).zip(scales.iter().zip(offsets)) {
                 code(simd, solver, bias, x, solver.effective(scale), offset, codes);
             }

@@ -12,6 +12,7 @@
 //! | `line` | branch and bound over the scale |
 //! | `symmetric` | the codes -8..=7 |
 //! | `codebook` | codes that are looked up |
+//! | `plane` | a scale and a minimum, or a zero point that is a number |
 //! | `small` | E2M1 codes, and the scales of eight bits |
 //! | `zero_point` | a scale and an integer zero point |
 //!
@@ -20,6 +21,7 @@
 mod codebook;
 mod groups;
 mod line;
+mod plane;
 mod small;
 mod sums;
 mod symmetric;
@@ -32,6 +34,7 @@ use crate::level::Level;
 use crate::spec::{self, Choice, Global, GroupSizes, ScaleDtype, Scheme, Spec, ZeroPoints};
 use groups::{Search, Solver};
 use line::OfLine;
+use plane::{Offset, Plane};
 use small::{Set, Small};
 use symmetric::Symmetric;
 use zero_point::ZeroPoint;
@@ -39,8 +42,11 @@ use zero_point::ZeroPoint;
 /// Elements of a group at most: sixteen of them and their weights are 8 MiB.
 pub const LARGEST_GROUP: usize = 64 * 1024;
 
+/// By how much of itself an error may be larger than the smallest one, where a search ends at a tolerance and none is given.
+pub const TOLERANCE: f32 = 1e-4;
+
 /// What is searched for a format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Problem {
     kind: Kind,
     /// What a code and a zero point of the search are less than the format's.
@@ -49,7 +55,7 @@ pub struct Problem {
     beyond: i32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     Symmetric,
     Iq4,
@@ -58,6 +64,7 @@ enum Kind {
     Small(Set, Option<Global>),
     /// From which zero point on.
     ZeroPoint(u8),
+    Plane(Plane),
 }
 
 impl Problem {
@@ -67,6 +74,10 @@ impl Problem {
             (Scheme::Symmetric, _) => (Kind::Symmetric, 0),
             (Scheme::Affine, Some(Choice::Symmetric(true))) => (Kind::Symmetric, 8),
             (Scheme::Affine, _) if let ZeroPoints::Integers(first, 15) = spec.zero_points => (Kind::ZeroPoint(first), 0),
+            (Scheme::Affine, _) => (Kind::Plane(Plane::new(Offset::ZeroPoint)), 0),
+            (Scheme::Minimum, _) if !matches!(spec.group_sizes, GroupSizes::InBlocks { .. }) => {
+                (Kind::Plane(Plane::new(Offset::Minimum)), 0)
+            }
             // Where scales are multiples of another one, or quantized in turn, the best ones alone are not the best together.
             (Scheme::Codebook(spec::Codebook::Iq4), _) if matches!(spec.group_sizes, GroupSizes::Fixed(_)) => (Kind::Iq4, 0),
             (Scheme::Codebook(spec::Codebook::Nf4), Some(Choice::DoubleQuant(false))) => (Kind::Nf4, 0),
@@ -81,10 +92,27 @@ impl Problem {
         Some(Problem { kind, bias, beyond })
     }
 
-    /// Codes and scales of the groups of `x`, and zero points where the format stores them.
+    /// The same up to a tolerance: the error may be larger than the smallest one by so much of itself. Searches that are exact stay so.
+    #[must_use]
+    pub fn within(self, tolerance: f32) -> Problem {
+        match self.kind {
+            Kind::Plane(plane) => Problem { kind: Kind::Plane(Plane { tolerance: Some(tolerance), ..plane }), ..self },
+            _ => self,
+        }
+    }
+
+    /// The same by a search that is quick and proves nothing; `None` where there is none.
+    pub fn fast(self) -> Option<Problem> {
+        match self.kind {
+            Kind::Plane(plane) => Some(Problem { kind: Kind::Plane(Plane { tolerance: None, ..plane }), ..self }),
+            _ => None,
+        }
+    }
+
+    /// Codes and scales of the groups of `x`, and zero points or minimums where the format stores them.
     ///
     /// Where no scale makes the error smaller than that of zeros alone, the scale is 0. Where the format's own scale, the one
-    /// that brings every element within the codes, would be beyond the dtype, it is infinite.
+    /// that brings every element within the codes, would be beyond the dtype, it is infinite, and so is a minimum.
     pub fn solve(self, task: Task<'_>) -> Faults {
         match self.kind {
             Kind::Symmetric => self.run(OfLine(Symmetric), task),
@@ -95,6 +123,7 @@ impl Problem {
                 let global = global.map(|global| (global, task.global));
                 self.run(Small { set, global }, task)
             }
+            Kind::Plane(plane) => self.run(plane, task),
             Kind::ZeroPoint(first) => self.run(ZeroPoint { first: f32::from(first) }, task),
         }
     }
@@ -123,6 +152,6 @@ pub struct Task<'a> {
     pub codes: &'a mut [i8],
     /// One scale a group.
     pub scales: &'a mut [f32],
-    /// One zero point a group; empty in a scheme without.
+    /// One zero point or minimum a group; empty in a scheme without.
     pub offsets: &'a mut [f32],
 }

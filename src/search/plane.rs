@@ -20,10 +20,11 @@
 //! need be clipped, and moving v by 1 moves all codes, so that one unit of v tells everything. Below, what is clipped at a place is clipped
 //! more at every smaller scale, until that alone is as much as the best error; v is 0 to 15, for it is the mean of the codes.
 
+use super::TOLERANCE;
 use super::groups::{Found, Solver, lanes};
 use super::line::{EXTENDED, LIMITS, Open, ROUNDING, chord};
 use super::tile::Tile;
-use crate::kernels::lanes::clamp;
+use crate::kernels::lanes::{clamp, magnitude};
 use crate::simd::{LANES, Simd};
 use std::collections::VecDeque;
 
@@ -37,11 +38,18 @@ pub(super) enum Offset {
 }
 
 /// The search for a scale and an offset.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Plane {
     pub(super) offset: Offset,
     /// By how much of itself the error may be larger than the smallest one; none for the quick search, which proves nothing.
     pub(super) tolerance: Option<f32>,
+}
+
+impl Plane {
+    /// To the usual tolerance.
+    pub(super) const fn new(offset: Offset) -> Self {
+        Plane { offset, tolerance: Some(TOLERANCE) }
+    }
 }
 
 /// Boxes across one unit of v.
@@ -74,6 +82,10 @@ const STARTS: [(f32, f32); 16] = [
 /// Steps around the best: of the scale, relatively, and of v.
 const STEPS: [(f32, f32); 2] = [(0.03, 0.25), (0.015, 0.12)];
 const DIRECTIONS: [(f32, f32); 8] = [(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0), (1.0, 1.0), (-1.0, -1.0), (1.0, -1.0), (-1.0, 1.0)];
+
+/// Cuts of sixteen groups at most, some twenty times what they take. Where weights are many orders of magnitude apart that can be too few,
+/// and the best that was found is the answer.
+const MOST_CUTS: usize = 2000;
 
 /// Rounding errors of the error, as a part of sum w (x - mean)^2: squares of those of y, which is up to 16.
 const FLOOR: f32 = 1e-12;
@@ -167,7 +179,9 @@ impl<S: Simd> Boxes<S> {
         let size = simd.mul(ratio, simd.add(simd.sqrt(group.energy), simd.sqrt(best.error)));
         let bound = chord(simd, greater, smaller, simd.mul(size, size));
         let corners = simd.add(simd.add(self.e11, self.e12), simd.add(self.e21, self.e22));
-        simd.sub(bound, simd.mul(corners, simd.splat(ROUNDING)))
+        let bound = simd.sub(bound, simd.mul(corners, simd.splat(ROUNDING)));
+        let zero = simd.splat(0.0);
+        simd.select(simd.less(bound, zero), zero, bound)
     }
 
     #[inline(always)]
@@ -209,10 +223,15 @@ impl Solver for Plane {
             clipped::<S, WEIGHTED>(simd, &group, span, &best, limit, &mut stacks);
             self.cut::<S, WEIGHTED>(simd, &group, tolerance, &mut stacks, &mut best);
         }
+        let infinite = simd.splat(f32::INFINITY);
         let full = simd.div(span, simd.splat(15.0));
-        let largest = tile.largest(simd);
-        let overflows = simd.or(tile.overflows(simd, full), simd.and(tile.overflows(simd, largest), self.has_minimum(simd)));
-        Found { scale: simd.select(overflows, simd.splat(f32::INFINITY), best.stored_scale), offset: best.stored_offset }
+        let scale = simd.select(tile.overflows(simd, full), infinite, best.stored_scale);
+        let lowest = magnitude(simd, simd.sub(group.mean, group.below));
+        let offset = match self.offset {
+            Offset::Minimum => simd.select(tile.overflows(simd, lowest), infinite, best.stored_offset),
+            Offset::ZeroPoint => best.stored_offset,
+        };
+        Found { scale, offset }
     }
 
     #[inline(always)]
@@ -226,12 +245,6 @@ impl Solver for Plane {
 }
 
 impl Plane {
-    /// Lanes that store a minimum: all or none.
-    #[inline(always)]
-    fn has_minimum<S: Simd>(self, simd: S) -> S::I32 {
-        simd.splat_i32(-i32::from(self.offset == Offset::Minimum))
-    }
-
     /// Every element the mean.
     #[inline(always)]
     fn flat<S: Simd>(self, simd: S, group: &Centred<'_, S>, scale: S::F32) -> Best<S> {
@@ -373,7 +386,7 @@ impl Plane {
         let mut current = [[1.0; 9]; LANES];
         let (sides, weights) = (simd.sqrt(group.energy), simd.sqrt(group.weight));
         let half = simd.splat(0.5);
-        loop {
+        for _ in 0..MOST_CUTS {
             let limits = lanes(simd, best.limit(simd, group, tolerance));
             let mut is_cut = [0; LANES];
             for (lane, stack) in stacks.iter_mut().enumerate() {
@@ -434,6 +447,7 @@ impl Plane {
                 part.push(simd, bound, simd.and(is_cut, simd.less(bound, limit)), stacks);
             }
         }
+        stacks.iter_mut().for_each(Vec::clear);
     }
 }
 
