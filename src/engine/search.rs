@@ -74,7 +74,6 @@ impl<'a> Search<'a> {
     ) -> Faults {
         let mut scratch = Vec::new();
         let weights = self.weights.of(start, x, self.columns, run, &mut scratch);
-        let Groups { codes, scales, offsets, .. } = groups;
         let faults = self.problem.solve(Task {
             level: context.level,
             x,
@@ -82,10 +81,13 @@ impl<'a> Search<'a> {
             group: context.group,
             dtype: context.scale_dtype,
             global: context.global,
-            codes,
-            scales,
-            offsets,
+            codes: &mut groups.codes,
+            scales: &mut groups.scales,
+            offsets: &mut groups.offsets,
         });
+        if self.problem.is_rounded_afterwards() {
+            keep_the_better(format, context, x, weights, groups);
+        }
         // Every format has its own way to store a group of zeros, and scales below the normal numbers, which are not searched.
         let least = if context.scale_dtype.size() > 1 { LEAST } else { f32::from_bits(1) };
         let mut one = Groups::default();
@@ -108,6 +110,32 @@ impl<'a> Search<'a> {
     }
 }
 
+/// The format's own groups where their error is smaller.
+fn keep_the_better(format: &dyn Rows, context: Context, x: &[f32], weights: Option<&[f32]>, groups: &mut Groups) {
+    let mut own = Groups::default();
+    own.resize(format.spec(), context, x.len());
+    format.quantize(context, x, None, &mut own);
+    let (found, own_errors) = (errors(format, context, x, weights, groups), errors(format, context, x, weights, &own));
+    for group in (0..found.len()).filter(|&group| own_errors[group] < found[group]) {
+        let at = group * context.group..x.len().min((group + 1) * context.group);
+        groups.codes[at.clone()].copy_from_slice(&own.codes[at]);
+        groups.scales[group] = own.scales[group];
+        groups.offsets[group] = own.offsets[group];
+    }
+}
+
+/// The error of each group.
+fn errors(format: &dyn Rows, context: Context, x: &[f32], weights: Option<&[f32]>, groups: &Groups) -> Vec<f64> {
+    let mut decoded = vec![0.0; x.len()];
+    format.dequantize(context, groups, &mut decoded);
+    for (i, (decoded, x)) in decoded.iter_mut().zip(x).enumerate() {
+        let weight = weights.map_or(1.0, |weights| weights[i]);
+        *decoded = weight.sqrt() * (x - *decoded);
+    }
+    let square = |x: &f32| f64::from(*x) * f64::from(*x);
+    decoded.chunks(context.group).map(|group| group.iter().map(square).sum()).collect()
+}
+
 /// What a method searches in a format.
 type Find = fn(&Spec) -> Option<Problem>;
 
@@ -128,8 +156,7 @@ fn names(find: Find) -> Vec<String> {
             None => spec.name.into(),
         }
     };
-    let mut names: Vec<String> =
-        FORMATS.iter().map(|format| Format::spec(*format)).filter(|spec| find(spec).is_some()).map(name).collect();
+    let mut names: Vec<String> = FORMATS.iter().map(|format| Format::spec(*format)).filter(|spec| find(spec).is_some()).map(name).collect();
     names.dedup();
     names
 }

@@ -442,12 +442,7 @@ fn warn(py: Python<'_>, message: String) -> PyResult<()> {
 }
 
 /// A method by its name, with the importance and the tolerance that belong to it.
-fn named_method<'a>(
-    name: &str,
-    importance: Option<&str>,
-    weights: Option<&'a Source<'a>>,
-    tolerance: Option<f32>,
-) -> Result<Method<'a>> {
+fn named_method<'a>(name: &str, importance: Option<&str>, weights: Option<&'a Source<'a>>, tolerance: Option<f32>) -> Result<Method<'a>> {
     let importance = match (importance, weights) {
         (None, None) => Importance::Equal,
         (None, Some(weights)) => Importance::Array(weights),

@@ -109,6 +109,11 @@ impl Problem {
         }
     }
 
+    /// Whether what is found is rounded after the search, so that another scale may be better as it is stored.
+    pub fn is_rounded_afterwards(self) -> bool {
+        matches!(self.kind, Kind::Plane(_))
+    }
+
     /// Codes and scales of the groups of `x`, and zero points or minimums where the format stores them.
     ///
     /// Where no scale makes the error smaller than that of zeros alone, the scale is 0. Where the format's own scale, the one

@@ -415,10 +415,7 @@ impl Plane {
             let across = simd.less(simd.mul(simd.mul(dv, whole.s1), weights), simd.mul(simd.div(ds, whole.s2), sides));
             let (s, v) = (simd.mul(half, simd.add(whole.s1, whole.s2)), simd.mul(half, simd.add(whole.v1, whole.v2)));
             // Beyond what floats can tell apart there is nothing to be cut.
-            let is_wide = simd.or(
-                simd.less(simd.mul(whole.s1, simd.splat(1e-6)), ds),
-                simd.less(simd.splat(1e-5), dv),
-            );
+            let is_wide = simd.or(simd.less(simd.mul(whole.s1, simd.splat(1e-6)), ds), simd.less(simd.splat(1e-5), dv));
             let (first_s, second_s) = (simd.select(across, s, whole.s1), simd.select(across, s, whole.s2));
             let (first_v, second_v) = (simd.select(across, whole.v1, v), simd.select(across, whole.v2, v));
             let first = self.look::<S, WEIGHTED>(simd, group, first_s, first_v, best);
