@@ -128,12 +128,12 @@ fn keep_the_better(format: &dyn Rows, context: Context, x: &[f32], weights: Opti
 fn errors(format: &dyn Rows, context: Context, x: &[f32], weights: Option<&[f32]>, groups: &Groups) -> Vec<f64> {
     let mut decoded = vec![0.0; x.len()];
     format.dequantize(context, groups, &mut decoded);
-    for (i, (decoded, x)) in decoded.iter_mut().zip(x).enumerate() {
-        let weight = weights.map_or(1.0, |weights| weights[i]);
-        *decoded = weight.sqrt() * (x - *decoded);
-    }
-    let square = |x: &f32| f64::from(*x) * f64::from(*x);
-    decoded.chunks(context.group).map(|group| group.iter().map(square).sum()).collect()
+    let error = |i: usize| {
+        let off = f64::from(x[i]) - f64::from(decoded[i]);
+        weights.map_or(1.0, |weights| f64::from(weights[i])) * off * off
+    };
+    let starts = (0..x.len()).step_by(context.group);
+    starts.map(|start| (start..x.len().min(start + context.group)).map(error).sum()).collect()
 }
 
 /// What a method searches in a format.
