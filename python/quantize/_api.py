@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -120,7 +119,7 @@ def quantize(
     found, bits = (array, False) if type(array) is np.ndarray and dtype is None else _floats(array, dtype)
     if method not in ("nearest", "optimal", "fast"):
         raise ValueError(f"method is {method!r}; expected 'nearest', 'optimal' or 'fast'")
-    if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, Real)):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, int | float | np.floating)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"tolerance is of type {type(tolerance).__name__}; expected a number from 0.000001 to 1, such as 0.01")
     weights: NDArray[Any] | str | None = None
     weight_bits = False
