@@ -40,6 +40,7 @@ def quantize(
     dtype: DTypeLike | Literal["bfloat16"] | None = None,
     method: Method = "nearest",
     importance: ArrayLike | SupportsDLPack | Literal["magnitude"] | None = None,
+    tolerance: float | None = None,
     nonfinite: NonFinite = "raise",
     out: Mapping[str, NDArray[Any]] | None = None,
     threads: int | None = None,
@@ -64,13 +65,17 @@ def quantize(
         ``ml_dtypes`` gives that dtype. Default: the format's own, which may be the dtype of ``array``.
     dtype : optional
         What ``array`` holds. Needed only for bits of bfloat16 in uint16: ``dtype="bfloat16"``.
-    method : "nearest" or "optimal"
-        How scales are chosen: by the rule of the format's home project, or those of the smallest error that the format can hold;
-        see :func:`formats` for those that have it. Groups then have up to 65536 elements.
+    method : "nearest", "optimal" or "fast"
+        How scales are chosen: by the rule of the format's home project; those of the smallest error that the format can hold; or,
+        where that takes long, those that a quick search finds. See :func:`formats` for the formats that have them. Groups then have
+        up to 65536 elements.
     importance : None, "magnitude" or ndarray, optional
-        What "optimal" weights the squared error of each element with: nothing; sqrt(mean square of the row + x^2), a row along
+        What the last two weight the squared error of each element with: nothing; sqrt(mean square of the row + x^2), a row along
         ``axis``, for the weights of a model without data; or floats of 0 or more, of shape (n,), such as the mean squares of the
         inputs of a layer, or of the shape of ``array``. A group of zeros counts as one of equal weights.
+    tolerance : float, optional
+        By how much of itself the error of a group may be larger than the smallest one with "optimal" in ``gguf:q4_1``, ``mlx`` and
+        ``hqq``: 1e-6 to 1, by default 1e-4. The larger, the faster. All other formats are searched exactly whatever it is.
     nonfinite : "raise", "zero" or "clip"
         What to do with NaN and infinities: raise; make them 0; or give an infinity the group's largest finite magnitude and
         make NaN 0. The last two warn with the count.
@@ -91,7 +96,7 @@ def quantize(
     ValueError
         Unknown format, a group size that the format does not have, an axis that its blocks do not divide, an element that is
         not finite, a scale beyond its dtype, an ``out`` that does not fit, or an ``importance`` of another shape, below 0, not
-        finite or 0 everywhere.
+        finite or 0 everywhere, or a ``tolerance`` out of its range or without "optimal".
     TypeError
         An array that is not of floats or is on another device, an option or a method that the format lacks, a wrong dtype in
         ``out``.
@@ -112,8 +117,10 @@ def quantize(
     array([[ 0.987, -0.823,  0.329,  0.165]], dtype=float32)
     """
     found, bits = (array, False) if type(array) is np.ndarray and dtype is None else _floats(array, dtype)
-    if method not in ("nearest", "optimal"):
-        raise ValueError(f"method is {method!r}; expected 'nearest' or 'optimal'")
+    if method not in ("nearest", "optimal", "fast"):
+        raise ValueError(f"method is {method!r}; expected 'nearest', 'optimal' or 'fast'")
+    if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, int | float | np.floating)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"tolerance is of type {type(tolerance).__name__}; expected a number from 0.000001 to 1, such as 0.01")
     weights: NDArray[Any] | str | None = None
     weight_bits = False
     if importance is None or isinstance(importance, str):
@@ -127,7 +134,7 @@ def quantize(
     if out is not None and not isinstance(out, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"out is of type {type(out).__name__}; expected a mapping from the name of every part to an array")
     given = None if out is None else dict(out)
-    how = (method, weights, weight_bits, nonfinite)
+    how = (method, weights, weight_bits, tolerance, nonfinite)
     tensor, parts = _core.quantize(found, bits, format, axis, group_size, scale_name, options or None, *how, given, requested(threads))
     return wrap(tensor, parts, None if out is not None else view)
 

@@ -38,6 +38,7 @@ def quantize(
     method: str,
     importance: NDArray[Any] | str | None,
     importance_bits: bool,
+    tolerance: float | None,
     nonfinite: str,
     out: _Parts | None,
     threads: int | None,

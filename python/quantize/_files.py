@@ -301,8 +301,8 @@ def convert(
         onnx.
     group_size, scale_dtype, nonfinite
         As for :func:`quantize`.
-    method : "nearest" or "optimal"
-        As for :func:`quantize`. With "optimal" the errors of a tensor are weighted by what ``importance`` has for it, and else by
+    method : "nearest", "optimal" or "fast"
+        As for :func:`quantize`. In a search the errors of a tensor are weighted by what ``importance`` has for it, and else by
         magnitude; the report says which.
     importance : path, optional
         A file of floats, one tensor for each that it weights, under the same name: the mean squares of the inputs of its layer, of shape
@@ -373,9 +373,9 @@ def convert(
         raise ValueError("group_size, scale_dtype, method or an option is given; expected none with dequantize=True, the file has them")
     if dtype is not None and not dequantize:
         raise ValueError("dtype is given; expected it only with dequantize=True")
-    if method not in ("nearest", "optimal"):
-        raise ValueError(f"method is {method!r}; expected 'nearest' or 'optimal'")
-    if importance is not None and method != "optimal":
+    if method not in ("nearest", "optimal", "fast"):
+        raise ValueError(f"method is {method!r}; expected 'nearest', 'optimal' or 'fast'")
+    if importance is not None and method == "nearest":
         raise ValueError('importance is given; method="nearest" has no use for it: say method="optimal"')
     if shard_size is not None and shard_size < 1:
         raise ValueError(f"shard_size is {shard_size}; expected 1 or more bytes")

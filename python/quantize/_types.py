@@ -22,7 +22,7 @@ GroupSize: TypeAlias = "int | Literal['row', 'tensor', 'channel']"
 NonFinite: TypeAlias = Literal["raise", "zero", "clip"]
 """What to do with NaN and infinities."""
 
-Method: TypeAlias = Literal["nearest", "optimal"]
+Method: TypeAlias = Literal["nearest", "optimal", "fast"]
 """How scales are chosen: by the rule of the format's home project, or those of the smallest error."""
 
 Index: TypeAlias = "int | slice | EllipsisType | tuple[int | slice | EllipsisType, ...]"
@@ -76,7 +76,7 @@ class FormatInfo(NamedTuple):
     flat: bool
     """Whether groups run over all elements in C order, whatever the axes."""
     methods: tuple[str, ...]
-    """How its scales can be chosen: ``nearest``, and ``optimal`` where a variant of it has a search."""
+    """How its scales can be chosen: ``nearest``; ``optimal`` where a variant of it has a search; ``fast`` where that takes long."""
     companion: bool
     """Whether it is no 4-bit format but one of wider codes, which files store some tensors in beside those of 4 bits."""
 

@@ -107,7 +107,9 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="whether all zero points are in the middle, where the format leaves a choice",
     )
-    command.add_argument("--method", choices=["nearest", "optimal"], default="nearest", help="how scales are chosen (default: nearest)")
+    command.add_argument(
+        "--method", choices=["nearest", "optimal", "fast"], default="nearest", help="how scales are chosen (default: nearest)"
+    )
     command.add_argument(
         "--importance",
         metavar="FILE",

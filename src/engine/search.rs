@@ -4,7 +4,7 @@ use super::Run;
 use super::importance::{Importance, Weights};
 use crate::element::Source;
 use crate::error::{Error, Result};
-use crate::formats::{Context, FORMATS, Faults, Format, Groups, Rows};
+use crate::formats::{Context, FORMATS, Faults, Format, Groups, Rows, variants};
 use crate::layout::Layout;
 use crate::search::{LARGEST_GROUP, Problem, Task};
 use crate::spec::{GroupSize, Spec};
@@ -17,6 +17,11 @@ pub enum Method<'a> {
     Nearest,
     /// Those of the smallest error, weighted so; see [`crate::search`].
     Optimal(Importance<'a>),
+    /// Those whose error is larger than the smallest one by no more than such a part of itself, from 1e-6 to 1, where the search is
+    /// not exact.
+    Within(Importance<'a>, f32),
+    /// Those that a quick search finds; it proves nothing.
+    Fast(Importance<'a>),
 }
 
 /// The largest magnitude of a group from which on every scale that matters is a normal number of f32.
@@ -33,15 +38,25 @@ pub(super) struct Search<'a> {
 impl<'a> Search<'a> {
     /// The search that a method asks for, if any.
     pub(super) fn new(method: Method<'a>, source: &Source<'_>, layout: &Layout, run: &Run<'_>) -> Result<Option<Search<'a>>> {
-        let Method::Optimal(importance) = method else { return Ok(None) };
-        let Some(problem) = Problem::of(layout.spec) else {
-            return Err(Error::Method { method: "optimal", format: layout.spec.name.into(), formats: names() });
+        let (importance, name, find): (_, _, Find) = match method {
+            Method::Nearest => return Ok(None),
+            Method::Optimal(importance) | Method::Within(importance, _) => (importance, "optimal", Problem::of),
+            Method::Fast(importance) => (importance, "fast", fast),
         };
+        let Some(mut problem) = find(layout.spec) else {
+            return Err(Error::Method { method: name, format: layout.spec.name.into(), formats: names(find) });
+        };
+        if let Method::Within(_, tolerance) = method {
+            if !TOLERANCES.contains(&tolerance) {
+                return Err(Error::value("tolerance", tolerance.to_string(), "expected a number from 0.000001 to 1, such as 0.01"));
+            }
+            problem = problem.within(tolerance);
+        }
         let elements =
             if layout.group_size == GroupSize::Tensor { layout.elements() } else { layout.group_elements().min(layout.columns()) };
         if elements > LARGEST_GROUP {
             let found = format!("{}, groups of {elements} elements", layout.group_size);
-            return Err(Error::value("group_size", found, format!("method=\"optimal\" takes groups of up to {LARGEST_GROUP}")));
+            return Err(Error::value("group_size", found, format!("method=\"{name}\" takes groups of up to {LARGEST_GROUP}")));
         }
         let columns = source.shape().last().copied().unwrap_or(1);
         Ok(Some(Search { problem, weights: Weights::new(importance, source, run)?, columns }))
@@ -59,7 +74,6 @@ impl<'a> Search<'a> {
     ) -> Faults {
         let mut scratch = Vec::new();
         let weights = self.weights.of(start, x, self.columns, run, &mut scratch);
-        let Groups { codes, scales, offsets, .. } = groups;
         let faults = self.problem.solve(Task {
             level: context.level,
             x,
@@ -67,10 +81,13 @@ impl<'a> Search<'a> {
             group: context.group,
             dtype: context.scale_dtype,
             global: context.global,
-            codes,
-            scales,
-            offsets,
+            codes: &mut groups.codes,
+            scales: &mut groups.scales,
+            offsets: &mut groups.offsets,
         });
+        if self.problem.is_rounded_afterwards() {
+            keep_the_better(format, context, x, weights, groups);
+        }
         // Every format has its own way to store a group of zeros, and scales below the normal numbers, which are not searched.
         let least = if context.scale_dtype.size() > 1 { LEAST } else { f32::from_bits(1) };
         let mut one = Groups::default();
@@ -93,17 +110,53 @@ impl<'a> Search<'a> {
     }
 }
 
-/// The formats that have a search, with the option where it is a variant that has it.
-fn names() -> Vec<String> {
-    let name = |spec: &Spec| match spec.choice {
-        Some(choice) => match choice.is_on() {
-            Some(on) => format!("{} ({}={})", spec.name, choice.option(), if on { "True" } else { "False" }),
-            None => spec.name.into(),
-        },
-        None => spec.name.into(),
+/// The format's own groups where their error is smaller.
+fn keep_the_better(format: &dyn Rows, context: Context, x: &[f32], weights: Option<&[f32]>, groups: &mut Groups) {
+    let mut own = Groups::default();
+    own.resize(format.spec(), context, x.len());
+    format.quantize(context, x, None, &mut own);
+    let (found, own_errors) = (errors(format, context, x, weights, groups), errors(format, context, x, weights, &own));
+    for group in (0..found.len()).filter(|&group| own_errors[group] < found[group]) {
+        let at = group * context.group..x.len().min((group + 1) * context.group);
+        groups.codes[at.clone()].copy_from_slice(&own.codes[at]);
+        groups.scales[group] = own.scales[group];
+        groups.offsets[group] = own.offsets[group];
+    }
+}
+
+/// The error of each group.
+fn errors(format: &dyn Rows, context: Context, x: &[f32], weights: Option<&[f32]>, groups: &Groups) -> Vec<f64> {
+    let mut decoded = vec![0.0; x.len()];
+    format.dequantize(context, groups, &mut decoded);
+    let error = |i: usize| {
+        let off = f64::from(x[i]) - f64::from(decoded[i]);
+        weights.map_or(1.0, |weights| f64::from(weights[i])) * off * off
     };
-    let mut names: Vec<String> =
-        FORMATS.iter().map(|format| Format::spec(*format)).filter(|spec| Problem::of(spec).is_some()).map(name).collect();
+    let starts = (0..x.len()).step_by(context.group);
+    starts.map(|start| (start..x.len().min(start + context.group)).map(error).sum()).collect()
+}
+
+/// What a method searches in a format.
+type Find = fn(&Spec) -> Option<Problem>;
+
+/// Below these rounding errors would decide.
+const TOLERANCES: std::ops::RangeInclusive<f32> = 1e-6..=1.0;
+
+/// The quick search of a format; `None` where it has none.
+fn fast(spec: &Spec) -> Option<Problem> {
+    Problem::of(spec).and_then(Problem::fast)
+}
+
+/// The formats that have a search, with the option where it is one variant of two that has it.
+fn names(find: Find) -> Vec<String> {
+    let name = |spec: &'static Spec| {
+        let all_have = variants(spec).all(|variant| find(variant.spec()).is_some());
+        match spec.choice.filter(|_| !all_have).and_then(|choice| choice.is_on().map(|on| (choice.option(), on))) {
+            Some((option, on)) => format!("{} ({option}={})", spec.name, if on { "True" } else { "False" }),
+            None => spec.name.into(),
+        }
+    };
+    let mut names: Vec<String> = FORMATS.iter().map(|format| Format::spec(*format)).filter(|spec| find(spec).is_some()).map(name).collect();
     names.dedup();
     names
 }

@@ -79,9 +79,15 @@ pub enum Scales {
     /// By the rule of the format's home project.
     #[default]
     Nearest,
-    /// Those of the smallest error. The errors of a tensor are weighted by what the file, if there is one, has under its name: one
-    /// number for each of its columns, or for each of its elements. Where there is none they are weighted by magnitude.
-    Optimal(Option<Checkpoint>),
+    /// Those of the smallest error, or of a small one that is found `fast`. The errors of a tensor are weighted by what the file of
+    /// importance, if there is one, has under its name: one number for each of its columns, or for each of its elements. Where there is
+    /// none they are weighted by magnitude.
+    Searched {
+        /// What weights errors.
+        importance: Option<Checkpoint>,
+        /// Whether it is enough that the error is small.
+        fast: bool,
+    },
 }
 
 /// Bytes of a shard of a folder where nothing else is asked for, as huggingface_hub has it.

@@ -22,8 +22,8 @@ use crate::level::Level;
 use crate::spec::{Choice, Global, GroupSize, Spec};
 use crate::{pool, threads};
 
-/// `quantize(array, bits, format, axis, group_size, scale_dtype, options, method, importance, importance_bits, nonfinite, out,
-/// threads)` gives `(tensor, parts)`.
+/// `quantize(array, bits, format, axis, group_size, scale_dtype, options, method, importance, importance_bits, tolerance, nonfinite,
+/// out, threads)` gives `(tensor, parts)`.
 ///
 /// `bits` says that uint16 holds bfloat16; `importance` is None, a string or an array; `options` are those beside the two before them, or None; `out` is a dict from every
 /// part's name to its array, or None.
@@ -40,6 +40,7 @@ pub(super) fn quantize<'py>(
     method: &str,
     importance: Option<&Bound<'py, PyAny>>,
     importance_bits: bool,
+    tolerance: Option<f32>,
     nonfinite: &str,
     out: Option<&Parts<'py>>,
     threads: Option<isize>,
@@ -59,7 +60,7 @@ pub(super) fn quantize<'py>(
         // One weight for each place along the axis, or one for each element.
         let by_element = |weights: &Source<'_>| weights.shape().len() == array.ndim();
         let weights_source = weights_source.map(|weights| if by_element(&weights) { weights.with_axis_last(tensor.axis) } else { weights });
-        let method = named_method(method, name.as_deref(), weights_source.as_ref())?;
+        let method = named_method(method, name.as_deref(), weights_source.as_ref(), tolerance)?;
         let wanted = wanted_parts(&tensor.layout, if out.is_some() { "out" } else { "parts" });
         let inputs: Vec<&Array<'_>> = [Some(array), weights].into_iter().flatten().collect();
         let mut outputs = match out {
@@ -425,19 +426,24 @@ fn warn(py: Python<'_>, message: String) -> PyResult<()> {
     PyErr::warn(py, py.get_type::<QuantizeWarning>().as_any(), &CString::new(message)?, CALLER_OF_THE_FACADE)
 }
 
-/// A method by its name, with the importance that belongs to it.
-fn named_method<'a>(name: &str, importance: Option<&str>, weights: Option<&'a Source<'a>>) -> Result<Method<'a>> {
+/// A method by its name, with the importance and the tolerance that belong to it.
+fn named_method<'a>(name: &str, importance: Option<&str>, weights: Option<&'a Source<'a>>, tolerance: Option<f32>) -> Result<Method<'a>> {
     let importance = match (importance, weights) {
         (None, None) => Importance::Equal,
         (None, Some(weights)) => Importance::Array(weights),
         (Some("magnitude"), _) => Importance::Magnitude,
         (Some(other), _) => return Err(Error::value("importance", format!("'{other}'"), "expected None, \"magnitude\" or an array")),
     };
-    match (name, importance) {
-        ("nearest", Importance::Equal) => Ok(Method::Nearest),
-        ("nearest", _) => Err(Error::value("importance", "given", "method=\"nearest\" has no use for it: say method=\"optimal\"")),
-        ("optimal", importance) => Ok(Method::Optimal(importance)),
-        (other, _) => Err(Error::value("method", format!("'{other}'"), "expected \"nearest\" or \"optimal\"")),
+    match (name, importance, tolerance) {
+        ("nearest" | "fast", _, Some(_)) => {
+            Err(Error::value("tolerance", "given", format!("method=\"{name}\" has no use for it: say method=\"optimal\"")))
+        }
+        ("nearest", Importance::Equal, _) => Ok(Method::Nearest),
+        ("nearest", ..) => Err(Error::value("importance", "given", "method=\"nearest\" has no use for it: say method=\"optimal\"")),
+        ("optimal", importance, None) => Ok(Method::Optimal(importance)),
+        ("optimal", importance, Some(tolerance)) => Ok(Method::Within(importance, tolerance)),
+        ("fast", importance, _) => Ok(Method::Fast(importance)),
+        (other, ..) => Err(Error::value("method", format!("'{other}'"), "expected \"nearest\", \"optimal\" or \"fast\"")),
     }
 }
 

@@ -198,8 +198,8 @@ pub(super) fn convert(
         let given = Options { group_size, scale_dtype, ..Options::default() };
         let fallback = fallback.map(named_fallback).transpose()?;
         let scales = match method {
-            "optimal" => Scales::Optimal(importance.as_deref().map(open).transpose()?),
-            _ => Scales::Nearest,
+            "nearest" => Scales::Nearest,
+            _ => Scales::Searched { importance: importance.as_deref().map(open).transpose()?, fast: method == "fast" },
         };
         let nonfinite = named_policy(nonfinite)?;
         let selection = Selection { include, exclude, keep, fallback, requantize };

@@ -64,8 +64,11 @@ fn describe<'py>(py: Python<'py>, spec: &'static Spec) -> PyResult<Bound<'py, Py
 
 /// The methods that a variant has.
 fn methods(spec: &'static Spec) -> Vec<&'static str> {
-    let has_optimal = formats::variants(spec).any(|variant| Problem::of(variant.spec()).is_some());
-    if has_optimal { vec!["nearest", "optimal"] } else { vec!["nearest"] }
+    let problems = || formats::variants(spec).filter_map(|variant| Problem::of(variant.spec()));
+    let mut methods = vec!["nearest"];
+    methods.extend(problems().next().map(|_| "optimal"));
+    methods.extend(problems().find_map(Problem::fast).map(|_| "fast"));
+    methods
 }
 
 /// A part as the table has it.

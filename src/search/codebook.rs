@@ -1,6 +1,6 @@
 //! Codes that stand for the numbers of a table.
 
-use super::line::Line;
+use super::line::{Branches, Line};
 use super::sums::Levels;
 use crate::kernels::codebooks::{ASCENDING, FP4, FP4_ORDER, IQ4, NF4};
 use crate::kernels::lanes::magnitude;
@@ -43,6 +43,13 @@ impl Codebook {
         Codebook { numbers, codes, middles, least, is_symmetric }
     }
 
+    /// The code nearest to `y`, which may be anything.
+    #[inline(always)]
+    pub(super) fn code<S: Simd>(&self, simd: S, y: S::F32) -> S::I32 {
+        let rank = self.rank(simd, y);
+        simd.bits(simd.look_up(simd.as_f32(simd.load_i32(&self.codes.map(i32::from))), rank))
+    }
+
     /// The place of the number nearest to `y`: how many middles are below.
     #[inline(always)]
     fn rank<S: Simd>(&self, simd: S, y: S::F32) -> S::I32 {
@@ -56,13 +63,15 @@ impl Codebook {
     }
 }
 
-impl Levels for &'static Codebook {
-    fn lowest(self) -> f32 {
-        self.numbers[0]
+impl<S: Simd> Levels<S> for &'static Codebook {
+    #[inline(always)]
+    fn lowest(self, simd: S) -> S::F32 {
+        simd.splat(self.numbers[0])
     }
 
-    fn highest(self) -> f32 {
-        self.numbers[15]
+    #[inline(always)]
+    fn highest(self, simd: S) -> S::F32 {
+        simd.splat(self.numbers[15])
     }
 
     fn least(self) -> f32 {
@@ -70,20 +79,32 @@ impl Levels for &'static Codebook {
     }
 
     #[inline(always)]
-    fn nearest<S: Simd>(self, simd: S, y: S::F32) -> (S::F32, S::F32) {
+    fn nearest(self, simd: S, y: S::F32) -> (S::F32, S::F32) {
         let rank = self.rank(simd, y);
         let q = simd.look_up(simd.load(&self.numbers), rank);
         (q, magnitude(simd, simd.to_f32(simd.add_i32(rank, simd.splat_i32(-(self.least as i32))))))
     }
+}
+
+impl Branches for &'static Codebook {
+    type Levels<S: Simd> = Self;
 
     #[inline(always)]
-    fn code<S: Simd>(self, simd: S, y: S::F32) -> S::I32 {
-        let rank = self.rank(simd, y);
-        simd.bits(simd.look_up(simd.as_f32(simd.load_i32(&self.codes.map(i32::from))), rank))
+    fn branch<S: Simd>(self, _: S, sign: S::F32) -> (Self, S::F32) {
+        (self, sign)
     }
 }
 
 impl Line for &'static Codebook {
+    fn greatest(self) -> f32 {
+        (-self.numbers[0]).max(self.numbers[15])
+    }
+
+    #[inline(always)]
+    fn code<S: Simd>(self, simd: S, y: S::F32) -> S::I32 {
+        self.code(simd, y)
+    }
+
     fn doubles(self) -> bool {
         false
     }
@@ -102,7 +123,7 @@ impl Line for &'static Codebook {
 
     #[inline(always)]
     fn unit<S: Simd>(self, simd: S, highest: S::F32, lowest: S::F32) -> S::F32 {
-        let (high, low) = (simd.div(highest, simd.splat(self.highest())), simd.div(lowest, simd.splat(-self.lowest())));
+        let (high, low) = (simd.div(highest, simd.splat(self.numbers[15])), simd.div(lowest, simd.splat(-self.numbers[0])));
         simd.div(simd.splat(1.0), simd.select(simd.less(high, low), low, high))
     }
 }

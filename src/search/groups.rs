@@ -2,25 +2,33 @@
 
 use super::Task;
 use super::line::Open;
-use super::sums::Levels;
 use super::tile::Tile;
 use crate::kernels::encode::Faults;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// A way to find scales.
 pub(super) trait Solver: Copy + Send + Sync + 'static {
-    type Levels: Levels;
+    /// The greatest magnitude that a scale is multiplied by.
+    fn greatest(self) -> f32;
 
-    /// The numbers.
-    fn levels(self) -> Self::Levels;
-
-    /// The scales of sixteen groups, as they are stored. 0 where none makes the error smaller than zeros do.
-    fn solve<S: Simd, const WEIGHTED: bool>(self, simd: S, tile: &Tile<S>, open: &mut Open) -> S::F32;
+    /// The best of sixteen groups.
+    fn solve<S: Simd, const WEIGHTED: bool>(self, simd: S, tile: &Tile<S>, open: &mut Open) -> Found<S>;
 
     /// What elements are multiples of where this is stored.
     fn effective(self, scale: f32) -> f32 {
         scale
     }
+
+    /// The codes of elements with an effective scale, infinite in place of 0, and what else was found.
+    fn code<S: Simd>(self, simd: S, x: S::F32, scale: S::F32, offset: S::F32) -> S::I32;
+}
+
+/// What is stored for sixteen groups.
+pub(super) struct Found<S: Simd> {
+    /// 0 where none makes the error smaller than zeros do.
+    pub(super) scale: S::F32,
+    /// The zero point or the minimum; 0 where the format has neither.
+    pub(super) offset: S::F32,
 }
 
 /// Codes and scales of groups.
@@ -28,7 +36,7 @@ pub(super) struct Search<'a, P> {
     pub(super) solver: P,
     /// Bits of the least magnitude that is no element.
     pub(super) beyond: i32,
-    /// What is added to a code.
+    /// What is added to codes and zero points.
     pub(super) bias: i8,
     pub(super) task: Task<'a>,
 }
@@ -46,14 +54,15 @@ impl<P: Solver> Search<'_, P> {
     #[inline(always)]
     fn all<S: Simd, const WEIGHTED: bool>(self, simd: S) -> Faults {
         let Search { solver, beyond, bias, task } = self;
-        let levels = solver.levels();
         let mut faults = Faults::default();
-        let mut tile = Tile::new(simd, task.dtype, (-levels.lowest()).max(levels.highest()));
+        let mut tile = Tile::new(simd, task.dtype, solver.greatest());
         let mut open = Open::new();
         let group = task.group.min(task.x.len()).max(1);
         let many = LANES * group;
         let out = task.codes.chunks_mut(many).zip(task.scales.chunks_mut(LANES));
+        let mut offsets = task.offsets.chunks_mut(LANES);
         for (index, (x, (codes, scales))) in task.x.chunks(many).zip(out).enumerate() {
+            let stored_offsets = offsets.next().unwrap_or_default();
             let weights = task.weights.map(|weights| &weights[index * many..][..x.len()]);
             let mut worst = [0; LANES];
             simd.store_i32(tile.load(simd, x, weights, group), &mut worst);
@@ -61,12 +70,15 @@ impl<P: Solver> Search<'_, P> {
                 faults.element = true;
                 continue;
             }
-            let mut found = [0.0; LANES];
-            simd.store(solver.solve::<S, WEIGHTED>(simd, &tile, &mut open), &mut found);
+            let Found { scale, offset } = solver.solve::<S, WEIGHTED>(simd, &tile, &mut open);
+            let (found, offsets) = (lanes(simd, scale), lanes(simd, offset));
             scales.copy_from_slice(&found[..scales.len()]);
-            faults.scale |= scales.iter().any(|scale| scale.is_infinite());
-            for ((x, codes), &scale) in x.chunks(group).zip(codes.chunks_mut(group)).zip(&*scales) {
-                code(simd, levels, bias, x, solver.effective(scale), codes);
+            for (stored, offset) in stored_offsets.iter_mut().zip(offsets) {
+                *stored = offset + f32::from(bias);
+            }
+            faults.scale |= scales.iter().chain(&*stored_offsets).any(|stored| stored.is_infinite());
+            for ((x, codes), (&scale, offset)) in x.chunks(group).zip(codes.chunks_mut(group)).zip(scales.iter().zip(offsets)) {
+                code(simd, solver, bias, x, solver.effective(scale), offset, codes);
             }
         }
         faults
@@ -75,9 +87,10 @@ impl<P: Solver> Search<'_, P> {
 
 /// Codes of the elements of a group.
 #[inline(always)]
-fn code<S: Simd, L: Levels>(simd: S, levels: L, bias: i8, x: &[f32], scale: f32, codes: &mut [i8]) {
+fn code<S: Simd, P: Solver>(simd: S, solver: P, bias: i8, x: &[f32], scale: f32, offset: f32, codes: &mut [i8]) {
     // Whatever is coded with a scale of 0 is 0.
     let divisor = simd.splat(if scale == 0.0 { f32::INFINITY } else { scale });
+    let offset = simd.splat(offset);
     for (x, codes) in x.chunks(LANES).zip(codes.chunks_mut(LANES)) {
         let mut padded = [0.0; LANES];
         let x = x.first_chunk().unwrap_or_else(|| {
@@ -85,8 +98,16 @@ fn code<S: Simd, L: Levels>(simd: S, levels: L, bias: i8, x: &[f32], scale: f32,
             &padded
         });
         let mut lanes = [0; LANES];
-        simd.store_i32(levels.code(simd, simd.div(simd.load(x), divisor)), &mut lanes);
+        simd.store_i32(solver.code(simd, simd.load(x), divisor, offset), &mut lanes);
         let lanes = lanes.map(|code| (code as i8).wrapping_add(bias));
         codes.copy_from_slice(&lanes[..codes.len()]);
     }
+}
+
+/// The lanes of a vector.
+#[inline(always)]
+pub(super) fn lanes<S: Simd>(simd: S, v: S::F32) -> [f32; LANES] {
+    let mut lanes = [0.0; LANES];
+    simd.store(v, &mut lanes);
+    lanes
 }

@@ -18,7 +18,7 @@
 //! greater it is; where that alone is as much as the best error, nothing further out is better. Where half of a scale does the
 //! same with twice the codes, scales need not be looked at from there on.
 
-use super::groups::Solver;
+use super::groups::{Found, Solver, lanes};
 use super::sums::{Levels, Sums, ends, sums};
 use super::tile::Tile;
 use crate::simd::{LANES, Simd};
@@ -27,16 +27,35 @@ use crate::simd::{LANES, Simd};
 const TOLERANCE: f32 = 4.8e-7;
 
 /// Rounding errors of a sum in f32, relatively.
-const ROUNDING: f32 = 2.4e-7;
+pub(super) const ROUNDING: f32 = 2.4e-7;
 
 /// How far the grid is extended, upwards and downwards, where an end stays open.
-const EXTENDED: (f32, f32) = (1.15, 0.75);
+pub(super) const EXTENDED: (f32, f32) = (1.15, 0.75);
 
 /// Multiples of [`Line::unit`] beyond which sums in f32 tell nothing: only weights 12 orders of magnitude apart lead there.
-const LIMITS: (f32, f32) = (1.0 / (1 << 24) as f32, (1 << 24) as f32);
+pub(super) const LIMITS: (f32, f32) = (1.0 / (1 << 24) as f32, (1 << 24) as f32);
 
-/// Numbers with any scale that a dtype of floats can store.
-pub(super) trait Line: Levels {
+/// What is searched over one scale, once or several times: each time is a branch, which has a number.
+pub(super) trait Branches: Copy + Send + Sync + 'static {
+    /// The numbers.
+    type Levels<S: Simd>: Levels<S>;
+
+    /// The numbers of a branch, and the sign of its scales.
+    fn branch<S: Simd>(self, simd: S, branch: S::F32) -> (Self::Levels<S>, S::F32);
+
+    /// The branch that a branch is at this scale.
+    #[inline(always)]
+    fn at<S: Simd>(self, _: S, _: &Tile<S>, branch: S::F32, _: S::F32) -> S::F32 {
+        branch
+    }
+}
+
+/// Numbers with any scale that a dtype of floats can store. The branches are the signs of the scale, 1 and -1.
+pub(super) trait Line: Branches {
+    /// The greatest magnitude of the numbers.
+    fn greatest(self) -> f32;
+    /// The code nearest to `y`, which may be anything.
+    fn code<S: Simd>(self, simd: S, y: S::F32) -> S::I32;
     /// Whether every number up to half of the greatest is half of another.
     fn doubles(self) -> bool;
     /// At less than this multiple of [`Line::unit`] a scale of the other sign does the same.
@@ -51,27 +70,32 @@ pub(super) trait Line: Levels {
 }
 
 /// The best that was found.
-struct Best<S: Simd> {
-    error: S::F32,
+pub(super) struct Best<S: Simd> {
+    pub(super) error: S::F32,
     /// As it is stored, with its sign.
-    scale: S::F32,
+    pub(super) scale: S::F32,
+    pub(super) branch: S::F32,
 }
 
 /// A scale that was looked at.
 #[derive(Clone, Copy)]
-struct Point<S: Simd> {
-    scale: S::F32,
+pub(super) struct Point<S: Simd> {
+    pub(super) scale: S::F32,
     error: S::F32,
     curvature: S::F32,
     steps: S::F32,
+    /// No smaller scale has a smaller error, where that is asked for.
+    pub(super) beyond: S::F32,
 }
 
 /// Neighbouring points of the grid.
 #[derive(Clone, Copy)]
-struct Gap<S: Simd> {
-    sign: f32,
-    greater: Point<S>,
-    smaller: Point<S>,
+pub(super) struct Gap<S: Simd> {
+    pub(super) branch: S::F32,
+    pub(super) greater: Point<S>,
+    pub(super) smaller: Point<S>,
+    /// The lanes where it may hold a better scale.
+    pub(super) may_gain: S::I32,
 }
 
 impl<S: Simd> Point<S> {
@@ -95,7 +119,7 @@ struct At {
 /// An interval of scales of one group that may hold a better one.
 #[derive(Clone, Copy, Default)]
 struct Interval {
-    sign: f32,
+    branch: f32,
     greater: At,
     smaller: At,
     middle: f32,
@@ -122,13 +146,13 @@ impl Open {
     }
 
     #[inline(always)]
-    fn push<S: Simd>(&mut self, simd: S, signs: &[f32; LANES], greater: &[At; LANES], smaller: &[At; LANES], weighed: &Weighed<S>) {
+    fn push<S: Simd>(&mut self, simd: S, branches: &[f32; LANES], greater: &[At; LANES], smaller: &[At; LANES], weighed: &Weighed<S>) {
         let (bounds, middles) = (lanes(simd, weighed.bound), lanes(simd, weighed.middle));
         let mut is_open = [0; LANES];
         simd.store_i32(weighed.is_open, &mut is_open);
         for lane in (0..LANES).filter(|&lane| is_open[lane] != 0) {
             let (greater, smaller, middle, bound) = (greater[lane], smaller[lane], middles[lane], bounds[lane]);
-            self.0[lane].push(Interval { sign: signs[lane], greater, smaller, middle, bound });
+            self.0[lane].push(Interval { branch: branches[lane], greater, smaller, middle, bound });
         }
     }
 
@@ -146,17 +170,19 @@ impl Open {
     }
 }
 
-/// Look at scales with their signs, and at the best scales of the codes that they lead to.
+/// Look at scales on their branches, and at the best scales of the codes that they lead to.
 #[inline(always)]
-fn look<S: Simd, L: Line, const WEIGHTED: bool>(
+pub(super) fn look<S: Simd, B: Branches, const WEIGHTED: bool, const BEYOND: bool>(
     simd: S,
-    levels: L,
+    branches: B,
     tile: &Tile<S>,
     scale: S::F32,
-    sign: S::F32,
+    branch: S::F32,
     best: &mut Best<S>,
 ) -> Point<S> {
-    let Sums { rr, rq, qq, steps } = sums::<S, L, WEIGHTED>(simd, levels, tile, simd.div(sign, scale));
+    let branch = branches.at(simd, tile, branch, scale);
+    let (levels, sign) = branches.branch(simd, branch);
+    let Sums { rr, rq, qq, steps, beyond } = sums::<S, _, WEIGHTED, BEYOND>(simd, levels, tile, simd.div(sign, scale));
     let zero = simd.splat(0.0);
     let free = simd.add(scale, simd.mul(scale, simd.div(rq, qq)));
     let stored = tile.stored(simd, free);
@@ -171,20 +197,28 @@ fn look<S: Simd, L: Line, const WEIGHTED: bool>(
     let is_better = simd.and(is_near, simd.less(error, best.error));
     best.error = simd.select(is_better, error, best.error);
     best.scale = simd.select(is_better, simd.mul(stored, sign), best.scale);
-    Point { scale, error: simd.mul(simd.mul(scale, scale), rr), curvature: qq, steps }
+    best.branch = simd.select(is_better, branch, best.branch);
+    let square = simd.mul(scale, scale);
+    Point { scale, error: simd.mul(square, rr), curvature: qq, steps, beyond: simd.mul(square, beyond) }
+}
+
+/// What a function is nowhere below that has these values at the ends of an interval, and is concave less a parabola that is `c` above
+/// its own tangent at the other end.
+#[inline(always)]
+pub(super) fn chord<S: Simd>(simd: S, first: S::F32, second: S::F32, c: S::F32) -> S::F32 {
+    let d = simd.sub(second, first);
+    let h = simd.sub(c, d);
+    let inner = simd.sub(first, simd.div(simd.mul(h, h), simd.mul(c, simd.splat(4.0))));
+    let rises = simd.less(d, c);
+    let falls = simd.less(simd.sub(simd.splat(0.0), d), c);
+    simd.select(rises, simd.select(falls, inner, second), first)
 }
 
 /// What no scale between two falls below.
 #[inline(always)]
 fn bound<S: Simd>(simd: S, greater: Point<S>, smaller: Point<S>) -> S::F32 {
     let width = simd.sub(greater.scale, smaller.scale);
-    let c = simd.mul(simd.mul(width, width), smaller.curvature);
-    let d = simd.sub(smaller.error, greater.error);
-    let h = simd.sub(c, d);
-    let inner = simd.sub(greater.error, simd.div(simd.mul(h, h), simd.mul(c, simd.splat(4.0))));
-    let rises = simd.less(d, c);
-    let falls = simd.less(simd.sub(simd.splat(0.0), d), c);
-    let bound = simd.select(rises, simd.select(falls, inner, smaller.error), greater.error);
+    let bound = chord(simd, greater.error, smaller.error, simd.mul(simd.mul(width, width), smaller.curvature));
     // Where both ends are far above it the difference has their rounding errors.
     simd.sub(bound, simd.mul(simd.add(greater.error, smaller.error), simd.splat(ROUNDING)))
 }
@@ -205,15 +239,18 @@ fn weigh<S: Simd>(simd: S, tile: &Tile<S>, greater: Point<S>, smaller: Point<S>,
 pub(super) struct OfLine<L>(pub(super) L);
 
 impl<L: Line> Solver for OfLine<L> {
-    type Levels = L;
-
-    fn levels(self) -> L {
-        self.0
+    fn greatest(self) -> f32 {
+        self.0.greatest()
     }
 
     #[inline(always)]
-    fn solve<S: Simd, const WEIGHTED: bool>(self, simd: S, tile: &Tile<S>, open: &mut Open) -> S::F32 {
-        solve::<S, L, WEIGHTED>(simd, self.0, tile, open)
+    fn solve<S: Simd, const WEIGHTED: bool>(self, simd: S, tile: &Tile<S>, open: &mut Open) -> Found<S> {
+        Found { scale: solve::<S, L, WEIGHTED>(simd, self.0, tile, open), offset: simd.splat(0.0) }
+    }
+
+    #[inline(always)]
+    fn code<S: Simd>(self, simd: S, x: S::F32, scale: S::F32, _: S::F32) -> S::I32 {
+        self.0.code(simd, simd.div(x, scale))
     }
 }
 
@@ -221,7 +258,7 @@ impl<L: Line> Solver for OfLine<L> {
 #[inline(always)]
 fn solve<S: Simd, L: Line, const WEIGHTED: bool>(simd: S, levels: L, tile: &Tile<S>, open: &mut Open) -> S::F32 {
     let (zero, one) = (simd.splat(0.0), simd.splat(1.0));
-    let mut best = Best::<S> { error: tile.energy, scale: zero };
+    let mut best = Best::<S> { error: tile.energy, scale: zero, branch: one };
     let is_empty = simd.equal(tile.largest(simd), zero);
     let unit = simd.select(is_empty, one, levels.unit(simd, tile.highest, tile.lowest));
     let opposite = simd.select(is_empty, one, levels.unit(simd, tile.lowest, tile.highest));
@@ -233,16 +270,30 @@ fn solve<S: Simd, L: Line, const WEIGHTED: bool>(simd: S, levels: L, tile: &Tile
             mirrored = scan::<S, L, WEIGHTED>(simd, levels, tile, sign, simd.div(one, unit), mirrored, &mut best, &mut gaps);
         }
     }
-    let limit = simd.mul(best.error, simd.splat(1.0 - TOLERANCE));
-    for &Gap { sign, greater, smaller } in &gaps {
-        let weighed = weigh(simd, tile, greater, smaller, limit);
-        if simd.any(weighed.is_open) {
-            open.push(simd, &[sign; LANES], &greater.lanes(simd), &smaller.lanes(simd), &weighed);
-        }
-    }
-    halve::<S, L, WEIGHTED>(simd, levels, tile, open, &mut best);
+    settle::<S, L, WEIGHTED>(simd, levels, tile, &gaps, open, &mut best);
     let full = simd.div(one, simd.mul(simd.splat(levels.full()), unit));
     simd.select(tile.overflows(simd, full), simd.splat(f32::INFINITY), best.scale)
+}
+
+/// Search the gaps until none can hold a better scale.
+#[inline(always)]
+pub(super) fn settle<S: Simd, B: Branches, const WEIGHTED: bool>(
+    simd: S,
+    branches: B,
+    tile: &Tile<S>,
+    gaps: &[Gap<S>],
+    open: &mut Open,
+    best: &mut Best<S>,
+) {
+    let limit = simd.mul(best.error, simd.splat(1.0 - TOLERANCE));
+    for &Gap { branch, greater, smaller, may_gain } in gaps {
+        let mut weighed = weigh(simd, tile, greater, smaller, limit);
+        weighed.is_open = simd.and(weighed.is_open, may_gain);
+        if simd.any(weighed.is_open) {
+            open.push(simd, &lanes(simd, branch), &greater.lanes(simd), &smaller.lanes(simd), &weighed);
+        }
+    }
+    halve::<S, B, WEIGHTED>(simd, branches, tile, open, best);
 }
 
 /// Look along the grid with one sign, from where the scale is too great to where it is too small; `unit` is the scale of multiple 1.
@@ -261,97 +312,113 @@ fn scan<S: Simd, L: Line, const WEIGHTED: bool>(
     best: &mut Best<S>,
     gaps: &mut Vec<Gap<S>>,
 ) -> Option<Point<S>> {
-    let (zero, signs) = (simd.splat(0.0), simd.splat(sign));
+    let signs = simd.splat(sign);
+    let (numbers, _) = levels.branch(simd, signs);
     let skipped = if sign < 0.0 { levels.grid().iter().take_while(|&&multiple| multiple < levels.mirrored()).count() } else { 0 };
     let (mut first, mut last_mirrored) = (None, None);
+    let (mut last, mut multiple) = (mirrored, 0.0);
     let mut grid = levels.grid()[skipped..].iter();
-    for shrinks in [true, false] {
-        let (mut last, mut multiple) = if shrinks { (mirrored, 0.0) } else { (first, levels.grid()[0]) };
-        let mut may_be_open = simd.splat_i32(-1);
-        if let Some(Point { scale, .. }) = last.filter(|_| !shrinks) {
-            if levels.doubles() {
-                may_be_open = tile.is_subnormal(simd, scale);
-            }
-            if skipped > 0 || !simd.any(may_be_open) {
+    loop {
+        // Nothing much is beyond the numbers at the beginning.
+        if let Some(Point { scale, .. }) = last.filter(|_| multiple > 1.05 * levels.full()) {
+            let ends = ends::<S, _, WEIGHTED>(simd, numbers, tile, simd.div(signs, scale));
+            let missed = simd.mul(simd.mul(scale, scale), ends.beyond);
+            if !simd.any(simd.less(missed, best.error)) {
                 break;
             }
         }
-        loop {
-            // Nothing much is beyond the numbers at the beginning.
-            if let Some(Point { scale, steps, .. }) = last.filter(|_| !shrinks || multiple > 1.05 * levels.full()) {
-                let ends = ends::<S, L, WEIGHTED>(simd, levels, tile, simd.div(signs, scale));
-                let missed = simd.mul(simd.mul(scale, scale), if shrinks { ends.beyond } else { ends.least });
-                let mut may_gain = simd.less(missed, best.error);
-                if !shrinks {
-                    if levels.least() > 0.0 {
-                        may_gain = simd.or(may_gain, simd.less(zero, ends.least_sum));
-                    }
-                    may_gain = simd.and(may_gain, simd.less(zero, steps));
-                }
-                if !simd.any(simd.and(may_gain, may_be_open)) {
-                    break;
-                }
-            }
-            multiple = if shrinks { grid.next().copied().unwrap_or(multiple * EXTENDED.0) } else { multiple * EXTENDED.1 };
-            if !(LIMITS.0..LIMITS.1).contains(&multiple) {
-                break;
-            }
-            let next = look::<S, L, WEIGHTED>(simd, levels, tile, simd.div(unit, simd.splat(multiple)), signs, best);
-            if let Some(last) = last {
-                let (greater, smaller) = if shrinks { (last, next) } else { (next, last) };
-                gaps.push(Gap { sign, greater, smaller });
-            }
-            last = Some(next);
-            first = first.or(last);
-            if shrinks && multiple < levels.mirrored() {
-                last_mirrored = last;
-            }
+        multiple = grid.next().copied().unwrap_or(multiple * EXTENDED.0);
+        if multiple > LIMITS.1 {
+            break;
         }
+        let next = look::<S, L, WEIGHTED, false>(simd, levels, tile, simd.div(unit, simd.splat(multiple)), signs, best);
+        if let Some(last) = last {
+            gaps.push(Gap { branch: signs, greater: last, smaller: next, may_gain: simd.splat_i32(-1) });
+        }
+        last = Some(next);
+        first = first.or(last);
+        if multiple < levels.mirrored() {
+            last_mirrored = last;
+        }
+    }
+    if let Some(first) = first.filter(|_| skipped == 0) {
+        let may_gain = if levels.doubles() { tile.is_subnormal(simd, first.scale) } else { simd.splat_i32(-1) };
+        grow::<S, L, WEIGHTED>(simd, levels, tile, signs, (first, unit, levels.grid()[0]), may_gain, best, gaps);
     }
     last_mirrored
 }
 
+/// Look at greater and greater scales, from the first one of a grid on, in the lanes where one may be better; `from` is that look, the
+/// scale of multiple 1, and the multiple of the look.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "all of the search")]
+pub(super) fn grow<S: Simd, B: Branches, const WEIGHTED: bool>(
+    simd: S,
+    branches: B,
+    tile: &Tile<S>,
+    branch: S::F32,
+    from: (Point<S>, S::F32, f32),
+    may_gain: S::I32,
+    best: &mut Best<S>,
+    gaps: &mut Vec<Gap<S>>,
+) {
+    let zero = simd.splat(0.0);
+    let (mut smaller, unit, mut multiple) = from;
+    while simd.any(may_gain) {
+        let (numbers, sign) = branches.branch(simd, branches.at(simd, tile, branch, smaller.scale));
+        let ends = ends::<S, _, WEIGHTED>(simd, numbers, tile, simd.div(sign, smaller.scale));
+        let mut is_open = simd.less(simd.mul(simd.mul(smaller.scale, smaller.scale), ends.least), best.error);
+        if numbers.least() > 0.0 {
+            is_open = simd.or(is_open, simd.less(zero, ends.least_sum));
+        }
+        is_open = simd.and(is_open, simd.less(zero, smaller.steps));
+        multiple *= EXTENDED.1;
+        if !simd.any(simd.and(is_open, may_gain)) || multiple < LIMITS.0 {
+            return;
+        }
+        let greater = look::<S, B, WEIGHTED, false>(simd, branches, tile, simd.div(unit, simd.splat(multiple)), branch, best);
+        gaps.push(Gap { branch, greater, smaller, may_gain: simd.splat_i32(-1) });
+        smaller = greater;
+    }
+}
+
 /// Halve what is open until nothing is.
 #[inline(always)]
-fn halve<S: Simd, L: Line, const WEIGHTED: bool>(simd: S, levels: L, tile: &Tile<S>, open: &mut Open, best: &mut Best<S>) {
+fn halve<S: Simd, B: Branches, const WEIGHTED: bool>(simd: S, branches: B, tile: &Tile<S>, open: &mut Open, best: &mut Best<S>) {
     // A lane without an interval looks at what it looked at before, which does no harm.
-    let mut current = [Interval { sign: 1.0, middle: 1.0, ..Interval::default() }; LANES];
+    let mut current = [Interval { branch: 1.0, middle: 1.0, ..Interval::default() }; LANES];
     loop {
         let limit = simd.mul(best.error, simd.splat(1.0 - TOLERANCE));
         let is_halved = open.pop(&lanes(simd, limit), &mut current);
         if !is_halved.contains(&true) {
             return;
         }
-        let signs = current.map(|interval| interval.sign);
+        let branch = current.map(|interval| interval.branch);
+        let zero = simd.splat(0.0);
         let greater = Point::<S> {
             scale: simd.load(&current.map(|interval| interval.greater.scale)),
             error: simd.load(&current.map(|interval| interval.greater.error)),
-            curvature: simd.splat(0.0),
+            curvature: zero,
             steps: simd.load(&current.map(|interval| interval.greater.steps)),
+            beyond: zero,
         };
         let smaller = Point::<S> {
             scale: simd.load(&current.map(|interval| interval.smaller.scale)),
             error: simd.load(&current.map(|interval| interval.smaller.error)),
             curvature: simd.load(&current.map(|interval| interval.smaller.curvature)),
             steps: simd.load(&current.map(|interval| interval.smaller.steps)),
+            beyond: zero,
         };
         let middle = simd.load(&current.map(|interval| interval.middle));
-        let middle = look::<S, L, WEIGHTED>(simd, levels, tile, middle, simd.load(&signs), best);
+        let middle = look::<S, B, WEIGHTED, false>(simd, branches, tile, middle, simd.load(&branch), best);
         let limit = simd.mul(best.error, simd.splat(1.0 - TOLERANCE));
         let is_halved = simd.load_i32(&is_halved.map(|is_halved| -i32::from(is_halved)));
         for (greater, smaller) in [(greater, middle), (middle, smaller)] {
             let mut weighed = weigh(simd, tile, greater, smaller, limit);
             weighed.is_open = simd.and(weighed.is_open, is_halved);
             if simd.any(weighed.is_open) {
-                open.push(simd, &signs, &greater.lanes(simd), &smaller.lanes(simd), &weighed);
+                open.push(simd, &branch, &greater.lanes(simd), &smaller.lanes(simd), &weighed);
             }
         }
     }
-}
-
-#[inline(always)]
-fn lanes<S: Simd>(simd: S, v: S::F32) -> [f32; LANES] {
-    let mut lanes = [0.0; LANES];
-    simd.store(v, &mut lanes);
-    lanes
 }

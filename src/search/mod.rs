@@ -12,93 +12,130 @@
 //! | `line` | branch and bound over the scale |
 //! | `symmetric` | the codes -8..=7 |
 //! | `codebook` | codes that are looked up |
+//! | `plane` | a scale and a minimum, or a zero point that is a number |
 //! | `small` | E2M1 codes, and the scales of eight bits |
+//! | `zero_point` | a scale and an integer zero point |
 //!
 //! Sums run over a group from its first element to its last in its own lane, so that the bytes are the same at every level.
 
 mod codebook;
 mod groups;
 mod line;
+mod plane;
 mod small;
 mod sums;
 mod symmetric;
 mod tile;
+mod zero_point;
 
 use crate::kernels::encode::Faults;
 use crate::kernels::range::{BEYOND_HALF, INFINITE};
 use crate::level::Level;
-use crate::spec::{self, Choice, Global, GroupSizes, ScaleDtype, Scheme, Spec};
+use crate::spec::{self, Choice, Global, GroupSizes, ScaleDtype, Scheme, Spec, ZeroPoints};
 use groups::{Search, Solver};
 use line::OfLine;
+use plane::{Offset, Plane};
 use small::{Set, Small};
 use symmetric::Symmetric;
+use zero_point::ZeroPoint;
 
 /// Elements of a group at most: sixteen of them and their weights are 8 MiB.
 pub const LARGEST_GROUP: usize = 64 * 1024;
 
+/// By how much of itself an error may be larger than the smallest one, where a search ends at a tolerance and none is given.
+pub const TOLERANCE: f32 = 1e-4;
+
 /// What is searched for a format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Problem {
     kind: Kind,
-    /// What a code of the search is less than the format's, which is the zero point of the format.
-    zero_point: Option<i8>,
+    /// What a code and a zero point of the search are less than the format's.
+    bias: i8,
     /// Bits of the least magnitude that is no element.
     beyond: i32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     Symmetric,
     Iq4,
     Nf4,
     Fp4,
     Small(Set, Option<Global>),
+    /// From which zero point on.
+    ZeroPoint(u8),
+    Plane(Plane),
 }
 
 impl Problem {
     /// The problem of a format; `None` where it has no search.
     pub fn of(spec: &Spec) -> Option<Problem> {
-        let (kind, zero_point) = match (spec.scheme, spec.choice) {
+        let (kind, bias) = match (spec.scheme, spec.choice) {
             _ if spec.is_companion() => return None,
-            (Scheme::Symmetric, _) => (Kind::Symmetric, None),
-            (Scheme::Affine, Some(Choice::Symmetric(true))) => (Kind::Symmetric, Some(8)),
+            (Scheme::Symmetric, _) => (Kind::Symmetric, 0),
+            (Scheme::Affine, Some(Choice::Symmetric(true))) => (Kind::Symmetric, 8),
+            (Scheme::Affine, _) if let ZeroPoints::Integers(first, 15) = spec.zero_points => (Kind::ZeroPoint(first), 0),
+            (Scheme::Affine, _) => (Kind::Plane(Plane::new(Offset::ZeroPoint)), 0),
+            (Scheme::Minimum, _) if !matches!(spec.group_sizes, GroupSizes::InBlocks { .. }) => {
+                (Kind::Plane(Plane::new(Offset::Minimum)), 0)
+            }
             // Where scales are multiples of another one, or quantized in turn, the best ones alone are not the best together.
-            (Scheme::Codebook(spec::Codebook::Iq4), _) if matches!(spec.group_sizes, GroupSizes::Fixed(_)) => (Kind::Iq4, None),
-            (Scheme::Codebook(spec::Codebook::Nf4), Some(Choice::DoubleQuant(false))) => (Kind::Nf4, None),
-            (Scheme::Codebook(spec::Codebook::Fp4), Some(Choice::DoubleQuant(false))) => (Kind::Fp4, None),
+            (Scheme::Codebook(spec::Codebook::Iq4), _) if matches!(spec.group_sizes, GroupSizes::Fixed(_)) => (Kind::Iq4, 0),
+            (Scheme::Codebook(spec::Codebook::Nf4), Some(Choice::DoubleQuant(false))) => (Kind::Nf4, 0),
+            (Scheme::Codebook(spec::Codebook::Fp4), Some(Choice::DoubleQuant(false))) => (Kind::Fp4, 0),
             (Scheme::Codebook(spec::Codebook::E2m1), _) => {
                 let set = if spec.scale_dtypes[0] == ScaleDtype::E8m0 { Set::E8m0 } else { Set::E4m3 };
-                (Kind::Small(set, spec.global), None)
+                (Kind::Small(set, spec.global), 0)
             }
             _ => return None,
         };
         let beyond = if spec.half { BEYOND_HALF.to_bits().cast_signed() } else { INFINITE };
-        Some(Problem { kind, zero_point, beyond })
+        Some(Problem { kind, bias, beyond })
     }
 
-    /// Codes and scales of the groups of `x`, and zero points where the format stores them.
+    /// The same up to a tolerance: the error may be larger than the smallest one by so much of itself. Searches that are exact stay so.
+    #[must_use]
+    pub fn within(self, tolerance: f32) -> Problem {
+        match self.kind {
+            Kind::Plane(plane) => Problem { kind: Kind::Plane(Plane { tolerance: Some(tolerance), ..plane }), ..self },
+            _ => self,
+        }
+    }
+
+    /// The same by a search that is quick and proves nothing; `None` where there is none.
+    pub fn fast(self) -> Option<Problem> {
+        match self.kind {
+            Kind::Plane(plane) => Some(Problem { kind: Kind::Plane(Plane { tolerance: None, ..plane }), ..self }),
+            _ => None,
+        }
+    }
+
+    /// Whether what is found is rounded after the search, so that another scale may be better as it is stored.
+    pub fn is_rounded_afterwards(self) -> bool {
+        matches!(self.kind, Kind::Plane(_))
+    }
+
+    /// Codes and scales of the groups of `x`, and zero points or minimums where the format stores them.
     ///
     /// Where no scale makes the error smaller than that of zeros alone, the scale is 0. Where the format's own scale, the one
-    /// that brings every element within the codes, would be beyond the dtype, it is infinite.
+    /// that brings every element within the codes, would be beyond the dtype, it is infinite, and so is a minimum.
     pub fn solve(self, task: Task<'_>) -> Faults {
-        if let Some(zero_point) = self.zero_point {
-            task.offsets.fill(f32::from(zero_point));
-        }
-        let bias = self.zero_point.unwrap_or(0);
         match self.kind {
-            Kind::Symmetric => self.run(OfLine(Symmetric), bias, task),
-            Kind::Iq4 => self.run(OfLine(&codebook::OF_IQ4), bias, task),
-            Kind::Nf4 => self.run(OfLine(&codebook::OF_NF4), bias, task),
-            Kind::Fp4 => self.run(OfLine(&codebook::OF_FP4), bias, task),
+            Kind::Symmetric => self.run(OfLine(Symmetric), task),
+            Kind::Iq4 => self.run(OfLine(&codebook::OF_IQ4), task),
+            Kind::Nf4 => self.run(OfLine(&codebook::OF_NF4), task),
+            Kind::Fp4 => self.run(OfLine(&codebook::OF_FP4), task),
             Kind::Small(set, global) => {
                 let global = global.map(|global| (global, task.global));
-                self.run(Small { set, global }, bias, task)
+                self.run(Small { set, global }, task)
             }
+            Kind::Plane(plane) => self.run(plane, task),
+            Kind::ZeroPoint(first) => self.run(ZeroPoint { first: f32::from(first) }, task),
         }
     }
 
-    fn run<P: Solver>(self, solver: P, bias: i8, task: Task<'_>) -> Faults {
-        task.level.run(Search { solver, beyond: self.beyond, bias, task })
+    fn run<P: Solver>(self, solver: P, task: Task<'_>) -> Faults {
+        task.level.run(Search { solver, beyond: self.beyond, bias: self.bias, task })
     }
 }
 
@@ -121,6 +158,6 @@ pub struct Task<'a> {
     pub codes: &'a mut [i8],
     /// One scale a group.
     pub scales: &'a mut [f32],
-    /// One zero point a group; empty in a scheme without.
+    /// One zero point or minimum a group; empty in a scheme without.
     pub offsets: &'a mut [f32],
 }

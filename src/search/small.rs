@@ -5,7 +5,7 @@
 //! what the elements beyond 6 miss is as much as the best error.
 
 use super::codebook::Codebook;
-use super::groups::Solver;
+use super::groups::{Found, Solver};
 use super::line::Open;
 use super::sums::{Levels, sums_beyond};
 use super::tile::Tile;
@@ -26,13 +26,15 @@ static BY_CODE: Codebook = Codebook::new(
     true,
 );
 
-impl Levels for E2m1 {
-    fn lowest(self) -> f32 {
-        -6.0
+impl<S: Simd> Levels<S> for E2m1 {
+    #[inline(always)]
+    fn lowest(self, simd: S) -> S::F32 {
+        simd.splat(-6.0)
     }
 
-    fn highest(self) -> f32 {
-        6.0
+    #[inline(always)]
+    fn highest(self, simd: S) -> S::F32 {
+        simd.splat(6.0)
     }
 
     fn least(self) -> f32 {
@@ -42,18 +44,13 @@ impl Levels for E2m1 {
     /// Numbers are 2^(e - 1) apart from 2^e on, and below 1 as from there on (e = 0): added to 2^(22 + e), whose neighbours are as
     /// far apart, |y| is rounded to one of them.
     #[inline(always)]
-    fn nearest<S: Simd>(self, simd: S, y: S::F32) -> (S::F32, S::F32) {
+    fn nearest(self, simd: S, y: S::F32) -> (S::F32, S::F32) {
         let size = simd.min_i32(simd.bits(magnitude(simd, y)), simd.splat_i32(6.0f32.to_bits().cast_signed()));
         let power = simd.and(simd.max_i32(size, simd.splat_i32(1.0f32.to_bits().cast_signed())), simd.splat_i32(0xff << 23));
         let steps = simd.as_f32(simd.add_i32(power, simd.splat_i32(22 << 23)));
         let q = simd.sub(simd.add(simd.as_f32(size), steps), steps);
         let sign = simd.and(simd.bits(y), simd.splat_i32(i32::MIN));
         (simd.as_f32(simd.or(simd.bits(q), sign)), q)
-    }
-
-    #[inline(always)]
-    fn code<S: Simd>(self, simd: S, y: S::F32) -> S::I32 {
-        (&BY_CODE).code(simd, y)
     }
 }
 
@@ -112,14 +109,12 @@ impl Small {
 }
 
 impl Solver for Small {
-    type Levels = E2m1;
-
-    fn levels(self) -> E2m1 {
-        E2m1
+    fn greatest(self) -> f32 {
+        6.0
     }
 
     #[inline(always)]
-    fn solve<S: Simd, const WEIGHTED: bool>(self, simd: S, tile: &Tile<S>, _: &mut Open) -> S::F32 {
+    fn solve<S: Simd, const WEIGHTED: bool>(self, simd: S, tile: &Tile<S>, _: &mut Open) -> Found<S> {
         let zero = simd.splat(0.0);
         let (mut best_error, mut best) = (tile.energy, zero);
         let limit = simd.div(tile.of_array(simd, tile.largest(simd)), simd.splat(3.5));
@@ -139,7 +134,7 @@ impl Solver for Small {
             // All ones where it is the last one.
             let is_open = simd.and(may_gain, simd.xor(is_last, simd.splat_i32(-1)));
             if !simd.any(is_open) {
-                return best;
+                return Found { scale: best, offset: zero };
             }
             byte = simd.max_i32(simd.add_i32(byte, simd.splat_i32(-1)), simd.splat_i32(0));
         }
@@ -147,5 +142,10 @@ impl Solver for Small {
 
     fn effective(self, scale: f32) -> f32 {
         self.global.map_or(scale, |(global, value)| global.effective(scale, value))
+    }
+
+    #[inline(always)]
+    fn code<S: Simd>(self, simd: S, x: S::F32, scale: S::F32, _: S::F32) -> S::I32 {
+        BY_CODE.code(simd, simd.div(x, scale))
     }
 }

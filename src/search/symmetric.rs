@@ -1,6 +1,6 @@
 //! The codes -8..=7, which are their own numbers.
 
-use super::line::Line;
+use super::line::{Branches, Line};
 use super::sums::Levels;
 use crate::kernels::lanes::{clamp, magnitude};
 use crate::simd::Simd;
@@ -8,13 +8,15 @@ use crate::simd::Simd;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Symmetric;
 
-impl Levels for Symmetric {
-    fn lowest(self) -> f32 {
-        -8.0
+impl<S: Simd> Levels<S> for Symmetric {
+    #[inline(always)]
+    fn lowest(self, simd: S) -> S::F32 {
+        simd.splat(-8.0)
     }
 
-    fn highest(self) -> f32 {
-        7.0
+    #[inline(always)]
+    fn highest(self, simd: S) -> S::F32 {
+        simd.splat(7.0)
     }
 
     fn least(self) -> f32 {
@@ -22,19 +24,32 @@ impl Levels for Symmetric {
     }
 
     #[inline(always)]
-    fn nearest<S: Simd>(self, simd: S, y: S::F32) -> (S::F32, S::F32) {
+    fn nearest(self, simd: S, y: S::F32) -> (S::F32, S::F32) {
         let code = simd.min_i32(simd.max_i32(simd.round(y), simd.splat_i32(-8)), simd.splat_i32(7));
         let q = simd.to_f32(code);
         (q, magnitude(simd, q))
+    }
+}
+
+impl Branches for Symmetric {
+    type Levels<S: Simd> = Self;
+
+    #[inline(always)]
+    fn branch<S: Simd>(self, _: S, sign: S::F32) -> (Self, S::F32) {
+        (self, sign)
+    }
+}
+
+impl Line for Symmetric {
+    fn greatest(self) -> f32 {
+        8.0
     }
 
     #[inline(always)]
     fn code<S: Simd>(self, simd: S, y: S::F32) -> S::I32 {
         simd.round(clamp(simd, y, simd.splat(-8.0), simd.splat(7.0)))
     }
-}
 
-impl Line for Symmetric {
     fn doubles(self) -> bool {
         true
     }

@@ -116,6 +116,18 @@ impl<S: Simd> Tile<S> {
         simd.select(simd.less(most, size), most, stored)
     }
 
+    /// A minimum of the lane in the array's own size, rounded as it is stored.
+    #[inline(always)]
+    pub(super) fn rounded(&self, simd: S, minimum: S::F32) -> S::F32 {
+        self.plain(simd, simd.mul(minimum, self.up))
+    }
+
+    /// A number that is no multiple of elements, rounded as it is stored.
+    #[inline(always)]
+    pub(super) fn plain(&self, simd: S, v: S::F32) -> S::F32 {
+        round_to(simd, v, self.dtype)
+    }
+
     /// Where a scale of the lane is beyond the dtype.
     #[inline(always)]
     pub(super) fn overflows(&self, simd: S, scale: S::F32) -> S::I32 {

@@ -1,5 +1,7 @@
 """``method="optimal"``: nothing that a layout can hold has a smaller error, on whatever level and threads, and all bad input is refused."""
 
+import contextlib
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -11,12 +13,26 @@ import quantize as qz
 # Of every format the options of the variants that have a search.
 VARIANTS = {
     "int4": [{"scale_dtype": "float16"}, {"scale_dtype": BFLOAT16}, {"scale_dtype": "float32"}],
+    "uint4": [{"scale_dtype": "float16"}, {"scale_dtype": BFLOAT16}, {"scale_dtype": "float32", "group_size": 16}],
     "gguf:q4_0": [{}],
-    "gptq": [{"group_size": 32}],
-    "gptq:v2": [{"group_size": 32}],
-    "onnx:matmulnbits": [{"scale_dtype": "float16", "group_size": 16}, {"scale_dtype": "float32"}],
-    "onnx:qdq": [{"scale_dtype": "float16", "group_size": 8}, {"scale_dtype": "float32"}],
-    "compressed-tensors": [{"scale_dtype": "float16", "group_size": 32}, {"scale_dtype": BFLOAT16, "group_size": 32}],
+    "gptq": [{"group_size": 32}, {"group_size": 32, "symmetric": False}],
+    "gptq:v2": [{"group_size": 32}, {"group_size": 32, "symmetric": False}],
+    "awq": [{"group_size": 32}],
+    "onnx:matmulnbits": [
+        {"scale_dtype": "float16", "group_size": 16},
+        {"scale_dtype": "float32"},
+        {"scale_dtype": "float32", "group_size": 16, "symmetric": False},
+    ],
+    "onnx:qdq": [
+        {"scale_dtype": "float16", "group_size": 8},
+        {"scale_dtype": "float32"},
+        {"scale_dtype": "float16", "group_size": 8, "symmetric": False},
+    ],
+    "compressed-tensors": [
+        {"scale_dtype": "float16", "group_size": 32},
+        {"scale_dtype": BFLOAT16, "group_size": 32},
+        {"scale_dtype": BFLOAT16, "group_size": 32, "symmetric": False},
+    ],
     "gguf:iq4_nl": [{}],
     "bnb:nf4": [{}, {"group_size": 32}],
     "bnb:fp4": [{"group_size": 32}],
@@ -31,7 +47,14 @@ VARIANTS = {
     "modelopt:nvfp4": [{}],
     "torchao:nvfp4": [{}, {"two_level": False}],
 }
-CASES = [(name, options) for name, variants in VARIANTS.items() for options in variants]
+# Those that store a scale and a minimum, or a zero point that is no integer.
+PLANES = {
+    "gguf:q4_1": [{}],
+    "mlx": [{"scale_dtype": "float32"}, {"scale_dtype": "float16", "group_size": 32}, {"scale_dtype": BFLOAT16, "group_size": 32}],
+    "hqq": [{}, {"scale_dtype": "float32", "group_size": 8}],
+}
+LINES = [(name, options) for name, variants in VARIANTS.items() for options in variants]
+CASES = LINES + [(name, options) for name, variants in PLANES.items() for options in variants]
 
 SYMMETRIC = np.arange(-8.0, 8.0)
 TABLES = {"gguf:iq4_nl": iq4.TABLE, "bnb:nf4": bnb.NF4, "bnb:fp4": bnb.FP4}
@@ -43,16 +66,19 @@ RELATIVE, OF_ENERGY = 2e-6, 3e-7
 
 
 def test_every_format_that_has_it_is_tested():
-    assert sorted(VARIANTS) == sorted(row.name for row in qz.formats() if "optimal" in row.methods)
-    assert all(row.methods[0] == "nearest" for row in qz.formats())
+    assert sorted([*VARIANTS, *PLANES]) == sorted(row.name for row in qz.formats() if "optimal" in row.methods)
+    assert sorted(PLANES) == sorted(row.name for row in qz.formats() if "fast" in row.methods)
+    assert all(row.methods == ("nearest", "optimal", "fast")[: len(row.methods)] for row in qz.formats())
 
 
-def numbers_of(name):
-    """The numbers of a format, ascending."""
+def numbers_of(name, options):
+    """The sets of numbers that a group of the format can have, each ascending: one, or one for each zero point."""
+    if name in ("uint4", "awq") or not options.get("symmetric", True):
+        return [np.arange(-z, 16.0 - z) for z in range(1 if name == "gptq" else 0, 16)]
     table = (
         SYMMETRIC if qz.formats()[[row.name for row in qz.formats()].index(name)].scheme != "codebook" else TABLES.get(name, e2m1.NUMBERS)
     )
-    return np.unique(table.astype(np.float64))
+    return [np.unique(table.astype(np.float64))]
 
 
 def scales_of(q):
@@ -137,22 +163,24 @@ def importance_of(kind, shape, seed=1):
 
 @pytest.mark.parametrize("kind", ["normal", "ties", "magnitudes tie", "zeros", "positive", "half subnormal", "half underflow", "wide"])
 @pytest.mark.parametrize("weighting", ["none", "columns", "zeros", "apart"])
-@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize(("name", "options"), LINES)
 def test_no_cell_has_a_smaller_error(name, options, kind, weighting):
-    x = sample((8, 64), kind=kind)
+    sets = numbers_of(name, options)
+    # The brute force goes through every zero point, and rows of 8 are what some layouts take.
+    x = sample((8, 32 if len(sets) > 1 else 64), kind=kind)
     importance = importance_of(weighting, x.shape)
     q = qz.quantize(x, name, method="optimal", importance=importance, **options)
     weights = np.broadcast_to(1.0 if importance is None else importance, x.shape)
-    numbers, scales = numbers_of(name), scales_of(q)
+    scales = scales_of(q)
     grouped = (8, -1, q.group_size)
     for row, (x_row, w_row) in enumerate(zip(x.reshape(grouped), weights.reshape(grouped), strict=True)):
         found = errors(q, x, weights)[row]
         for group, (values, weight) in enumerate(zip(x_row, w_row, strict=True)):
             if not weight.any():
                 continue
-            best = smallest_error(values, weight, numbers, scales)
+            best = min(smallest_error(values, weight, numbers, scales) for numbers in sets)
             energy = float((weight * values.astype(np.float64) ** 2).sum())
-            if 0 not in numbers:  # zeros are one step off, and at first the steps are as large as the largest element asks for
+            if 0 not in (numbers := sets[0]):  # zeros are one step off, and at first the steps are as large as the largest element asks for
                 energy += float(weight.sum() * (np.abs(values).max() / numbers[-1]) ** 2)
             assert found[group] <= best * (1 + RELATIVE) + energy * OF_ENERGY, (row, group)
 
@@ -164,8 +192,9 @@ def test_never_worse_than_nearest(name, options, kind):
     try:
         nearest_q = qz.quantize(x, name, **options)
     except ValueError:  # a scale beyond its dtype, or an element beyond float16
-        with pytest.raises(ValueError, match="beyond|finite"):
-            qz.quantize(x, name, method="optimal", **options)
+        # A search knows its groups in a size of their own: a span beyond the dtype does no harm where the scale is within it.
+        with contextlib.suppress(ValueError):
+            assert np.isfinite(qz.quantize(x, name, method="optimal", **options).dequantize()).all()
         return
     q = qz.quantize(x, name, method="optimal", **options)
     ones = np.ones_like(x)
@@ -173,21 +202,153 @@ def test_never_worse_than_nearest(name, options, kind):
     if kind == "huge":  # scales whose products with every code are finite: the rule may take greater ones
         assert np.isfinite(q.dequantize()).all()
         return
-    assert (errors(q, x, ones) <= errors(nearest_q, x, ones) * (1 + RELATIVE) + energy * OF_ENERGY).all()
+    relative = 1e-4 if name in PLANES else RELATIVE
+    assert (errors(q, x, ones) <= errors(nearest_q, x, ones) * (1 + relative) + energy * OF_ENERGY).all()
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_the_layout_is_the_same(name, options):
-    x = sample((8, 64))
+    x = sample((8, 128))
     q = qz.quantize(x, name, method="optimal", **options)
     plain = qz.quantize(x, name, **options)
     assert {key: (part.dtype, part.shape) for key, part in q.parts.items()} == {
         key: (part.dtype, part.shape) for key, part in plain.parts.items()
     }
-    options = {key: value for key, value in options.items() if key in ("group_size", "global_scale", "two_level")}
+    options = {key: value for key, value in options.items() if key in ("group_size", "global_scale", "two_level", "symmetric")}
     decoded = FORMATS[name].decode(dict(q.parts), x.shape, **options)
     assert np.array_equal(decoded, q.dequantize())
     assert qz.from_parts(name, dict(q.parts), shape=x.shape, **options).identical(q)
+
+
+def smallest_error_of_all(x, weights):
+    """The smallest error of any scale and minimum.
+
+    The codes change where a line x_i - s (k + 1/2) is crossed. Every region between such lines touches a place where two of them cross,
+    beside which there are four.
+    """
+    x, weights = x[weights > 0].astype(np.float64), weights[weights > 0].astype(np.float64)
+    total = weights.sum()
+    x = x - (weights * x).sum() / total
+    best = float((weights * x**2).sum())
+    k, other_k = np.meshgrid(np.arange(15), np.arange(15), indexing="ij")
+    for i in range(len(x)):
+        for j in range(i):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                scales = ((x[i] - x[j]) / (k - other_k)).ravel()
+            at = np.flatnonzero(np.isfinite(scales) & (scales > 0))
+            if not len(at):
+                continue
+            first, second, scales = k.ravel()[at], other_k.ravel()[at], scales[at]
+            codes = np.clip(np.rint((x - x[i]) / scales[:, None] + first[:, None] + 0.5), 0, 15)
+            for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                codes[:, i], codes[:, j] = first + a, second + b
+                mean = (weights * codes).sum(1) / total
+                variance = (weights * (codes - mean[:, None]) ** 2).sum(1)
+                covariance = (weights * x * (codes - mean[:, None])).sum(1)
+                is_some = variance > 1e-12
+                scale = covariance[is_some] / variance[is_some]
+                left = x - scale[:, None] * (codes - mean[:, None])[is_some]
+                best = min(best, float((weights * left**2).sum(1).min(initial=np.inf)))
+    return best
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "magnitudes tie", "zeros", "positive", "wide"])
+@pytest.mark.parametrize("weighting", ["none", "columns", "zeros", "apart"])
+@pytest.mark.parametrize("tolerance", [None, 0.1])
+def test_no_region_of_scales_and_minimums_has_a_smaller_error(kind, weighting, tolerance):
+    x = sample((4, 32), kind=kind)
+    importance = importance_of(weighting, x.shape)
+    q = qz.quantize(x, "hqq", method="optimal", importance=importance, group_size=8, scale_dtype="float32", tolerance=tolerance)
+    weights = np.broadcast_to(np.float32(1) if importance is None else importance, x.shape)
+    found = errors(q, x, weights).ravel()
+    for group, (values, weight) in enumerate(zip(x.reshape(-1, 8), weights.reshape(-1, 8), strict=True)):
+        if weight.any():
+            energy = float((weight * values.astype(np.float64) ** 2).sum())
+            limit = smallest_error_of_all(values, weight) * (1 + (tolerance or 1e-4)) + energy * OF_ENERGY
+            assert found[group] <= limit, group
+
+
+@pytest.mark.parametrize("kind", ["normal", "positive", "ties"])
+@pytest.mark.parametrize("weighting", ["none", "columns"])
+@pytest.mark.parametrize(("name", "options"), [(name, options) for name, variants in PLANES.items() for options in variants])
+def test_never_worse_than_a_grid_of_ranges(name, options, kind, weighting):
+    x = sample((8, 128), kind=kind)
+    importance = importance_of(weighting, x.shape)
+    q = qz.quantize(x, name, method="optimal", importance=importance, **options)
+    weights = np.broadcast_to(np.float32(1) if importance is None else importance, x.shape).reshape(8, -1, q.group_size)
+    groups = x.reshape(8, -1, q.group_size).astype(np.float64)
+    best = np.full(groups.shape[:2], np.inf)
+    for part in np.linspace(0.3, 1, 100):
+        low, high = (part * end(groups, axis=-1, keepdims=True) for end in (np.min, np.max))
+        if kind == "positive":  # else zero is not in the range
+            low, high = groups.min(-1, keepdims=True), groups.min(-1, keepdims=True) + part * np.ptp(groups, axis=-1, keepdims=True)
+        scale = (high - low) / 15
+        values = np.clip(np.rint((groups - low) / scale), 0, 15) * scale + low
+        best = np.minimum(best, (weights * (groups - values) ** 2).sum(-1))
+    # The grid is not rounded to what is stored; what rounding to bfloat16 costs is the larger, the farther the minimum is from 0.
+    slack = {BFLOAT16: 0.02}.get(options.get("scale_dtype"), 0.001)
+    found = errors(q, x, weights.reshape(x.shape))
+    assert (found <= best * (1 + slack)).mean() > 0.95
+    assert found.sum() <= best.sum() * (1 + slack)
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, options) for name, variants in PLANES.items() for options in variants])
+def test_fast(name, options):
+    x, weights = sample((64, 128)), importance_of("columns", (128,))
+    for importance in (None, weights):
+        total = {
+            method: errors(
+                qz.quantize(x, name, method=method, importance=importance if method != "nearest" else None, **options),
+                x,
+                np.broadcast_to(np.float32(1) if importance is None else importance, x.shape),
+            ).sum()
+            for method in ("nearest", "optimal", "fast")
+        }
+        assert total["optimal"] <= total["fast"] * (1 + 1e-4)
+        assert total["fast"] <= 1.05 * total["optimal"] < 0.9 * total["nearest"]
+
+
+def test_tolerance():
+    x = sample((64, 128))
+    total = [
+        errors(qz.quantize(x, "mlx", method="optimal", tolerance=t), x, np.ones_like(x)) for t in (1e-6, 1e-4, 0.01, np.float32(0.1), 1)
+    ]
+    for tolerance, larger in zip((1e-4, 0.01, 0.1, 1), total[1:], strict=True):
+        assert (larger <= total[0] * (1 + tolerance + RELATIVE)).all()
+    same = qz.quantize(x, "mlx", method="optimal")
+    assert same.identical(qz.quantize(x, "mlx", method="optimal", tolerance=1e-4))
+    # Others are exact whatever it is.
+    assert qz.quantize(x, method="optimal", tolerance=0.5).identical(qz.quantize(x, method="optimal"))
+
+
+@pytest.mark.parametrize("tolerance", [0, 1e-7, -0.1, 1.1, np.nan, np.inf])
+def test_tolerances_that_are_none(tolerance):
+    with pytest.raises(ValueError, match=r"tolerance is .*expected a number from 0.000001 to 1"):
+        qz.quantize(sample((4, 64)), "mlx", method="optimal", tolerance=tolerance)
+
+
+def test_tolerance_belongs_to_optimal():
+    for wrong in ("0.1", True, [0.1]):
+        with pytest.raises(TypeError, match=r"tolerance is of type .*expected a number"):
+            qz.quantize(sample((4, 64)), "mlx", method="optimal", tolerance=wrong)
+    for method in ("nearest", "fast"):
+        with pytest.raises(ValueError, match=f'tolerance is given; method="{method}" has no use for it'):
+            qz.quantize(sample((4, 64)), "mlx", method=method, tolerance=0.1)
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4", "gguf:q4_k", "bnb:nf4"])
+def test_formats_that_lack_the_fast_one(name):
+    with pytest.raises(TypeError, match=f"{name} has no method 'fast'.*gguf:q4_1, mlx"):
+        qz.quantize(sample((8, 256)), name, method="fast")
+
+
+@pytest.mark.parametrize("kind", ["positive", "negative"])
+def test_groups_of_one_number(kind):
+    x = np.repeat(sample((4, 8), kind=kind), 64, axis=1)
+    for name, options in (("gguf:q4_1", {}), ("mlx", {"group_size": 64}), ("hqq", {"group_size": 64})):
+        for method in ("optimal", "fast"):
+            q = qz.quantize(x, name, method=method, **options)
+            assert (abs(q.dequantize() - x) <= abs(x) * 2.0**-11).all()
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 31, 33, 100, 1000, "row", "tensor"])
@@ -310,14 +471,14 @@ def test_out_in_the_memory_of_the_importance():
 
 @pytest.mark.parametrize("row", [row for row in qz.formats() if "optimal" not in row.methods], ids=lambda row: row.name)
 def test_formats_that_lack_it(row):
-    with pytest.raises(TypeError, match=f"{row.name} has no method 'optimal'.*int4, gguf:q4_0"):
+    with pytest.raises(TypeError, match=f"{row.name} has no method 'optimal'.*int4, uint4, gguf:q4_0"):
         qz.quantize(sample((8, 256)), row.name, method="optimal")
 
 
-@pytest.mark.parametrize("name", ["gptq", "gptq:v2", "onnx:matmulnbits", "onnx:qdq", "compressed-tensors"])
+@pytest.mark.parametrize("name", ["bnb:nf4", "bnb:fp4"])
 def test_variants_that_lack_it(name):
-    with pytest.raises(TypeError, match=rf"{name} has no method 'optimal'.*{name} \(symmetric=True\)"):
-        qz.quantize(sample((8, 128)), name, symmetric=False, method="optimal")
+    with pytest.raises(TypeError, match=rf"{name} has no method 'optimal'.*{name} \(double_quant=False\)"):
+        qz.quantize(sample((8, 128)), name, double_quant=True, method="optimal")
 
 
 def test_what_is_not_finite():
@@ -354,17 +515,17 @@ from test_optimal import CASES
 digest = hashlib.sha256()
 for name, options in CASES:
     for kind in KINDS:
-        x = sample((24, 192), kind=kind)
+        x = sample((8, 192), kind=kind)
         for importance in (None, "magnitude", np.random.default_rng(1).random(192).astype(np.float32)):
             try:
-                q = qz.quantize(x, name, method="optimal", importance=importance, **options)
+                q = qz.quantize(x, name, method="fast" if name in PLANES and importance == "magnitude" else "optimal", importance=importance, **options)
             except ValueError as error:
                 digest.update(str(error).encode())
                 continue
             for part in q.parts.values():
                 digest.update(part.tobytes())
 large = sample((700, 1024), seed=5)
-for size in (32, 100, "row"):
+for size in (32, "row"):
     for importance in (None, "magnitude"):
         q = qz.quantize(large, group_size=size, method="optimal", importance=importance, threads=int(sys.argv[1]) if len(sys.argv) > 1 else 1)
         digest.update(q.parts["packed"].tobytes() + q.parts["scales"].tobytes())

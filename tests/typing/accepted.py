@@ -16,6 +16,8 @@ def arrays(w: NDArray[np.float32], halves: NDArray[np.float16], doubles: NDArray
     qz.quantize(halves, "uint4", axis=0, group_size=64, scale_dtype="bfloat16", nonfinite="zero", threads=2)
     qz.quantize(doubles, group_size="row", scale_dtype=np.float32, method="nearest")
     qz.quantize(w, method="optimal", importance="magnitude")
+    qz.quantize(w, "mlx", method="optimal", tolerance=0.01)
+    qz.quantize(w, "mlx", method="fast")
     qz.quantize(w, method="optimal", importance=doubles)
     qz.quantize(w, method="optimal", importance=[1.0, 2.0])
     qz.quantize(bits, group_size="tensor", dtype="bfloat16", scale_dtype=ml_dtypes.bfloat16)

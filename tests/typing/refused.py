@@ -13,6 +13,7 @@ def arrays(w: NDArray[np.float32], q: qz.QuantizedArray) -> None:
     qz.quantize(w, group_size="block")  # refused
     qz.quantize(w, group_size=32.0)  # refused
     qz.quantize(w, method="best")  # refused
+    qz.quantize(w, method="optimal", tolerance="small")  # refused
     qz.quantize(w, method="optimal", importance=object())  # refused
     qz.quantize(w, nonfinite="keep")  # refused
     qz.quantize(w, threads="all")  # refused

@@ -25,7 +25,7 @@ const SUMS_OF_SQUARES: &str = ".in_sum2";
 impl Scales {
     /// What the errors of a tensor are weighted with: the tensor of the file, read.
     fn weights(&self, name: &str) -> Result<Option<(&Entry, Vec<u8>)>> {
-        let Scales::Optimal(Some(file)) = self else { return Ok(None) };
+        let Scales::Searched { importance: Some(file), .. } = self else { return Ok(None) };
         let names = [name.to_string(), format!("{name}{SUMS_OF_SQUARES}")];
         let Some(entry) = file.entries().iter().find(|entry| names.contains(&entry.name)) else { return Ok(None) };
         if entry.dtype.float().is_none() || entry.layout().is_some() {
@@ -39,7 +39,7 @@ impl Scales {
     fn named(&self, given: bool) -> Option<&'static str> {
         match self {
             Scales::Nearest => None,
-            Scales::Optimal(_) => Some(if given { "importance" } else { "magnitude" }),
+            Scales::Searched { .. } => Some(if given { "importance" } else { "magnitude" }),
         }
     }
 }
@@ -314,10 +314,11 @@ impl Rewrite<'_> {
                 Source::from_bytes(bytes, dtype, &weights.shape)
             }
         });
-        let method = match (&self.how.scales, &importance) {
-            (Scales::Nearest, _) => Method::Nearest,
-            (Scales::Optimal(_), Some(weights)) => Method::Optimal(Importance::Array(weights)),
-            (Scales::Optimal(_), None) => Method::Optimal(Importance::Magnitude),
+        let importance = importance.as_ref().map_or(Importance::Magnitude, Importance::Array);
+        let method = match self.how.scales {
+            Scales::Nearest => Method::Nearest,
+            Scales::Searched { fast: false, .. } => Method::Optimal(importance),
+            Scales::Searched { fast: true, .. } => Method::Fast(importance),
         };
         engine::quantize_sharing(source, layout, method, self.largest, self.how.nonfinite, &mut slices, self.run)
     }
