@@ -29,7 +29,8 @@
 use super::planar::Planar;
 use super::{Context, Faults, Groups, Need, Nest, Range, Rows};
 use crate::kernels::codebooks;
-use crate::kernels::encode::{Fit, Rule};
+use crate::kernels::decode::Output;
+use crate::kernels::encode::{Fit, Input, Rule};
 use crate::kernels::lanes::clamp;
 use crate::kernels::nibbles::UNSIGNED;
 use crate::kernels::range::Ranges;
@@ -309,19 +310,19 @@ impl<T: Table> Rows for Blocks<T> {
         self.whole.dequantize(context, groups, x);
     }
 
-    fn encode(&self, context: Context, x: &[f32], groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
+    fn encode(&self, context: Context, x: Input<'_>, groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
         let whole = Self::whole(context, x.len());
-        let mut faults = self.whole.encode(context, &x[..whole], groups, parts);
+        let mut faults = self.whole.encode(context, x.part(0..whole), groups, parts);
         if whole < x.len() {
             let starts = [whole / 2, whole / context.group * size_of::<f32>()];
             let mut rest: Vec<&mut [u8]> = parts.iter_mut().zip(starts).map(|(part, start)| &mut part[start..]).collect();
-            faults |= self.short.encode(context, &x[whole..], groups, &mut rest);
+            faults |= self.short.encode(context, x.part(whole..x.len()), groups, &mut rest);
         }
         Self::fill(x.len(), parts[0]);
         faults
     }
 
-    fn decode(&self, context: Context, parts: &[&[u8]], groups: &mut Groups, x: &mut [f32]) {
+    fn decode(&self, context: Context, parts: &[&[u8]], groups: &mut Groups, x: Output<'_>) {
         self.whole.decode(context, parts, groups, x);
     }
 }

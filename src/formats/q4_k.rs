@@ -17,7 +17,7 @@
 //! The sums are taken from the first element to the last. Source: ggml-org/ggml `src/ggml-quants.c`, `quantize_row_q4_K_ref`.
 
 use super::{Context, Faults, Groups, Need, Range, Rows};
-use crate::kernels::decode::{Floats, Meaning, Shelf, Tables, Values};
+use crate::kernels::decode::{Floats, Meaning, Output, Shelf, Tables, Values};
 use crate::kernels::lanes::{self, GROUP, TILE, any_not_finite, clamp, magnitude};
 use crate::kernels::nibbles::UNSIGNED;
 use crate::simd::{Kernel, LANES, Simd};
@@ -104,7 +104,7 @@ impl Rows for Q4K {
         context.level.run(Values { rule: Line, codes, group: GROUP, scales, offsets, x });
     }
 
-    fn decode(&self, context: Context, parts: &[&[u8]], _: &mut Groups, x: &mut [f32]) {
+    fn decode(&self, context: Context, parts: &[&[u8]], _: &mut Groups, x: Output<'_>) {
         let [blocks] = parts else { unreachable!("the spec names one part") };
         let shelf = Blocks(blocks.as_chunks().0);
         context.level.run(Tables { rule: Line, shelf, group: GROUP, x, stream: context.stream });
@@ -371,10 +371,10 @@ impl Shelf for Blocks<'_> {
     }
 
     #[inline(always)]
-    fn decode<S: Simd>(self, simd: S, floats: impl Floats<S>, group: usize, x: &mut [f32]) {
+    fn decode<S: Simd, F: Floats<S>>(self, simd: S, floats: F, group: usize, x: &mut [F::Float]) {
         for (packed, x) in self.packed(group).as_chunks().0.iter().zip(x.as_chunks_mut().0) {
             let [low, high] = simd.unpack_halves(packed);
-            simd.store(floats.of(simd, if group.is_multiple_of(2) { low } else { high }), x);
+            floats.of(simd, if group.is_multiple_of(2) { low } else { high }, x);
         }
     }
 }
