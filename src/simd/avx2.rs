@@ -36,6 +36,13 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     #[allow(unsafe_code, reason = "calls a function with target features")]
+    fn rank(self, v: F32, steps: F32) -> I32 {
+        // SAFETY: an `Avx2` exists only after `new` found these features.
+        unsafe { by_halving(v, steps) }
+    }
+
+    #[inline(always)]
+    #[allow(unsafe_code, reason = "calls a function with target features")]
     fn look_up_pairs(self, table: F32, packed: &[u8], x: &mut [f32]) {
         let ((whole, rest), (whole_x, rest_x)) = (packed.as_chunks(), x.as_chunks_mut());
         if !whole.is_empty() {
@@ -280,6 +287,32 @@ fn run_of(mut v: __m256i, run: usize) -> __m256i {
         v = _mm256_max_epi32(v, _mm256_permute2x128_si256::<0x01>(v, v));
     }
     v
+}
+
+/// The rank by halving what is left: minus the number of steps found below tells where the next one is looked up.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn by_halving([a, b]: F32, [low, high]: F32) -> I32 {
+    let pick = |v, order: [i32; 8]| {
+        let [i0, i1, i2, i3, i4, i5, i6, i7] = order;
+        _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(i0, i1, i2, i3, i4, i5, i6, i7))
+    };
+    // The step in the middle, those in the middle of either half, of each quarter, of each eighth.
+    let middle = pick(low, [7; 8]);
+    let halves = [pick(low, [3; 8]), pick(high, [3; 8])];
+    let quarters = _mm256_blend_ps::<0b0110_0110>(pick(low, [1, 1, 1, 5, 1, 1, 1, 5]), pick(high, [1, 5, 1, 1, 1, 5, 1, 1]));
+    let eighths = _mm256_blend_ps::<0b0001_1110>(pick(low, [0, 0, 0, 0, 0, 6, 4, 2]), pick(high, [0, 6, 4, 2, 0, 0, 0, 0]));
+    let rank = |v| {
+        let below = |step| _mm256_castps_si256(_mm256_cmp_ps::<_CMP_LT_OQ>(step, v));
+        let twice_and = |found, below| _mm256_add_epi32(_mm256_add_epi32(found, found), below);
+        let first = below(middle);
+        let second = below(_mm256_blendv_ps(halves[0], halves[1], _mm256_castsi256_ps(first)));
+        let found = twice_and(first, second);
+        let found = twice_and(found, below(_mm256_permutevar_ps(quarters, found)));
+        let found = twice_and(found, below(_mm256_permutevar8x32_ps(eighths, found)));
+        _mm256_sub_epi32(_mm256_setzero_si256(), found)
+    };
+    [rank(a), rank(b)]
 }
 
 /// Eight entries of a table of 16: the permutation reads the low three bits of a code, the blend its bit 3.

@@ -148,6 +148,19 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn transpose(self, v: &[Self::F32; 16]) -> [Self::F32; 16];
     /// Lane i is `table[codes[i] & 15]`.
     fn look_up(self, table: Self::F32, codes: Self::I32) -> Self::F32;
+    /// How many of the first 15 lanes of `steps`, which ascend, are below each lane of `v`.
+    #[inline(always)]
+    fn rank(self, v: Self::F32, steps: Self::F32) -> Self::I32 {
+        let mut all = [0.0; 16];
+        self.store(steps, &mut all);
+        // A mask is -1: the complement of one more is one less.
+        let mut complement = self.splat_i32(-1);
+        for &step in &all[..15] {
+            complement = self.add_i32(complement, self.less(self.splat(step), v));
+        }
+        self.xor(complement, self.splat_i32(-1))
+    }
+
     /// 128 codes in order, clamped to 0..=15, two a byte, the even one in the low nibble.
     fn pack_pairs(self, codes: &[Self::I32; 8], packed: &mut [u8; 64]);
     /// Four blocks of 32 codes, clamped to 0..=15: byte j of a block holds code j low and code j + 16 high.
