@@ -17,7 +17,8 @@ use limit::{Line, Store, Traffic};
 use quantize::formats::{Context, FORMATS, Format, Groups, Need, Rows};
 use quantize::kernels::blocks::{Block, BlockMut};
 use quantize::kernels::convert::{Half, Narrow, Widen};
-use quantize::kernels::encode::RangeOf;
+use quantize::kernels::decode::Output;
+use quantize::kernels::encode::{Input, RangeOf};
 use quantize::kernels::nibbles::{Pack, SIGNED, Unpack};
 use quantize::kernels::scales;
 use quantize::kernels::sums::Sums;
@@ -193,11 +194,22 @@ fn format_cases(format: &'static dyn Rows, level: Level, elements: usize, group:
     vec![
         case("encode", Traffic { read: 8, write: 1 }, 4 * elements, {
             let (x, mut parts, mut groups) = made();
-            repeatable(move || format.encode(context, black_box(&x), &mut groups, &mut mutable(&mut parts)))
+            repeatable(move || format.encode(context, Input::F32(black_box(&x)), &mut groups, &mut mutable(&mut parts)))
+        }),
+        case("encode f16", Traffic { read: 4, write: 1 }, 2 * elements, {
+            let (x, mut parts, mut groups) = made();
+            let mut halves = vec![[0; 2]; elements];
+            level.run(Narrow { x: &x, half: Half::F16, halves: &mut halves });
+            repeatable(move || format.encode(context, Input::Half(Half::F16, black_box(&halves)), &mut groups, &mut mutable(&mut parts)))
         }),
         case("decode", Traffic { read: 1, write: 8 }, 4 * elements, {
             let (mut x, parts, mut groups) = made();
-            repeatable(move || format.decode(context, &shared(black_box(&parts)), &mut groups, &mut x))
+            repeatable(move || format.decode(context, &shared(black_box(&parts)), &mut groups, Output::F32(&mut x)))
+        }),
+        case("decode f16", Traffic { read: 1, write: 4 }, 2 * elements, {
+            let (_, parts, mut groups) = made();
+            let mut halves = vec![[0; 2]; elements];
+            repeatable(move || format.decode(context, &shared(black_box(&parts)), &mut groups, Output::Half(Half::F16, &mut halves)))
         }),
         case("quantize", Traffic { read: 4, write: 1 }, 4 * elements, {
             let (x, _, mut groups) = made();

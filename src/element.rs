@@ -1,12 +1,15 @@
 //! Arrays of float16, bfloat16, float32 or float64, of any strides and byte order, as f32 tiles. The only file that knows dtypes.
 //!
 //! A tile is addressed by its flat index in C order of the axes, the group axis last. What leaves here is f32: float64 is
-//! rounded half to even, the 16-bit floats are widened exactly. What comes back is rounded half to even.
+//! rounded half to even, the 16-bit floats are widened exactly. What comes back is rounded half to even. Only 16-bit floats that
+//! follow each other leave and come back as they are: the kernels read and write them.
 
 #![allow(unsafe_code, reason = "the border to arrays of foreign strides")]
 
 use crate::kernels::blocks::{Block, BlockMut};
 use crate::kernels::convert::{Half, Narrow, Widen};
+use crate::kernels::decode::Output;
+use crate::kernels::encode::Input;
 use crate::kernels::transpose::Items;
 use crate::level::Level;
 use crate::simd::LANES;
@@ -117,6 +120,11 @@ impl Strided {
     /// Whether all elements follow each other in memory in native byte order.
     fn is_plain(&self) -> bool {
         !self.swapped && matches!(self.runs[..], [(_, stride)] if stride == self.dtype.size() as isize)
+    }
+
+    /// Whether they do that from here on, in a form that Rust has slices of: of floats aligned, of pairs of bytes anyhow.
+    fn is_slice(&self, data: *const u8) -> bool {
+        self.is_plain() && !data.is_null() && (self.dtype != Dtype::F32 || data.cast::<f32>().is_aligned())
     }
 
     /// Rows and columns of the matrices that the last two axes are, where these are stored turned, column after column without gaps,
@@ -262,12 +270,22 @@ impl<'a> Source<'a> {
         index
     }
 
-    /// The whole array as one slice, where it is that already.
-    pub fn as_slice(&self) -> Option<&'a [f32]> {
-        let is_slice = self.array.dtype == Dtype::F32 && self.array.is_plain() && self.data.cast::<f32>().is_aligned();
-        // SAFETY: `is_plain` says that the elements follow each other, `from_raw` promised that they are readable for 'a,
-        // and the pointer is aligned (that of an empty array too, since it is not null: it came from a reference or numpy).
-        (is_slice && !self.data.is_null()).then(|| unsafe { std::slice::from_raw_parts(self.data.cast(), self.len()) })
+    /// The whole array as one slice of elements that can be encoded, where it is that.
+    pub fn as_input(&self) -> Option<Input<'a>> {
+        let (data, len) = (self.data, self.len());
+        if !self.array.is_slice(data) {
+            return None;
+        }
+        // SAFETY: `is_slice` says that the elements follow each other and that the pointer is none to null and aligned where that
+        // matters, and `from_raw` promised that they are readable for 'a.
+        unsafe {
+            match self.array.dtype {
+                Dtype::F16 => Some(Input::Half(Half::F16, slice(data, len))),
+                Dtype::Bf16 => Some(Input::Half(Half::Bf16, slice(data, len))),
+                Dtype::F32 => Some(Input::F32(std::slice::from_raw_parts(data.cast(), len))),
+                Dtype::F64 => None,
+            }
+        }
     }
 
     /// The element at flat index `at` itself, before it is rounded to f32.
@@ -493,13 +511,22 @@ impl<'a> Sink<'a> {
         first
     }
 
-    /// The elements as one slice, where they are that already.
-    pub fn as_slice(&mut self) -> Option<&mut [f32]> {
-        let is_slice =
-            self.array.dtype == Dtype::F32 && self.array.is_plain() && self.data.cast::<f32>().is_aligned() && !self.data.is_null();
-        // SAFETY: `is_plain` says that the elements follow each other, `from_raw` promised that they are writable and ours,
-        // `take` keeps `start + len` within them, and the pointer is aligned.
-        is_slice.then(|| unsafe { std::slice::from_raw_parts_mut(self.data.cast::<f32>().add(self.start), self.len) })
+    /// The elements as one slice of floats that can be decoded to, where they are that.
+    pub fn as_output(&mut self) -> Option<Output<'_>> {
+        if !self.array.is_slice(self.data) {
+            return None;
+        }
+        let first = self.data.wrapping_add(self.start * self.array.dtype.size());
+        // SAFETY: `is_slice` says that the elements follow each other and that the pointer is none to null and aligned where that
+        // matters, `from_raw` promised that they are writable and ours, and `take` keeps `start + len` within them.
+        unsafe {
+            match self.array.dtype {
+                Dtype::F16 => Some(Output::Half(Half::F16, slice_mut(first, self.len))),
+                Dtype::Bf16 => Some(Output::Half(Half::Bf16, slice_mut(first, self.len))),
+                Dtype::F32 => Some(Output::F32(std::slice::from_raw_parts_mut(first.cast(), self.len))),
+                Dtype::F64 => None,
+            }
+        }
     }
 
     /// As [`Source::span`].

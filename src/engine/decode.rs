@@ -7,6 +7,7 @@ use super::{Outcome, Run, SERIAL, STREAM, once};
 use crate::element::Sink;
 use crate::error::{Error, Result};
 use crate::formats::{self, Context, Format, Groups, Rows, Weave};
+use crate::kernels::decode::Output;
 use crate::layout::Layout;
 use crate::level::Level;
 use crate::pool;
@@ -34,7 +35,7 @@ pub fn dequantize(layout: &Layout, parts: &[&[u8]], mut sink: Sink<'_>, run: &Ru
         return Ok(Outcome::default());
     }
     let (run, global) = (Run { threads, ..*run }, once::global_of(layout, parts));
-    let large = run.reused && sink.len() * sink.item_size() > STREAM && sink.as_slice().is_some();
+    let large = run.reused && sink.len() * sink.item_size() > STREAM && matches!(sink.as_output(), Some(Output::F32(_)));
     let pool_failed = match formats::of(layout.spec) {
         Format::Rows(format) => decode(layout, format, global, parts, sink, large, &run)?,
         Format::Woven(weave) => {
@@ -106,27 +107,28 @@ impl Job<'_> {
         let mut scratch = Vec::new();
         let span = if self.stream { cut::STREAMED_SPAN } else { sink.span(cut::SPAN) };
         let spans = self.grid.segments(task.start, task.len).flat_map(|(start, len)| self.grid.spans(start, len, span));
-        let mut next = |(start, len): (usize, usize), x: &mut [f32]| {
+        let mut next = |(start, len): (usize, usize), x: Output<'_>| {
             let parts = cut::split(&mut task.parts, self.grid.bytes(self.layout, len));
             self.decode_span(start, &parts, &mut groups, x);
         };
-        match sink.as_slice() {
-            Some(slice) => {
+        match sink.as_output() {
+            Some(mut output) => {
                 for (start, len) in spans {
-                    next((start, len), &mut slice[start - task.start..][..len]);
+                    let first = start - task.start;
+                    next((start, len), output.part(first..first + len));
                 }
             }
             None => {
                 for (start, len) in spans {
                     scratch.resize(len, 0.0);
-                    next((start, len), &mut scratch);
+                    next((start, len), Output::F32(&mut scratch));
                     sink.store(self.level, start - task.start, &scratch);
                 }
             }
         }
     }
 
-    fn decode_span(&self, start: usize, parts: &Parts<'_>, groups: &mut Groups, x: &mut [f32]) {
+    fn decode_span(&self, start: usize, parts: &Parts<'_>, groups: &mut Groups, x: Output<'_>) {
         let parts = &parts[..self.layout.spec.parts.len()];
         let Job { level, grid, layout, global, stream, .. } = self;
         let context = Context { level: *level, group: grid.group, scale_dtype: layout.scale_dtype, global: *global, stream: *stream };
@@ -141,7 +143,7 @@ impl Job<'_> {
         if let Some(offset) = groups.offsets.first_mut() {
             *offset = scales.offsets[group];
         }
-        self.format.dequantize(context, groups, x);
+        x.fill(*level, |x| self.format.dequantize(context, groups, x));
     }
 }
 
@@ -194,17 +196,17 @@ impl Woven<'_> {
             let stream = self.stream && len >= cut::STREAMED_SPAN;
             let context = Context { stream, ..context };
             let spans = tiles.spans(len, if stream { cut::STREAMED_SPAN } else { sink.span(cut::SPAN) });
-            let mut next = |span: &Range<usize>, x: &mut [f32]| {
+            let mut next = |span: &Range<usize>, x: Output<'_>| {
                 let parts =
                     cut::split(&mut rest, std::array::from_fn(|index| if index < count { tiles.row_bytes(index, span.len()) } else { 0 }));
                 format.decode(context, &parts[..count], &mut groups, x);
             };
-            match sink.as_slice() {
-                Some(slice) => spans.for_each(|span| next(&span, &mut slice[span.clone()])),
+            match sink.as_output() {
+                Some(mut output) => spans.for_each(|span| next(&span, output.part(span.clone()))),
                 None => {
                     for span in spans {
                         scratch.resize(span.len(), 0.0);
-                        next(&span, &mut scratch);
+                        next(&span, Output::F32(&mut scratch));
                         sink.store(context.level, span.start, &scratch);
                     }
                 }

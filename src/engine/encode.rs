@@ -12,7 +12,7 @@ use super::{Outcome, Run, SERIAL, STREAM, once};
 use crate::element::Source;
 use crate::error::{Error, Result};
 use crate::formats::{self, Context, Faults, Format, Groups, Need, Range, Rows, Weave};
-use crate::kernels::encode::RangeOf;
+use crate::kernels::encode::{Input, RangeOf, TILE};
 use crate::kernels::range::BEYOND_HALF;
 use crate::layout::Layout;
 use crate::level::Level;
@@ -140,7 +140,8 @@ fn encode(
     let grid = if source.is_turned() { grid.by_rows(rows.columns()) } else { grid };
     let mut job = Job {
         source,
-        slice: source.as_slice(),
+        // Halves of longer groups are needed twice, and widened once.
+        input: source.as_input().filter(|input| matches!(input, Input::F32(_)) || grid.group <= TILE),
         layout,
         rows,
         format,
@@ -182,8 +183,8 @@ pub fn quantize_owned(source: &Source<'_>, layout: Layout) -> Result<Quantized> 
 
 struct Job<'a> {
     source: &'a Source<'a>,
-    /// The whole source, where it is f32 in order.
-    slice: Option<&'a [f32]>,
+    /// The whole source, where it is floats of 32 or 16 bits in order.
+    input: Option<Input<'a>>,
     layout: &'a Layout,
     /// The same tensor as rows that follow each other: the layout itself, or what it is woven of.
     rows: &'a Layout,
@@ -257,9 +258,9 @@ impl Job<'_> {
 
     /// Elements as they are.
     fn loaded<'t>(&'t self, start: usize, len: usize, scratch: &'t mut Vec<f32>) -> &'t [f32] {
-        match self.slice {
-            Some(slice) => &slice[start..start + len],
-            None => {
+        match self.input {
+            Some(Input::F32(x)) => &x[start..start + len],
+            _ => {
                 scratch.resize(len, 0.0);
                 self.load(start, scratch);
                 scratch
@@ -349,8 +350,8 @@ impl Job<'_> {
 
     fn encode_span(&self, start: usize, len: usize, scratch: &mut Scratch, parts: &mut PartsMut<'_>) -> Faults {
         let Scratch { x, groups } = scratch;
-        let x = match (self.slice, self.policy) {
-            (Some(slice), None) => &slice[start..start + len],
+        let input = match (self.input, self.policy) {
+            (Some(input), None) => input.part(start..start + len),
             (_, policy) => {
                 x.resize(len, 0.0);
                 self.load(start, x);
@@ -359,13 +360,13 @@ impl Job<'_> {
                     let replaced: u64 = groups.map(|group| clean(group, policy, largest_finite(group))).sum();
                     self.replaced.fetch_add(replaced, Ordering::Relaxed);
                 }
-                &x[..]
+                Input::F32(x)
             }
         };
         let parts = &mut parts[..self.rows.spec.parts.len()];
-        let Some(search) = self.search else { return self.format.encode(self.context(), x, groups, parts) };
+        let Some(search) = self.search else { return self.format.encode(self.context(), input, groups, parts) };
         groups.resize(self.rows.spec, self.context(), len);
-        let faults = search.quantize(self.format, self.context(), &self.run, start, x, groups);
+        let faults = search.quantize(self.format, self.context(), &self.run, start, &input.floats(self.run.level), groups);
         self.format.pack(self.context(), groups, parts);
         faults
     }
@@ -456,8 +457,8 @@ impl Job<'_> {
 
     /// A span of a long group, cleaned where a policy says so and the bounds are known.
     fn long_span<'t>(&'t self, start: usize, len: usize, group: usize, scratch: &'t mut Vec<f32>) -> &'t [f32] {
-        match (self.slice, self.policy) {
-            (Some(slice), None) => &slice[start..start + len],
+        match (self.input, self.policy) {
+            (Some(Input::F32(x)), None) => &x[start..start + len],
             (_, policy) => {
                 scratch.resize(len, 0.0);
                 self.load(start, scratch);

@@ -5,8 +5,8 @@
 //! ```
 
 use super::{Context, Faults, Groups, Need, Range, Rows};
-use crate::kernels::decode::{Shelf, Tables, Values};
-use crate::kernels::encode::{Fit, Pieces, Place, Rule, TILE, Tiles};
+use crate::kernels::decode::{Output, Shelf, Tables, Values};
+use crate::kernels::encode::{Fit, Input, Pieces, Place, Rule, TILE, Tiles};
 use crate::kernels::scales::{self, Load, Store};
 use crate::simd::Simd;
 use crate::spec::{ScaleDtype, Spec};
@@ -104,21 +104,22 @@ impl<R: Header> Rows for Blocks<R> {
         context.level.run(Values { rule: R::of(context.global), codes, group: BLOCK, scales, offsets, x });
     }
 
-    fn encode(&self, context: Context, x: &[f32], groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
+    fn encode(&self, context: Context, x: Input<'_>, groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
         let [blocks] = parts else { unreachable!("the spec names one part") };
-        let (tiles, rest) = x.split_at(x.len() / TILE * TILE);
+        let whole = x.len() / TILE * TILE;
+        let (tiles, rest) = (x.part(0..whole), x.part(whole..x.len()));
         let (blocks, rest_blocks) = blocks.split_at_mut(tiles.len() / BLOCK * Self::BYTES);
         let place = Slots { blocks, rule: PhantomData::<R> };
         let mut faults = context.level.run(Tiles::<_, _> { rule: R::of(context.global), place, x: tiles, run: 1, dtype: R::DTYPE });
-        if !rest.is_empty() {
+        if rest.len() > 0 {
             groups.resize(self.spec, context, rest.len());
-            faults |= self.quantize(context, rest, None, groups);
+            faults |= self.quantize(context, &rest.floats(context.level), None, groups);
             self.pack(context, groups, &mut [rest_blocks]);
         }
         faults
     }
 
-    fn decode(&self, context: Context, parts: &[&[u8]], _: &mut Groups, x: &mut [f32]) {
+    fn decode(&self, context: Context, parts: &[&[u8]], _: &mut Groups, x: Output<'_>) {
         let [blocks] = parts else { unreachable!("the spec names one part") };
         context.level.run(Tables {
             rule: R::of(context.global),

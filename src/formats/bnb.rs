@@ -29,7 +29,8 @@
 use super::planar::Planar;
 use super::{Context, Faults, Groups, Need, Nest, Range, Rows};
 use crate::kernels::codebooks;
-use crate::kernels::encode::{Fit, Rule};
+use crate::kernels::decode::Output;
+use crate::kernels::encode::{Fit, Input, Rule};
 use crate::kernels::lanes::clamp;
 use crate::kernels::nibbles::UNSIGNED;
 use crate::kernels::range::Ranges;
@@ -100,8 +101,8 @@ pub(super) trait Table: Copy + Default + Send + Sync + 'static {
     const SHIFT: f32;
     /// See [`Table::BUCKETS`]; 1 where the buckets hold all of -1..=1.
     const LIMIT: f32 = 1.0;
-    /// The middles between neighbours.
-    const MIDDLES: [f32; 15] = middles(Self::NUMBERS, Self::ORDER);
+    /// The middles between neighbours, and a lane that fills the vector.
+    const MIDDLES: [f32; 16] = middles(Self::NUMBERS, Self::ORDER);
     /// They by bucket: at most two each.
     const SEARCH: Search = search(Self::MIDDLES, Self::BUCKETS, Self::SHIFT, Self::LIMIT);
 }
@@ -116,8 +117,8 @@ pub(super) struct Search {
     before: [i32; 16],
 }
 
-const fn middles(numbers: [f32; 16], order: [u8; 16]) -> [f32; 15] {
-    let mut middles = [0.0; 15];
+const fn middles(numbers: [f32; 16], order: [u8; 16]) -> [f32; 16] {
+    let mut middles = [f32::INFINITY; 16];
     let mut rank = 0;
     while rank < 15 {
         middles[rank] = (numbers[order[rank] as usize] + numbers[order[rank + 1] as usize]) / 2.0;
@@ -126,7 +127,7 @@ const fn middles(numbers: [f32; 16], order: [u8; 16]) -> [f32; 15] {
     middles
 }
 
-const fn search(middles: [f32; 15], buckets: f32, shift: f32, limit: f32) -> Search {
+const fn search(middles: [f32; 16], buckets: f32, shift: f32, limit: f32) -> Search {
     let mut search = Search { first: [f32::INFINITY; 16], second: [f32::INFINITY; 16], before: [-1; 16] };
     let mut rank = 0;
     while rank < 15 {
@@ -203,7 +204,7 @@ impl<T: Table, const SHORT: bool> Rule for Absmax<T, SHORT> {
     #[inline(always)]
     fn codes<S: Simd>(self, simd: S, x: S::F32, factor: S::F32, _: S::F32) -> S::I32 {
         let v = if SHORT { simd.div(x, factor) } else { simd.mul(x, factor) };
-        let rank = if S::HAS_TABLES { by_bucket::<S, T>(simd, v) } else { by_count(simd, v, &T::MIDDLES) };
+        let rank = if S::HAS_TABLES { by_bucket::<S, T>(simd, v) } else { simd.rank(v, simd.load(&T::MIDDLES)) };
         let order = T::ORDER.map(i32::from);
         if order == UNSIGNED.map(i32::from) {
             return rank;
@@ -215,17 +216,6 @@ impl<T: Table, const SHORT: bool> Rule for Absmax<T, SHORT> {
     fn values<S: Simd>(self, simd: S, numbers: S::F32, scale: S::F32, _: S::F32) -> S::F32 {
         simd.mul(numbers, scale)
     }
-}
-
-/// How many middles are below, of all of them.
-#[inline(always)]
-fn by_count<S: Simd>(simd: S, v: S::F32, middles: &[f32; 15]) -> S::I32 {
-    // A mask is -1 for each.
-    let mut complement = simd.splat_i32(-1);
-    for &middle in middles {
-        complement = simd.add_i32(complement, simd.less(simd.splat(middle), v));
-    }
-    simd.xor(complement, simd.splat_i32(-1))
 }
 
 /// How many middles are below, of those in the bucket and before it.
@@ -309,19 +299,19 @@ impl<T: Table> Rows for Blocks<T> {
         self.whole.dequantize(context, groups, x);
     }
 
-    fn encode(&self, context: Context, x: &[f32], groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
+    fn encode(&self, context: Context, x: Input<'_>, groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
         let whole = Self::whole(context, x.len());
-        let mut faults = self.whole.encode(context, &x[..whole], groups, parts);
+        let mut faults = self.whole.encode(context, x.part(0..whole), groups, parts);
         if whole < x.len() {
             let starts = [whole / 2, whole / context.group * size_of::<f32>()];
             let mut rest: Vec<&mut [u8]> = parts.iter_mut().zip(starts).map(|(part, start)| &mut part[start..]).collect();
-            faults |= self.short.encode(context, &x[whole..], groups, &mut rest);
+            faults |= self.short.encode(context, x.part(whole..x.len()), groups, &mut rest);
         }
         Self::fill(x.len(), parts[0]);
         faults
     }
 
-    fn decode(&self, context: Context, parts: &[&[u8]], groups: &mut Groups, x: &mut [f32]) {
+    fn decode(&self, context: Context, parts: &[&[u8]], groups: &mut Groups, x: Output<'_>) {
         self.whole.decode(context, parts, groups, x);
     }
 }

@@ -21,7 +21,8 @@
 use super::planar::{Planar, rows};
 use super::{Context, Faults, Groups, Need, Range, Rows, Tile, Weave};
 use crate::kernels::blocks::{Block, BlockMut};
-use crate::kernels::encode::{Fit, Rule};
+use crate::kernels::decode::Output;
+use crate::kernels::encode::{Fit, Input, Rule};
 use crate::kernels::lanes::clamp;
 use crate::kernels::nibbles::{OFFSET, UNSIGNED};
 use crate::kernels::range::Ranges;
@@ -183,11 +184,11 @@ impl<const SYMMETRIC: bool> Rows for AnyDtype<SYMMETRIC> {
         self.of(context).dequantize(context, groups, x);
     }
 
-    fn encode(&self, context: Context, x: &[f32], groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
+    fn encode(&self, context: Context, x: Input<'_>, groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
         self.of(context).encode(context, x, groups, parts)
     }
 
-    fn decode(&self, context: Context, parts: &[&[u8]], groups: &mut Groups, x: &mut [f32]) {
+    fn decode(&self, context: Context, parts: &[&[u8]], groups: &mut Groups, x: Output<'_>) {
         self.of(context).decode(context, parts, groups, x);
     }
 }

@@ -18,7 +18,7 @@
 
 use super::iq4::{self, Iq4, Nearest, reciprocal_or_zero, search};
 use super::{Context, Faults, Groups, Need, Range, Rows};
-use crate::kernels::decode::{Shelf, Tables, Values};
+use crate::kernels::decode::{Output, Shelf, Tables, Values};
 use crate::kernels::lanes::{self, GROUP, TILE, any_not_finite};
 use crate::simd::{Kernel, LANES, Simd};
 use crate::spec::{Codebook, Extent, GroupSizes, Part, PartDtype, ScaleDtype, Scheme, Spec};
@@ -99,7 +99,7 @@ impl Rows for Iq4Xs {
         context.level.run(Values { rule: Iq4, codes, group: GROUP, scales, offsets: &[], x });
     }
 
-    fn decode(&self, context: Context, parts: &[&[u8]], _: &mut Groups, x: &mut [f32]) {
+    fn decode(&self, context: Context, parts: &[&[u8]], _: &mut Groups, x: Output<'_>) {
         let [blocks] = parts else { unreachable!("the spec names one part") };
         let shelf = Blocks(blocks.as_chunks().0);
         context.level.run(Tables { rule: Iq4, shelf, group: GROUP, x, stream: context.stream });

@@ -41,6 +41,8 @@ pub use crate::kernels::range::{Need, Range};
 
 use crate::error::{Error, Result};
 use crate::kernels::blocks::{Block, BlockMut};
+use crate::kernels::decode::Output;
+use crate::kernels::encode::Input;
 use crate::level::Level;
 use crate::spec::{Choice, ScaleDtype, Spec};
 
@@ -148,7 +150,7 @@ pub struct Context {
     pub scale_dtype: ScaleDtype,
     /// The second level of the scales, 1 where there is none.
     pub global: f32,
-    /// Whether decoded floats go past the caches, where the format can do that.
+    /// Whether decoded f32 go past the caches, where the format can do that.
     pub stream: bool,
 }
 
@@ -188,18 +190,18 @@ pub trait Rows: Sync {
     fn dequantize(&self, context: Context, groups: &Groups, x: &mut [f32]);
 
     /// `quantize` and `pack`.
-    fn encode(&self, context: Context, x: &[f32], groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
+    fn encode(&self, context: Context, x: Input<'_>, groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
         groups.resize(self.spec(), context, x.len());
-        let faults = self.quantize(context, x, None, groups);
+        let faults = self.quantize(context, &x.floats(context.level), None, groups);
         self.pack(context, groups, parts);
         faults
     }
 
     /// `unpack` and `dequantize`.
-    fn decode(&self, context: Context, parts: &[&[u8]], groups: &mut Groups, x: &mut [f32]) {
+    fn decode(&self, context: Context, parts: &[&[u8]], groups: &mut Groups, x: Output<'_>) {
         groups.resize(self.spec(), context, x.len());
         self.unpack(context, parts, groups);
-        self.dequantize(context, groups, x);
+        x.fill(context.level, |x| self.dequantize(context, groups, x));
     }
 }
 

@@ -15,7 +15,8 @@
 
 use super::e2m1::NUMBERS_WITHOUT_NEGATIVE_ZERO;
 use super::{Context, Faults, Groups, Need, Range, Rows};
-use crate::kernels::decode::{Floats, Meaning, Shelf, Tables, Values};
+use crate::kernels::decode::{Floats, Meaning, Output, Shelf, Tables, Values};
+use crate::kernels::encode::Input;
 use crate::kernels::lanes::magnitude;
 use crate::kernels::nibbles::UNSIGNED;
 use crate::kernels::range::INFINITE;
@@ -108,12 +109,12 @@ impl Rows for Nvfp4 {
         context.level.run(Values { rule: E2m1, codes, group: GROUP, scales, offsets: &[], x });
     }
 
-    fn encode(&self, context: Context, x: &[f32], _: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
+    fn encode(&self, context: Context, x: Input<'_>, _: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
         let [blocks] = parts else { unreachable!("the spec names one part") };
-        context.level.run(Encode { x, blocks })
+        context.level.run(Encode { x: &x.floats(context.level), blocks })
     }
 
-    fn decode(&self, context: Context, parts: &[&[u8]], _: &mut Groups, x: &mut [f32]) {
+    fn decode(&self, context: Context, parts: &[&[u8]], _: &mut Groups, x: Output<'_>) {
         let [blocks] = parts else { unreachable!("the spec names one part") };
         let shelf = Blocks(blocks.as_chunks().0);
         context.level.run(Tables { rule: E2m1, shelf, group: GROUP, x, stream: context.stream });
@@ -356,11 +357,11 @@ impl Shelf for Blocks<'_> {
     }
 
     #[inline(always)]
-    fn decode<S: Simd>(self, simd: S, floats: impl Floats<S>, group: usize, x: &mut [f32]) {
+    fn decode<S: Simd, F: Floats<S>>(self, simd: S, floats: F, group: usize, x: &mut [F::Float]) {
         for (packed, x) in self.packed(group).as_chunks().0.iter().zip(x.as_chunks_mut().0) {
             let codes = u128::from(u64::from_le_bytes(*packed));
             let [codes, _] = simd.unpack_halves(&(codes | codes >> 4 << 64).to_le_bytes());
-            simd.store(floats.of(simd, codes), x);
+            floats.of(simd, codes, x);
         }
     }
 }

@@ -8,8 +8,8 @@
 //! ```
 
 use super::{Context, Faults, Groups, Need, Range, Rows};
-use crate::kernels::decode::{Shelf, Tables, Values};
-use crate::kernels::encode::{Fit, LINE, Lines, Pieces, Place, Rule, TILE, Tiles};
+use crate::kernels::decode::{Output, Shelf, Tables, Values};
+use crate::kernels::encode::{Fit, Input, LINE, Lines, Pieces, Place, Rule, TILE, Tiles};
 use crate::kernels::nibbles::{Pack, UNSIGNED, Unpack};
 use crate::kernels::scales::{self, Load, Store};
 use crate::simd::{LANES, Simd};
@@ -186,7 +186,7 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
         context.level.run(Values { rule: R::of(context.global), codes, group: context.group, scales, offsets, x });
     }
 
-    fn encode(&self, context: Context, x: &[f32], groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
+    fn encode(&self, context: Context, x: Input<'_>, groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
         let (rule, dtype, group) = (R::of(context.global), context.scale_dtype, context.group);
         let has_nibbles = self.offsets() == Offsets::Nibbles;
         let whole = if group <= TILE {
@@ -201,9 +201,9 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
         let rest = if is_fused { x.len() / whole * whole } else { 0 };
         let mut faults = Faults::default();
         if rest > 0 {
-            let (place, x) = (Columns::<R, HIGH_FIRST>::new(context, self.offsets(), parts), &x[..rest]);
+            let (place, x) = (Columns::<R, HIGH_FIRST>::new(context, self.offsets(), parts), x.part(0..rest));
             faults |= match group / LANES {
-                _ if group > TILE => context.level.run(Lines { rule, place, x, group, dtype }),
+                _ if group > TILE => context.level.run(Lines { rule, place, x: &x.floats(context.level), group, dtype }),
                 1 => context.level.run(Tiles::<_, _, 1> { rule, place, x, run: 1, dtype }),
                 vectors => context.level.run(Tiles::<_, _, 2> { rule, place, x, run: vectors / 2, dtype }),
             };
@@ -211,20 +211,20 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
         if rest < x.len() {
             let mut parts = self.tails(context, rest, parts);
             groups.resize(self.spec, context, x.len() - rest);
-            faults |= self.quantize(context, &x[rest..], None, groups);
+            faults |= self.quantize(context, &x.part(rest..x.len()).floats(context.level), None, groups);
             self.pack(context, groups, &mut parts);
         }
         faults
     }
 
-    fn decode(&self, context: Context, parts: &[&[u8]], groups: &mut Groups, x: &mut [f32]) {
+    fn decode(&self, context: Context, parts: &[&[u8]], groups: &mut Groups, x: Output<'_>) {
         if context.group.is_multiple_of(LANES) && x.len().is_multiple_of(context.group) {
             let shelf = Stored::<R, HIGH_FIRST>::new(context, self.offsets(), parts);
             return context.level.run(Tables { rule: R::of(context.global), shelf, group: context.group, x, stream: context.stream });
         }
         groups.resize(self.spec, context, x.len());
         self.unpack(context, parts, groups);
-        self.dequantize(context, groups, x);
+        x.fill(context.level, |x| self.dequantize(context, groups, x));
     }
 }
 

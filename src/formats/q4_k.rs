@@ -18,7 +18,7 @@
 
 use super::lines::{BLOCK, GROUPS, HEADER, Quantize, Scan, lines_of};
 use super::{Context, Faults, Groups, Need, Range, Rows};
-use crate::kernels::decode::{Floats, Meaning, Shelf, Tables, Values};
+use crate::kernels::decode::{Floats, Meaning, Output, Shelf, Tables, Values};
 use crate::kernels::lanes::GROUP;
 use crate::kernels::nibbles::UNSIGNED;
 use crate::simd::{LANES, Simd};
@@ -102,7 +102,7 @@ impl Rows for Q4K {
         context.level.run(Values { rule: Line, codes, group: GROUP, scales, offsets, x });
     }
 
-    fn decode(&self, context: Context, parts: &[&[u8]], _: &mut Groups, x: &mut [f32]) {
+    fn decode(&self, context: Context, parts: &[&[u8]], _: &mut Groups, x: Output<'_>) {
         let [blocks] = parts else { unreachable!("the spec names one part") };
         let shelf = Blocks(blocks.as_chunks().0);
         context.level.run(Tables { rule: Line, shelf, group: GROUP, x, stream: context.stream });
@@ -160,10 +160,10 @@ impl Shelf for Blocks<'_> {
     }
 
     #[inline(always)]
-    fn decode<S: Simd>(self, simd: S, floats: impl Floats<S>, group: usize, x: &mut [f32]) {
+    fn decode<S: Simd, F: Floats<S>>(self, simd: S, floats: F, group: usize, x: &mut [F::Float]) {
         for (packed, x) in self.packed(group).as_chunks().0.iter().zip(x.as_chunks_mut().0) {
             let [low, high] = simd.unpack_halves(packed);
-            simd.store(floats.of(simd, if group.is_multiple_of(2) { low } else { high }), x);
+            floats.of(simd, if group.is_multiple_of(2) { low } else { high }, x);
         }
     }
 }

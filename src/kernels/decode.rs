@@ -1,11 +1,15 @@
 //! From codes to floats: `x = values(code, scale, offset)`, the plain IEEE operations of the scheme.
 //!
 //! [`Tables`] computes the 16 floats that a group can hold once, then looks each nibble up, so that every uniform format and
-//! every codebook is the same loop. Where looking up is dear and the numbers are one apart, each float is computed: the same bits. [`Values`] does the same from unpacked codes, for groups of any length.
+//! every codebook is the same loop. Where looking up is dear and the numbers are one apart, each float is computed: the same bits.
+//! For 16-bit floats the 16 are rounded before they are looked up. [`Values`] does the same from unpacked codes, for groups of any length.
 
+use super::convert::{Half, Narrow, half_bits};
 use super::encode::Rule;
 use super::stream::Lines;
+use crate::level::Level;
 use crate::simd::{Kernel, LANES, Simd};
+use std::ops::Range;
 
 /// What stored nibbles stand for: the part of a [`Rule`] that decoding needs, alone where the rule itself is no [`Rule`].
 pub trait Meaning: Copy {
@@ -28,6 +32,44 @@ impl<R: Rule> Meaning for R {
     }
 }
 
+/// Decoded floats, in the dtype that is wanted.
+pub enum Output<'a> {
+    /// Binary32.
+    F32(&'a mut [f32]),
+    /// Rounded half to even, overflow to infinity, as little-endian pairs of bytes.
+    Half(Half, &'a mut [[u8; 2]]),
+}
+
+impl Output<'_> {
+    /// Number of floats.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Output::F32(x) => x.len(),
+            Output::Half(_, halves) => halves.len(),
+        }
+    }
+
+    /// Some of them.
+    pub fn part(&mut self, range: Range<usize>) -> Output<'_> {
+        match self {
+            Output::F32(x) => Output::F32(&mut x[range]),
+            Output::Half(half, halves) => Output::Half(*half, &mut halves[range]),
+        }
+    }
+
+    /// Written by a function that knows f32 only.
+    pub fn fill(self, level: Level, write: impl FnOnce(&mut [f32])) {
+        match self {
+            Output::F32(x) => write(x),
+            Output::Half(half, halves) => {
+                let mut x = vec![0.0; halves.len()];
+                write(&mut x);
+                level.run(Narrow { x: &x, half, halves });
+            }
+        }
+    }
+}
+
 /// Where a format keeps what a group is decoded from.
 pub trait Shelf: Copy {
     /// Whether the nibbles of a byte are 16 elements apart instead of adjacent.
@@ -44,30 +86,33 @@ pub trait Shelf: Copy {
 
     /// The floats of a group of at most [`PIECE`] elements.
     #[inline(always)]
-    fn decode<S: Simd>(self, simd: S, floats: impl Floats<S>, group: usize, x: &mut [f32]) {
-        decode_piece::<S, Self>(simd, floats, self.packed(group), x);
+    fn decode<S: Simd, F: Floats<S>>(self, simd: S, floats: F, group: usize, x: &mut [F::Float]) {
+        decode_piece::<S, Self, F>(simd, floats, self.packed(group), x);
     }
 }
 
 /// What the nibbles of a group stand for.
 pub trait Floats<S: Simd>: Copy {
+    /// `f32`, or a 16-bit float as its two bytes.
+    type Float;
+
     /// The floats of 16 nibbles. Only the low four bits of a lane count.
-    fn of(self, simd: S, nibbles: S::I32) -> S::F32;
+    fn of(self, simd: S, nibbles: S::I32, x: &mut [Self::Float; LANES]);
 
     /// Those of packed nibbles, the low one of a byte first: 8 bytes at a time.
     #[inline(always)]
-    fn of_pairs(self, simd: S, packed: &[u8], x: &mut [f32]) {
+    fn of_pairs(self, simd: S, packed: &[u8], x: &mut [Self::Float]) {
         for (packed, x) in packed.as_chunks::<8>().0.iter().zip(x.as_chunks_mut::<LANES>().0) {
-            simd.store(self.of(simd, simd.unpack_pairs(packed)), x);
+            self.of(simd, simd.unpack_pairs(packed), x);
         }
     }
 
     /// Those of blocks of 16 bytes: the low nibbles of a block, then its high ones.
     #[inline(always)]
-    fn of_halves(self, simd: S, packed: &[u8], x: &mut [f32]) {
+    fn of_halves(self, simd: S, packed: &[u8], x: &mut [Self::Float]) {
         for (packed, x) in packed.as_chunks::<16>().0.iter().zip(x.as_chunks_mut::<{ 2 * LANES }>().0) {
             for (nibbles, x) in simd.unpack_halves(packed).into_iter().zip(x.as_chunks_mut::<LANES>().0) {
-                simd.store(self.of(simd, nibbles), x);
+                self.of(simd, nibbles, x);
             }
         }
     }
@@ -78,9 +123,11 @@ pub trait Floats<S: Simd>: Copy {
 struct LookedUp<S: Simd>(S::F32);
 
 impl<S: Simd> Floats<S> for LookedUp<S> {
+    type Float = f32;
+
     #[inline(always)]
-    fn of(self, simd: S, nibbles: S::I32) -> S::F32 {
-        simd.look_up(self.0, nibbles)
+    fn of(self, simd: S, nibbles: S::I32, x: &mut [f32; LANES]) {
+        simd.store(simd.look_up(self.0, nibbles), x);
     }
 
     #[inline(always)]
@@ -94,6 +141,29 @@ impl<S: Simd> Floats<S> for LookedUp<S> {
     }
 }
 
+/// All 16 of them, computed and rounded to 16 bits once; each lane has its bits.
+#[derive(Clone, Copy)]
+struct Rounded<S: Simd>(S::I32);
+
+impl<S: Simd> Floats<S> for Rounded<S> {
+    type Float = [u8; 2];
+
+    #[inline(always)]
+    fn of(self, simd: S, nibbles: S::I32, halves: &mut [[u8; 2]; LANES]) {
+        simd.look_up_u16(self.0, nibbles, halves);
+    }
+
+    #[inline(always)]
+    fn of_pairs(self, simd: S, packed: &[u8], halves: &mut [[u8; 2]]) {
+        simd.look_up_pairs_u16(self.0, packed, halves);
+    }
+
+    #[inline(always)]
+    fn of_halves(self, simd: S, packed: &[u8], halves: &mut [[u8; 2]]) {
+        simd.look_up_halves_u16(self.0, packed, halves);
+    }
+}
+
 /// Each computed where it is met: the number of a nibble is `(nibble ^ flip) + first`.
 #[derive(Clone, Copy)]
 struct Computed<S: Simd, R> {
@@ -104,13 +174,15 @@ struct Computed<S: Simd, R> {
 }
 
 impl<S: Simd, R: Meaning> Floats<S> for Computed<S, R> {
+    type Float = f32;
+
     #[inline(always)]
-    fn of(self, simd: S, nibbles: S::I32) -> S::F32 {
+    fn of(self, simd: S, nibbles: S::I32, x: &mut [f32; LANES]) {
         // The bits of 2^23 + n are those of 2^23 with n in the lowest places.
         let exponent = simd.splat_i32(Uniform::ONES.to_bits().cast_signed() | self.uniform.flip);
         let number = simd.as_f32(simd.xor(simd.and(nibbles, simd.splat_i32(15)), exponent));
         let number = simd.sub(number, simd.splat(Uniform::ONES - self.uniform.first));
-        self.rule.values(simd, number, self.scale, self.offset)
+        simd.store(self.rule.values(simd, number, self.scale, self.offset), x);
     }
 }
 
@@ -151,8 +223,8 @@ pub struct Tables<'a, R, P> {
     /// Elements of a group.
     pub group: usize,
     /// The floats.
-    pub x: &'a mut [f32],
-    /// Whether they go past the caches.
+    pub x: Output<'a>,
+    /// Whether f32 go past the caches.
     pub stream: bool,
 }
 
@@ -164,29 +236,37 @@ impl<R: Meaning, P: Shelf> Kernel for Tables<'_, R, P> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let (shelf, group, groups) = (self.shelf, self.group, self.x.len() / self.group);
-        if self.stream {
-            let mut lines = Lines::new(self.x);
-            decode_groups(simd, self.rule, shelf, group, groups, &mut lines);
-            lines.finish(simd);
-        } else {
-            decode_groups(simd, self.rule, shelf, group, groups, &mut Direct(self.x));
+        let Tables { rule, shelf, group, x, stream } = self;
+        let groups = x.len() / group;
+        match x {
+            Output::F32(x) if stream => {
+                let mut lines = Lines::new(x);
+                decode_groups(simd, Single, rule, shelf, group, groups, &mut lines);
+                lines.finish(simd);
+            }
+            Output::F32(x) => decode_groups(simd, Single, rule, shelf, group, groups, &mut Direct(x)),
+            Output::Half(half, halves) => decode_groups(simd, half, rule, shelf, group, groups, &mut Direct(halves)),
         }
     }
 }
 
 /// Where decoded floats go, from front to back.
 trait Sink {
+    /// What they are.
+    type Float;
+
     /// The next `len` floats, to be written in full.
-    fn next<S: Simd>(&mut self, simd: S, len: usize) -> &mut [f32];
+    fn next<S: Simd>(&mut self, simd: S, len: usize) -> &mut [Self::Float];
 }
 
 /// Straight to memory.
-struct Direct<'a>(&'a mut [f32]);
+struct Direct<'a, F>(&'a mut [F]);
 
-impl Sink for Direct<'_> {
+impl<F> Sink for Direct<'_, F> {
+    type Float = F;
+
     #[inline(always)]
-    fn next<S: Simd>(&mut self, _: S, len: usize) -> &mut [f32] {
+    fn next<S: Simd>(&mut self, _: S, len: usize) -> &mut [F] {
         let (first, rest) = std::mem::take(&mut self.0).split_at_mut(len);
         self.0 = rest;
         first
@@ -194,15 +274,91 @@ impl Sink for Direct<'_> {
 }
 
 impl Sink for Lines<'_> {
+    type Float = f32;
+
     #[inline(always)]
     fn next<S: Simd>(&mut self, simd: S, len: usize) -> &mut [f32] {
         Lines::next(self, simd, len)
     }
 }
 
+/// One group among those of a shelf.
+#[derive(Clone, Copy)]
+struct Group<P> {
+    shelf: P,
+    elements: usize,
+    index: usize,
+}
+
+/// What the nibbles of a group become.
+trait Wanted: Copy {
+    /// `f32`, or a 16-bit float as its two bytes.
+    type Float;
+
+    /// Decode a group.
+    fn decode_group<S: Simd, R: Meaning, P: Shelf>(
+        self,
+        simd: S,
+        rule: R,
+        scale: S::F32,
+        offset: S::F32,
+        group: Group<P>,
+        out: &mut impl Sink<Float = Self::Float>,
+    );
+}
+
+/// Binary32.
+#[derive(Clone, Copy)]
+struct Single;
+
+impl Wanted for Single {
+    type Float = f32;
+
+    #[inline(always)]
+    fn decode_group<S: Simd, R: Meaning, P: Shelf>(
+        self,
+        simd: S,
+        rule: R,
+        scale: S::F32,
+        offset: S::F32,
+        group: Group<P>,
+        out: &mut impl Sink<Float = f32>,
+    ) {
+        match const { Uniform::of(R::NUMBERS) } {
+            Some(uniform) if !S::HAS_TABLES => decode_group(simd, Computed { rule, scale, offset, uniform }, group, out),
+            _ => decode_group(simd, LookedUp(rule.values(simd, simd.load(&R::NUMBERS), scale, offset)), group, out),
+        }
+    }
+}
+
+impl Wanted for Half {
+    type Float = [u8; 2];
+
+    #[inline(always)]
+    fn decode_group<S: Simd, R: Meaning, P: Shelf>(
+        self,
+        simd: S,
+        rule: R,
+        scale: S::F32,
+        offset: S::F32,
+        group: Group<P>,
+        out: &mut impl Sink<Float = [u8; 2]>,
+    ) {
+        let values = rule.values(simd, simd.load(&R::NUMBERS), scale, offset);
+        decode_group(simd, Rounded(half_bits(simd, self, values)), group, out);
+    }
+}
+
 #[inline(always)]
-fn decode_groups<S: Simd, R: Meaning, P: Shelf>(simd: S, rule: R, shelf: P, group: usize, groups: usize, out: &mut impl Sink) {
-    let numbers = simd.load(&R::NUMBERS);
+fn decode_groups<S: Simd, W: Wanted, R: Meaning, P: Shelf>(
+    simd: S,
+    wanted: W,
+    rule: R,
+    shelf: P,
+    group: usize,
+    groups: usize,
+    out: &mut impl Sink<Float = W::Float>,
+) {
     let (mut scales, mut offsets) = ([0.0; LANES], [0.0; LANES]);
     for first in (0..groups).step_by(LANES) {
         let count = (groups - first).min(LANES);
@@ -210,28 +366,28 @@ fn decode_groups<S: Simd, R: Meaning, P: Shelf>(simd: S, rule: R, shelf: P, grou
         simd.store(shelf.offsets(simd, first, count), &mut offsets);
         for lane in 0..count {
             let (scale, offset) = (simd.splat(scales[lane]), simd.splat(offsets[lane]));
-            match const { Uniform::of(R::NUMBERS) } {
-                Some(uniform) if !S::HAS_TABLES => {
-                    decode_group(simd, Computed { rule, scale, offset, uniform }, shelf, group, first + lane, out);
-                }
-                _ => decode_group(simd, LookedUp(rule.values(simd, numbers, scale, offset)), shelf, group, first + lane, out),
-            }
+            wanted.decode_group(simd, rule, scale, offset, Group { shelf, elements: group, index: first + lane }, out);
         }
     }
 }
 
 #[inline(always)]
-fn decode_group<S: Simd, P: Shelf>(simd: S, floats: impl Floats<S>, shelf: P, group: usize, index: usize, out: &mut impl Sink) {
-    if group <= PIECE {
-        return shelf.decode(simd, floats, index, out.next(simd, group));
+fn decode_group<S: Simd, P: Shelf, F: Floats<S>>(
+    simd: S,
+    floats: F,
+    Group { shelf, elements, index }: Group<P>,
+    out: &mut impl Sink<Float = F::Float>,
+) {
+    if elements <= PIECE {
+        return shelf.decode(simd, floats, index, out.next(simd, elements));
     }
     for packed in shelf.packed(index).chunks(PIECE / 2) {
-        decode_piece::<S, P>(simd, floats, packed, out.next(simd, 2 * packed.len()));
+        decode_piece::<S, P, F>(simd, floats, packed, out.next(simd, 2 * packed.len()));
     }
 }
 
 #[inline(always)]
-fn decode_piece<S: Simd, P: Shelf>(simd: S, floats: impl Floats<S>, packed: &[u8], x: &mut [f32]) {
+fn decode_piece<S: Simd, P: Shelf, F: Floats<S>>(simd: S, floats: F, packed: &[u8], x: &mut [F::Float]) {
     if P::HALVES {
         floats.of_halves(simd, packed, x);
     } else if P::HIGH_FIRST {

@@ -7,10 +7,13 @@
 //! The rule is the format's (see [`Rule`]); the loops are here, twice: [`Tiles`] for groups of 16, 32, ... 512 elements, fused
 //! from the load to the packed bytes, and [`Pieces`] for groups of any length. Both give the same codes and scales.
 
+use super::convert::{Half, Widen, widen_all};
 use super::range::{INFINITE, Keys, Need, Range, Ranges, Running};
 use super::scales::round_to;
+use crate::level::Level;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::spec::ScaleDtype;
+use std::borrow::Cow;
 
 /// The numerics of a format: how a range becomes a scale, a float a code, a code a float.
 ///
@@ -141,6 +144,62 @@ impl<S: Simd> Worst<S> {
     }
 }
 
+/// Elements in the dtype that they are given in.
+#[derive(Clone, Copy)]
+pub enum Input<'a> {
+    /// Binary32.
+    F32(&'a [f32]),
+    /// Little-endian pairs of bytes.
+    Half(Half, &'a [[u8; 2]]),
+}
+
+impl<'a> Input<'a> {
+    /// Number of elements.
+    pub(crate) fn len(self) -> usize {
+        match self {
+            Input::F32(x) => x.len(),
+            Input::Half(_, halves) => halves.len(),
+        }
+    }
+
+    /// Some of them.
+    pub fn part(self, range: std::ops::Range<usize>) -> Input<'a> {
+        match self {
+            Input::F32(x) => Input::F32(&x[range]),
+            Input::Half(half, halves) => Input::Half(half, &halves[range]),
+        }
+    }
+
+    /// All of them as f32.
+    pub fn floats(self, level: Level) -> Cow<'a, [f32]> {
+        match self {
+            Input::F32(x) => Cow::Borrowed(x),
+            Input::Half(half, halves) => {
+                let mut x = vec![0.0; halves.len()];
+                level.run(Widen { halves, half, x: &mut x });
+                Cow::Owned(x)
+            }
+        }
+    }
+
+    /// The elements from `start` on as f32, as many as the buffer holds, and how many bytes after one of them it pays to ask for
+    /// memory: 0 where they are a copy, of what was asked for here.
+    #[inline(always)]
+    fn tile<'t, S: Simd>(&'t self, simd: S, start: usize, buffer: &'t mut [f32]) -> (&'t [f32], usize) {
+        match self {
+            Input::F32(x) => (&x[start..][..buffer.len()], AHEAD),
+            Input::Half(half, halves) => {
+                let halves = &halves[start..][..buffer.len()];
+                for line in halves.as_chunks::<{ 2 * LANES }>().0 {
+                    simd.prefetch(line, AHEAD);
+                }
+                widen_all(simd, *half, halves, buffer);
+                (buffer, 0)
+            }
+        }
+    }
+}
+
 /// Where a format keeps what a tile becomes.
 pub trait Place {
     /// Store the scales and offsets of the groups of tile `tile`: every `run`-th lane.
@@ -167,7 +226,7 @@ pub struct Tiles<'a, R, P, const VECTORS: usize = 2> {
     /// The layout.
     pub place: P,
     /// The elements.
-    pub x: &'a [f32],
+    pub x: Input<'a>,
     /// Sub-blocks of a group: 1, 2, 4, 8 or 16.
     pub run: usize,
     /// The dtype of the scales.
@@ -183,7 +242,10 @@ impl<R: Rule, P: Place, const VECTORS: usize> Kernel for Tiles<'_, R, P, VECTORS
         let quarters = std::hint::black_box(4);
         let nothing = simd.fold_max(simd.splat_i32(0));
         let (mut high, mut low) = ([nothing; 16], [nothing; 16]);
-        for (index, tile) in self.x.chunks_exact(VECTORS * LANES * LANES).enumerate() {
+        let mut buffer = [0.0; TILE];
+        let len = VECTORS * LANES * LANES;
+        for index in 0..self.x.len() / len {
+            let (tile, ahead) = self.x.tile(simd, index * len, &mut buffer[..len]);
             let vectors = tile.as_chunks::<LANES>().0;
             let ends = high.as_chunks_mut::<4>().0.iter_mut().zip(low.as_chunks_mut::<4>().0);
             for (vectors, (high, low)) in vectors.chunks_exact(4 * VECTORS).zip(ends).take(quarters) {
@@ -212,7 +274,7 @@ impl<R: Rule, P: Place, const VECTORS: usize> Kernel for Tiles<'_, R, P, VECTORS
                 for (k, (codes, x)) in (0..8).zip(codes.iter_mut().zip(vectors)) {
                     let lane = (8 * line + k) / VECTORS;
                     let (factor, offset) = (simd.splat(factors[lane]), simd.splat(offsets[lane]));
-                    simd.prefetch(x, AHEAD);
+                    simd.prefetch(x, ahead);
                     *codes = self.rule.codes(simd, simd.load(x), factor, offset);
                 }
                 self.place.codes(simd, 2 * VECTORS * index + line, &codes);

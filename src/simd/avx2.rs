@@ -36,6 +36,13 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     #[allow(unsafe_code, reason = "calls a function with target features")]
+    fn rank(self, v: F32, steps: F32) -> I32 {
+        // SAFETY: an `Avx2` exists only after `new` found these features.
+        unsafe { by_halving(v, steps) }
+    }
+
+    #[inline(always)]
+    #[allow(unsafe_code, reason = "calls a function with target features")]
     fn look_up_pairs(self, table: F32, packed: &[u8], x: &mut [f32]) {
         let ((whole, rest), (whole_x, rest_x)) = (packed.as_chunks(), x.as_chunks_mut());
         if !whole.is_empty() {
@@ -45,6 +52,26 @@ impl Simd for Avx2 {
         for (packed, x) in rest.as_chunks().0.iter().zip(rest_x.as_chunks_mut().0) {
             self.store(self.look_up(table, self.unpack_pairs(packed)), x);
         }
+    }
+
+    #[inline(always)]
+    #[allow(unsafe_code, reason = "calls a function with target features")]
+    fn look_up_pairs_u16(self, table: I32, packed: &[u8], x: &mut [[u8; 2]]) {
+        let ((whole, rest), (whole_x, rest_x)) = (packed.as_chunks(), x.as_chunks_mut());
+        if !whole.is_empty() {
+            // SAFETY: an `Avx2` exists only after `new` found these features.
+            unsafe { pairs_of_u16(table, whole, whole_x) };
+        }
+        for (packed, x) in rest.as_chunks().0.iter().zip(rest_x.as_chunks_mut().0) {
+            self.look_up_u16(table, self.unpack_pairs(packed), x);
+        }
+    }
+
+    #[inline(always)]
+    #[allow(unsafe_code, reason = "an intrinsic")]
+    fn prefetch<T>(self, x: &T, ahead: usize) {
+        // SAFETY: asking for memory reads none of it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(x).wrapping_byte_add(ahead).cast()) }
     }
 
     primitives! {
@@ -163,6 +190,15 @@ impl Simd for Avx2 {
                 from_planes(planes, codes, x);
             }
         } }
+        fn look_up_halves_u16(table: I32, packed: &[u8], x: &mut [[u8; 2]]) { {
+            let [low, high, ..] = planes([_mm256_castsi256_ps(table[0]), _mm256_castsi256_ps(table[1])]);
+            let bytes = _mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15);
+            for (packed, x) in packed.as_chunks::<16>().0.iter().zip(x.as_chunks_mut::<32>().0) {
+                let copies = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(packed.as_ptr().cast())), bytes);
+                let codes = _mm256_and_si256(_mm256_srlv_epi64(copies, _mm256_setr_epi64x(0, 4, 0, 4)), _mm256_set1_epi8(15));
+                from_planes_u16([low, high], codes, x);
+            }
+        } }
         fn pack_bytes(codes: &[u8; 128], bias: u8, packed: &mut [u8; 64]) -> bool { {
             let bias = _mm256_set1_epi8(bias.cast_signed());
             let mut beyond = _mm256_setzero_si256();
@@ -192,7 +228,6 @@ impl Simd for Avx2 {
                 _mm256_stream_si256(to.as_mut_ptr().cast(), _mm256_loadu_si256(from.as_ptr().cast()));
             }
         } }
-        fn prefetch(x: &[f32; 16], ahead: usize) { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_byte_add(ahead).cast()) }
         fn fence() { _mm_sfence() }
     }
 }
@@ -254,6 +289,32 @@ fn run_of(mut v: __m256i, run: usize) -> __m256i {
     v
 }
 
+/// The rank by halving what is left: minus the number of steps found below tells where the next one is looked up.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn by_halving([a, b]: F32, [low, high]: F32) -> I32 {
+    let pick = |v, order: [i32; 8]| {
+        let [i0, i1, i2, i3, i4, i5, i6, i7] = order;
+        _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(i0, i1, i2, i3, i4, i5, i6, i7))
+    };
+    // The step in the middle, those in the middle of either half, of each quarter, of each eighth.
+    let middle = pick(low, [7; 8]);
+    let halves = [pick(low, [3; 8]), pick(high, [3; 8])];
+    let quarters = _mm256_blend_ps::<0b0110_0110>(pick(low, [1, 1, 1, 5, 1, 1, 1, 5]), pick(high, [1, 5, 1, 1, 1, 5, 1, 1]));
+    let eighths = _mm256_blend_ps::<0b0001_1110>(pick(low, [0, 0, 0, 0, 0, 6, 4, 2]), pick(high, [0, 6, 4, 2, 0, 0, 0, 0]));
+    let rank = |v| {
+        let below = |step| _mm256_castps_si256(_mm256_cmp_ps::<_CMP_LT_OQ>(step, v));
+        let twice_and = |found, below| _mm256_add_epi32(_mm256_add_epi32(found, found), below);
+        let first = below(middle);
+        let second = below(_mm256_blendv_ps(halves[0], halves[1], _mm256_castsi256_ps(first)));
+        let found = twice_and(first, second);
+        let found = twice_and(found, below(_mm256_permutevar_ps(quarters, found)));
+        let found = twice_and(found, below(_mm256_permutevar8x32_ps(eighths, found)));
+        _mm256_sub_epi32(_mm256_setzero_si256(), found)
+    };
+    [rank(a), rank(b)]
+}
+
 /// Eight entries of a table of 16: the permutation reads the low three bits of a code, the blend its bit 3.
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -278,6 +339,38 @@ fn pairs_of(table: F32, packed: &[[u8; 16]], x: &mut [[f32; 32]]) {
         let low = _mm256_and_si256(copies, _mm256_set1_epi16(0x000f));
         let high = _mm256_and_si256(_mm256_srli_epi16::<4>(copies), _mm256_set1_epi16(0x0f00));
         from_planes(planes, _mm256_or_si256(low, high), x);
+    }
+}
+
+/// The low 16 bits of an entry of the table for each nibble of 16 bytes, the low one first.
+#[inline]
+#[target_feature(enable = "avx2")]
+#[allow(unsafe_code, reason = "loads")]
+fn pairs_of_u16(table: I32, packed: &[[u8; 16]], x: &mut [[[u8; 2]; 32]]) {
+    let [low, high, ..] = planes([_mm256_castsi256_ps(table[0]), _mm256_castsi256_ps(table[1])]);
+    // Two copies of each byte, in the order that `from_planes_u16` asks for; the second one gives its high nibble.
+    let bytes =
+        _mm256_setr_epi8(0, 0, 1, 1, 2, 2, 3, 3, 8, 8, 9, 9, 10, 10, 11, 11, 4, 4, 5, 5, 6, 6, 7, 7, 12, 12, 13, 13, 14, 14, 15, 15);
+    for (packed, x) in packed.iter().zip(x) {
+        // SAFETY: 16 bytes are read, of an array of 16.
+        let packed = unsafe { _mm_loadu_si128(packed.as_ptr().cast()) };
+        let copies = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(packed), bytes);
+        let low_nibbles = _mm256_and_si256(copies, _mm256_set1_epi16(0x000f));
+        let high_nibbles = _mm256_and_si256(_mm256_srli_epi16::<4>(copies), _mm256_set1_epi16(0x0f00));
+        from_planes_u16([low, high], _mm256_or_si256(low_nibbles, high_nibbles), x);
+    }
+}
+
+/// The words of 32 codes: those of 0 to 7 and 16 to 23 are in the lower half.
+#[inline]
+#[target_feature(enable = "avx2")]
+#[allow(unsafe_code, reason = "stores")]
+fn from_planes_u16([low, high]: [__m256i; 2], codes: __m256i, x: &mut [[u8; 2]; 32]) {
+    let (low, high) = (_mm256_shuffle_epi8(low, codes), _mm256_shuffle_epi8(high, codes));
+    let words = [_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)];
+    for (words, x) in words.into_iter().zip(x.as_chunks_mut::<16>().0) {
+        // SAFETY: 16 pairs of bytes are 32 bytes.
+        unsafe { _mm256_storeu_si256(x.as_mut_ptr().cast(), words) };
     }
 }
 

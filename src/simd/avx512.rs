@@ -44,6 +44,13 @@ impl Simd for Avx512 {
         v
     }
 
+    #[inline(always)]
+    #[allow(unsafe_code, reason = "an intrinsic")]
+    fn prefetch<T>(self, x: &T, ahead: usize) {
+        // SAFETY: asking for memory reads none of it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(x).wrapping_byte_add(ahead).cast()) }
+    }
+
     primitives! {
         fn splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
         fn splat_i32(x: i32) -> __m512i { _mm512_set1_epi32(x) }
@@ -154,7 +161,6 @@ impl Simd for Avx512 {
                 _mm512_stream_si512(to.as_mut_ptr().cast(), _mm512_loadu_si512(from.as_ptr().cast()));
             }
         } }
-        fn prefetch(x: &[f32; 16], ahead: usize) { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_byte_add(ahead).cast()) }
         fn fence() { _mm_sfence() }
     }
 }

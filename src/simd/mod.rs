@@ -85,7 +85,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn stream(self, from: &[u8], to: &mut [u8]);
     /// Ask for the cache line `ahead` bytes after `x`, where the level can. It need not be memory of ours.
     #[inline(always)]
-    fn prefetch(self, _x: &[f32; 16], _ahead: usize) {}
+    fn prefetch<T>(self, _x: &T, _ahead: usize) {}
     /// What was streamed before is visible to other threads before anything that follows.
     fn fence(self);
 
@@ -148,6 +148,18 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn transpose(self, v: &[Self::F32; 16]) -> [Self::F32; 16];
     /// Lane i is `table[codes[i] & 15]`.
     fn look_up(self, table: Self::F32, codes: Self::I32) -> Self::F32;
+    /// How many of the first 15 lanes of `steps`, which ascend, are below each lane of `v`.
+    #[inline(always)]
+    fn rank(self, v: Self::F32, steps: Self::F32) -> Self::I32 {
+        let mut all = [0.0; 16];
+        self.store(steps, &mut all);
+        // A mask is -1: the complement of one more is one less.
+        let mut complement = self.splat_i32(-1);
+        for &step in &all[..15] {
+            complement = self.add_i32(complement, self.less(self.splat(step), v));
+        }
+        self.xor(complement, self.splat_i32(-1))
+    }
 
     /// 128 codes in order, clamped to 0..=15, two a byte, the even one in the low nibble.
     fn pack_pairs(self, codes: &[Self::I32; 8], packed: &mut [u8; 64]);
@@ -170,6 +182,29 @@ pub trait Simd: Copy + Send + Sync + 'static {
         for (packed, x) in packed.as_chunks::<16>().0.iter().zip(x.as_chunks_mut::<{ 2 * LANES }>().0) {
             for (codes, x) in self.unpack_halves(packed).into_iter().zip(x.as_chunks_mut::<LANES>().0) {
                 self.store(self.look_up(table, codes), x);
+            }
+        }
+    }
+    /// The low 16 bits of `table[codes[i] & 15]`, little-endian.
+    #[inline(always)]
+    fn look_up_u16(self, table: Self::I32, codes: Self::I32, x: &mut [[u8; 2]; 16]) {
+        let mut words = [0; 16];
+        self.store_u16(self.bits(self.look_up(self.as_f32(table), codes)), &mut words);
+        *x = words.map(u16::to_le_bytes);
+    }
+    /// The same of every nibble, in the order of [`Simd::look_up_pairs`].
+    #[inline(always)]
+    fn look_up_pairs_u16(self, table: Self::I32, packed: &[u8], x: &mut [[u8; 2]]) {
+        for (packed, x) in packed.as_chunks::<8>().0.iter().zip(x.as_chunks_mut::<LANES>().0) {
+            self.look_up_u16(table, self.unpack_pairs(packed), x);
+        }
+    }
+    /// The same of every nibble, in the order of [`Simd::look_up_halves`].
+    #[inline(always)]
+    fn look_up_halves_u16(self, table: Self::I32, packed: &[u8], x: &mut [[u8; 2]]) {
+        for (packed, x) in packed.as_chunks::<16>().0.iter().zip(x.as_chunks_mut::<{ 2 * LANES }>().0) {
+            for (codes, x) in self.unpack_halves(packed).into_iter().zip(x.as_chunks_mut::<LANES>().0) {
+                self.look_up_u16(table, codes, x);
             }
         }
     }

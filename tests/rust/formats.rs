@@ -1,5 +1,6 @@
 //! Every format: the same bytes at every level and thread count, from every memory order, fused or not, whole or in pieces.
 
+use half::{bf16, f16};
 use proptest::prelude::*;
 use quantize::element::{Dtype, Sink, Source};
 use quantize::engine::{self, NonFinite, Run};
@@ -77,6 +78,42 @@ fn decode(quantized: &Quantized, run: &Run<'_>) -> Vec<u32> {
     let sink = Sink::from_slice(&mut x, &quantized.layout.shape);
     engine::dequantize(&quantized.layout, &quantized.views(), sink, run).unwrap();
     x.into_iter().map(f32::to_bits).collect()
+}
+
+/// A dtype of 16 bits.
+#[derive(Clone, Copy)]
+struct Half {
+    dtype: Dtype,
+    from_f32: fn(f32) -> [u8; 2],
+    to_f32: fn([u8; 2]) -> f32,
+}
+
+const HALVES: [Half; 2] = [
+    Half { dtype: Dtype::F16, from_f32: |x| f16::from_f32(x).to_le_bytes(), to_f32: |bytes| f16::from_le_bytes(bytes).to_f32() },
+    Half { dtype: Dtype::Bf16, from_f32: |x| bf16::from_f32(x).to_le_bytes(), to_f32: |bytes| bf16::from_le_bytes(bytes).to_f32() },
+];
+
+impl Half {
+    /// At an odd address.
+    fn decode(self, quantized: &Quantized, run: &Run<'_>) -> Vec<[u8; 2]> {
+        let mut bytes = vec![7; 2 * quantized.layout.elements() + 2];
+        let first = 1 - bytes.as_ptr().addr() % 2;
+        let bytes = &mut bytes[first..][..2 * quantized.layout.elements()];
+        let sink = Sink::from_bytes(bytes, self.dtype, &quantized.layout.shape);
+        engine::dequantize(&quantized.layout, &quantized.views(), sink, run).unwrap();
+        bytes.as_chunks().0.to_vec()
+    }
+
+    /// With one NaN for all.
+    fn numbers(self, halves: impl IntoIterator<Item = [u8; 2]>) -> Vec<u32> {
+        let number = |bytes| (self.to_f32)(bytes);
+        halves.into_iter().map(|bytes| if number(bytes).is_nan() { 0x7fc0_0000 } else { number(bytes).to_bits() }).collect()
+    }
+
+    /// What floats of these bits are rounded to.
+    fn rounded(self, values: Vec<u32>) -> Vec<u32> {
+        self.numbers(values.into_iter().map(|bits| (self.from_f32)(f32::from_bits(bits))))
+    }
 }
 
 fn run_at(level: Level, threads: usize) -> Run<'static> {
@@ -201,6 +238,63 @@ fn streamed_output_is_the_same() {
             }
             let values: Vec<u32> = rows.iter().flat_map(|row| decode(row, &run_at(Level::detect(), 1))).collect();
             assert!(decode(&whole, &run_at(Level::detect(), 2)) == values, "{layout:?}");
+        }
+    }
+}
+
+#[test]
+fn halves_are_encoded_as_floats_and_decoded_to_rounded_ones() {
+    for half in HALVES {
+        for shape in SHAPES {
+            let halves: Vec<[u8; 2]> = sample(shape.iter().product(), 5).into_iter().map(half.from_f32).collect();
+            let floats: Vec<f32> = halves.iter().map(|&bytes| (half.to_f32)(bytes)).collect();
+            for layout in layouts(shape) {
+                for level in Level::available() {
+                    let run = run_at(level, 1);
+                    let expected = encode(&layout, &Source::from_slice(&floats, shape), &run).unwrap();
+                    let quantized = encode(&layout, &Source::from_bytes(halves.as_flattened(), half.dtype, shape), &run).unwrap();
+                    assert_eq!(quantized.parts, expected.parts, "{layout:?} at {}", level.name());
+                    let rounded = half.rounded(decode(&quantized, &run));
+                    assert_eq!(half.numbers(half.decode(&quantized, &run)), rounded, "{layout:?} at {}", level.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn halves_of_large_arrays_are_those_of_their_floats() {
+    let shape = [5, 4 << 20];
+    let mut x = vec![0; 2 * shape[0] * shape[1] + 2];
+    for half in HALVES {
+        for (name, offset) in [("int4", 0), ("gguf:q4_0", 1), ("bnb:nf4", 2)] {
+            let layout = Layout::new(formats::find(name).unwrap().spec(), &shape, Options::default()).unwrap();
+            let halves: Vec<u8> = sample(shape[0] * shape[1], 12).into_iter().flat_map(half.from_f32).collect();
+            let quantized = encode(&layout, &Source::from_bytes(&halves, half.dtype, &shape), &run_at(Level::detect(), 2)).unwrap();
+            let expected = half.rounded(decode(&quantized, &run_at(Level::detect(), 2)));
+            let bytes = &mut x[offset..][..halves.len()];
+            engine::dequantize(&layout, &quantized.views(), Sink::from_bytes(bytes, half.dtype, &shape), &run_at(Level::detect(), 2))
+                .unwrap();
+            assert!(half.numbers(bytes.as_chunks().0.to_vec()) == expected, "{name} to {}", half.dtype.name());
+        }
+    }
+}
+
+#[test]
+fn halves_that_are_not_finite_are_found_as_floats_are() {
+    let shape = [2, 1024];
+    // The last one is more than float16 holds, which some formats compute in.
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30] {
+        for half in HALVES {
+            let mut halves: Vec<[u8; 2]> = sample(2048, 1).into_iter().map(half.from_f32).collect();
+            halves[1500] = (half.from_f32)(value);
+            let floats: Vec<f32> = halves.iter().map(|&bytes| (half.to_f32)(bytes)).collect();
+            for layout in layouts(&shape) {
+                let told = |source: Source<'_>| encode(&layout, &source, &run_at(Level::detect(), 1)).map_err(|error| error.to_string());
+                let (from_floats, from_halves) =
+                    (told(Source::from_slice(&floats, &shape)), told(Source::from_bytes(halves.as_flattened(), half.dtype, &shape)));
+                assert_eq!(from_halves.map(|q| q.parts), from_floats.map(|q| q.parts), "{layout:?}");
+            }
         }
     }
 }
@@ -348,6 +442,10 @@ proptest! {
             let expected = numbers(decode(&quantized, &run_at(Level::named("scalar").unwrap(), 1)));
             for level in Level::available() {
                 prop_assert_eq!(&numbers(decode(&quantized, &run_at(level, 1))), &expected, "{:?} at {}", quantized.layout, level.name());
+                for half in HALVES {
+                    let halves = half.numbers(half.decode(&quantized, &run_at(level, 1)));
+                    prop_assert_eq!(halves, half.rounded(expected.clone()), "{:?} at {}", quantized.layout, level.name());
+                }
             }
         }
     }

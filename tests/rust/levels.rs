@@ -109,6 +109,17 @@ impl Kernel for Primitives {
         results.push(("look_up_pairs", looked_up.map(bits).to_vec()));
         simd.look_up_halves(a, &pairs[..48], &mut looked_up[..96]);
         results.push(("look_up_halves", looked_up.map(bits).to_vec()));
+        let mut steps = self.b.map(|x| if x.is_nan() { 0.0 } else { x });
+        steps[..15].sort_by(f32::total_cmp);
+        results.push(("rank", integers(simd.rank(a, simd.load(&steps)))));
+        let words = |words: &[[u8; 2]]| words.iter().map(|&word| u32::from(u16::from_le_bytes(word))).collect();
+        let mut looked_up = [[0; 2]; 112];
+        simd.look_up_u16(i, simd.load_i32(&self.integers.map(|i| i >> 9)), looked_up.first_chunk_mut().unwrap());
+        results.push(("look_up_u16", words(&looked_up[..16])));
+        simd.look_up_pairs_u16(i, &pairs[..56], &mut looked_up);
+        results.push(("look_up_pairs_u16", words(&looked_up)));
+        simd.look_up_halves_u16(i, &pairs[..48], &mut looked_up[..96]);
+        results.push(("look_up_halves_u16", words(&looked_up[..96])));
         let fifteen = simd.splat_i32(15);
         results.push(("unpack_pairs", integers(simd.and(simd.unpack_pairs(pairs[8..].first_chunk().unwrap()), fifteen))));
         for half in simd.unpack_halves(pairs[16..].first_chunk().unwrap()) {
