@@ -165,7 +165,12 @@ fn side_files(root: &Path, within: &Path, found: &mut Vec<PathBuf>) -> Result<()
     for entry in fs::read_dir(&folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let path = within.join(entry.file_name());
+        // Those of version control and of downloaders.
+        let is_hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
         // A link to a folder could lead around in circles; a link to a file is how caches hold models.
+        if is_hidden && entry.path().is_dir() {
+            continue;
+        }
         if entry.file_type().map_err(failed)?.is_dir() {
             side_files(root, &path, found)?;
             continue;

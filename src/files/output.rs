@@ -101,7 +101,7 @@ impl Writer {
         Writer { output, starts, missing: tensors.iter().map(Tensor::bytes).collect() }
     }
 
-    /// See [`TensorWriter::write`].
+    /// See `TensorWriter::write`.
     ///
     /// # Errors
     ///
@@ -112,7 +112,7 @@ impl Writer {
         self.output.write(self.starts[index] + offset, bytes)
     }
 
-    /// See [`TensorWriter::finish`].
+    /// See `TensorWriter::finish`.
     ///
     /// # Errors
     ///

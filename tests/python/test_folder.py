@@ -325,6 +325,8 @@ def test_importance_weights_errors_of_the_tensors_that_it_has(model, tmp_path):
 def test_files_beside_the_weights_are_copied(model, tmp_path):
     (model / "1_Pooling").mkdir()
     (model / "1_Pooling" / "config.json").write_text('{"pooling": "mean"}')
+    (model / ".git").mkdir()
+    (model / ".git" / "HEAD").write_text("of version control")
     (tmp_path / "blob").write_text("a template")
     os.symlink(tmp_path / "blob", model / "chat_template.jinja")
     for stale in ("pytorch_model.bin", "model.onnx", "other.safetensors", "other.safetensors.index.json", "quantize_config.json"):
