@@ -21,7 +21,7 @@ use quantize::kernels::decode::Output;
 use quantize::kernels::encode::{Input, RangeOf};
 use quantize::kernels::nibbles::{Pack, SIGNED, Unpack};
 use quantize::kernels::scales;
-use quantize::kernels::sums::Sums;
+use quantize::kernels::sums::SumsOf;
 use quantize::kernels::transpose::{Deinterleave, Interleave, Items, Nibbles, Order};
 use quantize::layout::{Layout, Options as FormatOptions};
 use quantize::level::Level;
@@ -276,7 +276,7 @@ fn other_cases(level: Level, elements: usize) -> Vec<Case> {
     cases.push(case("nibbles unpack", (1, 2), elements, unpack));
     cases.extend(transpose_cases(level, elements));
     let (x, y) = (weights(elements), weights(elements));
-    cases.push(case("sums", (8, 0), 8 * elements, repeatable(move || Sums::of(black_box(&x), black_box(&y)))));
+    cases.push(case("sums", (8, 0), 8 * elements, repeatable(move || level.run(SumsOf { x: black_box(&x), y: black_box(&y) }))));
     cases
 }
 

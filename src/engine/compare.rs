@@ -3,7 +3,7 @@
 use super::{Run, SERIAL};
 use crate::element::Source;
 use crate::error::Result;
-use crate::kernels::sums::Sums;
+use crate::kernels::sums::{Sums, SumsOf};
 use crate::pool;
 use crate::simd::ieee::Ieee;
 
@@ -45,7 +45,7 @@ pub fn compare(reference: &Source<'_>, other: &Source<'_>, run: &Run<'_>) -> Res
                 let len = SPAN.min(end - at);
                 reference.load(run.level, at, &mut x[..len]);
                 other.load(run.level, at, &mut y[..len]);
-                *part = part.then(Sums::of(&x[..len], &y[..len]));
+                *part = part.then(run.level.run(SumsOf { x: &x[..len], y: &y[..len] }));
             }
         }
     })?;

@@ -84,7 +84,9 @@ def test_the_package_reads_what_is_written_and_the_other_way_round(tmp_path):
         assert file.metadata == {key: value for key, (_, value) in contents(tmp_path / "in.gguf")[0].items()}
     qz.convert(tmp_path / "in.gguf", tmp_path / "copy.gguf", format="gguf:q4_0", exclude=["*"])
     assert contents(tmp_path / "copy.gguf") == contents(tmp_path / "in.gguf")
-    qz.convert(tmp_path / "in.gguf", tmp_path / "small.gguf", format="gguf:q4_0")
+    with pytest.raises(qz.PolicyError, match="would change values"):  # of a tensor that is in another format of 4 bits
+        qz.convert(tmp_path / "in.gguf", tmp_path / "small.gguf", format="gguf:q4_0")
+    qz.convert(tmp_path / "in.gguf", tmp_path / "small.gguf", format="gguf:q4_0", include=["w.*"])
     fields, tensors = contents(tmp_path / "small.gguf")
     kept_fields, kept = contents(tmp_path / "in.gguf")
     assert fields.pop("general.quantization_version")[1] == 2

@@ -179,7 +179,7 @@ def test_formats_is_a_table_as_data():
 
 def test_signatures_are_those_of_the_design():
     parameters = {
-        qz.quantize: "array format axis group_size scale_dtype dtype method importance nonfinite out threads options",
+        qz.quantize: "array format axis group_size scale_dtype dtype method importance tolerance nonfinite out threads options",
         qz.dequantize: "q dtype out threads",
         qz.pack: "codes signed out",
         qz.unpack: "packed count signed out",
