@@ -274,8 +274,8 @@ def convert(
     """Quantize the matrices of a safetensors, npy, GGUF or ONNX file, or of a Hugging Face folder, or decode them back.
 
     A tensor is quantized if it is of float16, bfloat16, float32 or float64, has two axes or more and a last axis of at least one
-    group (a multiple of the block where the format has blocks). All others are copied unchanged; the report says why. At most
-    one tensor is in memory at a time. The new file appears under its name when it is whole, and may take the place of the old.
+    group (a multiple of the block where the format has blocks). All others are copied unchanged; the report says why. Tensors
+    are cut into blocks of rows, see ``memory_limit``. The new file appears under its name when it is whole, and may take the place of the old.
 
     A GGUF file becomes a GGUF file. There the tensors that llama.cpp keeps (norms, routers, embeddings of positions and their
     like) are kept, vectors become float32, and a matrix whose rows the block does not divide refuses the job, unless ``fallback``
