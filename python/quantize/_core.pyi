@@ -111,6 +111,7 @@ def convert(
     requantize: bool,
     shard_size: int | None,
     memory_limit: int,
+    resume: bool,
     overwrite: bool,
     threads: int | None,
     progress: Callable[[int, int, str], object] | None,

@@ -265,6 +265,7 @@ def convert(
     dtype: DTypeLike | Literal["bfloat16"] | None = None,
     shard_size: int | None = None,
     memory_limit: int | None = None,
+    resume: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
     threads: int | None = None,
@@ -326,6 +327,9 @@ def convert(
     memory_limit : int, optional
         Bytes that tensors and what they become may take at a time: larger ones are cut between rows. It is refused where a tensor cannot be
         cut so far. Default: a quarter of the memory of the machine or of its control group, at most 2 GiB.
+    resume : bool
+        Keep what is done of a folder if the work ends early, as ``.NAME.partial`` beside the target, and take up what an earlier call with
+        the same source and the same arguments left there. Whole shards are kept; the report knows no errors of their tensors.
     overwrite : bool
         Replace a file that exists. A folder that is not empty is never written into.
     dry_run : bool
@@ -389,6 +393,8 @@ def convert(
     weights = None if importance is None else os.fspath(importance)
     if memory_limit is not None and memory_limit < 1:
         raise ValueError(f"memory_limit is {memory_limit}; expected 1 or more bytes")
+    if resume and not os.path.isdir(source):
+        raise ValueError("resume is True; the source is one file, which is converted anew: expected a folder")
     limit = _memory_limit() if memory_limit is None else memory_limit
     started = time.perf_counter()
 
@@ -415,6 +421,7 @@ def convert(
             requantize,
             shard_size,
             limit,
+            resume,
             overwrite,
             requested(threads),
             callback,

@@ -139,6 +139,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--requantize", action="store_true", help="quantize anew what is quantized already and cannot be held without loss; else it refuses"
     )
+    command.add_argument(
+        "--resume", action="store_true", help="of a folder: keep the shards that are done if the work ends early, and take them up"
+    )
     _add_report(command)
     command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists; it may be IN")
     command.add_argument("--dry-run", action="store_true", help="print the plan, from the header alone; write nothing")
@@ -200,6 +203,7 @@ def _convert(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         shard_size=options.shard_size,
         memory_limit=options.memory_limit,
+        resume=options.resume,
         nonfinite=options.nonfinite,
         include=options.include,
         exclude=options.exclude,

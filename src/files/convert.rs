@@ -62,6 +62,8 @@ pub struct How {
     pub nonfinite: NonFinite,
     /// How scales are chosen.
     pub scales: Scales,
+    /// Whether a folder that was begun by the same job is taken up, and stays if this one ends early.
+    pub resume: bool,
     /// Elements that are in memory at a time, if the tensor can be cut between rows: not those of the layouts that pair rows far apart or
     /// have one group.
     pub block: usize,
@@ -69,7 +71,7 @@ pub struct How {
 
 impl Default for How {
     fn default() -> How {
-        How { nonfinite: NonFinite::Raise, scales: Scales::Nearest, block: BLOCK_ELEMENTS }
+        How { nonfinite: NonFinite::Raise, scales: Scales::Nearest, resume: false, block: BLOCK_ELEMENTS }
     }
 }
 
@@ -336,7 +338,10 @@ impl Plan {
         let writer: Box<dyn TensorWriter + '_> = match &self.head {
             Head::Safetensors(metadata) => Box::new(safetensors::create(Output::create(path, overwrite)?, &self.tensors, metadata)?),
             Head::Gguf(keys) => Box::new(gguf::create(Output::create(path, overwrite)?, &self.tensors, keys)?),
-            Head::Folder(contents) => Box::new(FolderWriter::create(path, contents)?),
+            Head::Folder(contents) => {
+                let fingerprint = how.resume.then(|| self.fingerprint(&file, how));
+                Box::new(FolderWriter::create(path, contents, fingerprint.as_deref())?)
+            }
         };
         let mut conversion = Conversion::new(self, file, writer, how, run);
         let mut effects = Vec::with_capacity(self.steps.len());
@@ -345,6 +350,19 @@ impl Plan {
         }
         conversion.finish()?;
         Ok(effects)
+    }
+
+    /// What a job is told by: what it reads, what it makes of it, how, and who does it.
+    fn fingerprint(&self, file: &Checkpoint, how: &How) -> String {
+        let scales = match &how.scales {
+            Scales::Nearest => "nearest".to_string(),
+            Scales::Searched { importance, fast } => {
+                let importance = importance.as_ref().map(|file| file.container().tensors());
+                format!("searched {fast} {importance:?}")
+            }
+        };
+        let version = env!("CARGO_PKG_VERSION");
+        format!("{version}\n{:?}\n{self:?}\n{:?} {scales}\n", file.container().tensors(), how.nonfinite)
     }
 
     /// The name of the new file must not promise another container.

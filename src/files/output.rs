@@ -146,6 +146,11 @@ pub(crate) trait TensorWriter {
     /// [`Error::Io`].
     fn write(&mut self, index: usize, offset: u64, bytes: &[u8]) -> Result<()>;
 
+    /// Whether tensor `index` was written by an earlier job, so that it need not be written again.
+    fn has(&self, _index: usize) -> bool {
+        false
+    }
+
     /// Put everything under its name, durably.
     ///
     /// # Errors

@@ -165,7 +165,7 @@ type Row = (
 );
 
 /// `convert(source, target, format, group_size, scale_dtype, options, method, importance, nonfinite, include, exclude, keep, fallback,
-/// requantize, shard_size, memory_limit, overwrite, threads, progress)` gives one row a tensor, and the bytes of memory that tensors take
+/// requantize, shard_size, memory_limit, resume, overwrite, threads, progress)` gives one row a tensor, and the bytes of memory that tensors take
 /// at a time. Without a format: back to floats, of `scale_dtype` if there is one. Without a target: the plan alone.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "the options of the public function, one each")]
@@ -187,6 +187,7 @@ pub(super) fn convert(
     requantize: bool,
     shard_size: Option<u64>,
     memory_limit: u64,
+    resume: bool,
     overwrite: bool,
     threads: Option<isize>,
     progress: Option<Py<PyAny>>,
@@ -215,7 +216,7 @@ pub(super) fn convert(
                 plan.shard(size);
             }
             let (block, peak) = plan.within(memory_limit)?;
-            let how = How { nonfinite, scales, block };
+            let how = How { nonfinite, scales, resume, block };
             let effects = match target {
                 None => vec![Effect::default(); plan.steps.len()],
                 Some(target) => {

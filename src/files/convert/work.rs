@@ -82,6 +82,10 @@ impl<'a> Conversion<'a> {
         step: &Step,
         advance: &mut dyn FnMut(u64, &str) -> Result<()>,
     ) -> std::result::Result<Effect, Failure> {
+        if self.writer.has(step.first) {
+            advance(step.bytes_before, &step.name)?;
+            return Ok(Effect::default());
+        }
         let largest = self.shared_largest(step)?;
         let Conversion { file, writer, how, run, .. } = self;
         let entry = &file.entries()[index];

@@ -2,9 +2,13 @@
 //!
 //! Everything is written to a temporary folder beside the target, which is renamed when the last file is in it. A folder that exists
 //! is never written into, unless it is empty: shards of two models in one folder are one broken model.
+//!
+//! A job that can be resumed writes to a folder of a name of its own, `.NAME.partial`, which stays when the job ends early. It holds the
+//! job's fingerprint: shards of another job are not taken up. A lock keeps a second process out.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::ffi::OsString;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -45,9 +49,77 @@ pub(crate) fn shards(steps: impl Iterator<Item = u64>, limit: u64) -> Vec<usize>
     steps.map(&mut place).collect()
 }
 
+/// Where a folder is made.
+enum Workshop {
+    /// Gone with the job.
+    Temporary(TempDir),
+    /// Kept for another one; the lock is held as long as the file is open.
+    Kept(PathBuf, #[expect(dead_code, reason = "it is held, not used")] File),
+}
+
+impl Workshop {
+    fn path(&self) -> &Path {
+        match self {
+            Workshop::Temporary(folder) => folder.path(),
+            Workshop::Kept(folder, _) => folder,
+        }
+    }
+
+    /// The workshop of a job with this fingerprint that will be `target`: with what it has done before.
+    fn kept(target: &Path, fingerprint: &str) -> Result<Workshop> {
+        let mut name = OsString::from(".");
+        name.push(target.file_name().unwrap_or_default());
+        name.push(".partial");
+        let folder = folder_of(target).join(name);
+        let failed = |source| Error::Io { source, path: folder.clone() };
+        fs::create_dir_all(&folder).map_err(failed)?;
+        let lock = File::create(folder.join(LOCK)).map_err(failed)?;
+        lock.try_lock().map_err(|error| match error {
+            fs::TryLockError::WouldBlock => failed(io::Error::new(io::ErrorKind::ResourceBusy, "another process is at work here")),
+            fs::TryLockError::Error(error) => failed(error),
+        })?;
+        if fs::read(folder.join(FINGERPRINT)).ok().as_deref() != Some(fingerprint.as_bytes()) {
+            for entry in fs::read_dir(&folder).map_err(failed)? {
+                let path = entry.map_err(failed)?.path();
+                if path.is_dir() {
+                    fs::remove_dir_all(path).map_err(failed)?;
+                } else if path.file_name().is_some_and(|name| name != LOCK) {
+                    fs::remove_file(path).map_err(failed)?;
+                }
+            }
+            let mut output = Output::create(&folder.join(FINGERPRINT), true)?;
+            output.write(0, fingerprint.as_bytes())?;
+            output.finish()?;
+        }
+        Ok(Workshop::Kept(folder, lock))
+    }
+
+    /// Give the folder its name.
+    fn finish(self, target: &Path) -> Result<()> {
+        let failed = |source| Error::Io { source, path: target.to_path_buf() };
+        if let Workshop::Kept(folder, _) = &self {
+            for name in [FINGERPRINT, LOCK] {
+                fs::remove_file(folder.join(name)).map_err(failed)?;
+            }
+        }
+        fs::rename(self.path(), target).map_err(failed)?;
+        if let Workshop::Temporary(folder) = self {
+            // It is no longer there to be removed.
+            let _ = folder.keep();
+        }
+        sync_folder(target)
+    }
+}
+
+/// What job a kept folder is of.
+const FINGERPRINT: &str = "fingerprint";
+
+/// The file that is locked by the process which writes to a kept folder.
+const LOCK: &str = "lock";
+
 /// A folder in the making; its tensors are written in their order, shard after shard.
 pub(crate) struct FolderWriter<'a> {
-    folder: TempDir,
+    folder: Workshop,
     target: PathBuf,
     contents: &'a Contents,
     /// The shard and the place in it of each tensor.
@@ -57,12 +129,12 @@ pub(crate) struct FolderWriter<'a> {
 }
 
 impl<'a> FolderWriter<'a> {
-    /// Begin a folder that will be `path`.
+    /// Begin a folder that will be `path`; with a fingerprint one that is taken up where an earlier job with the same one ended.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`]: `path` exists and is no empty folder, or its parent is missing or cannot be written.
-    pub(crate) fn create(path: &Path, contents: &'a Contents) -> Result<FolderWriter<'a>> {
+    /// [`Error::Io`]: `path` exists and is no empty folder, its parent is missing or cannot be written, or another process is at work.
+    pub(crate) fn create(path: &Path, contents: &'a Contents, fingerprint: Option<&str>) -> Result<FolderWriter<'a>> {
         let failed = |source| Error::Io { source, path: path.to_path_buf() };
         match fs::read_dir(path).map(|mut entries| entries.next().is_some()) {
             Ok(true) => return Err(failed(io::ErrorKind::AlreadyExists.into())),
@@ -73,7 +145,10 @@ impl<'a> FolderWriter<'a> {
         builder.prefix(".quantize-").suffix(".tmp");
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-        let folder = builder.tempdir_in(folder_of(path)).map_err(failed)?;
+        let folder = match fingerprint {
+            None => Workshop::Temporary(builder.tempdir_in(folder_of(path)).map_err(failed)?),
+            Some(fingerprint) => Workshop::kept(path, fingerprint)?,
+        };
         let places = contents.shards.iter().enumerate().flat_map(|(shard, tensors)| (0..tensors.len()).map(move |place| (shard, place)));
         Ok(FolderWriter { folder, target: path.to_path_buf(), contents, places: places.collect(), open: None })
     }
@@ -102,7 +177,8 @@ impl<'a> FolderWriter<'a> {
 
     fn text(&self, name: &str, value: &Value) -> Result<()> {
         let text = serde_json::to_string_pretty(value).expect("a value of JSON has a text") + "\n";
-        let mut output = Output::create(&self.folder.path().join(name), false)?;
+        // A job that ended here may have written it.
+        let mut output = Output::create(&self.folder.path().join(name), true)?;
         output.write(0, text.as_bytes())?;
         output.finish()
     }
@@ -121,6 +197,12 @@ impl<'a> FolderWriter<'a> {
 }
 
 impl TensorWriter for FolderWriter<'_> {
+    fn has(&self, index: usize) -> bool {
+        let (shard, _) = self.places[index];
+        let is_open = self.open.as_ref().is_some_and(|(open, _)| *open == shard);
+        !is_open && self.folder.path().join(self.shard_name(shard)).exists()
+    }
+
     fn write(&mut self, index: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         let (shard, place) = self.places[index];
         self.open(shard)?.write(place, offset, bytes)
@@ -149,11 +231,7 @@ impl TensorWriter for FolderWriter<'_> {
             self.text(name, value)?;
         }
         let FolderWriter { folder, target, .. } = *self;
-        let failed = |source| Error::Io { source, path: target.clone() };
-        fs::rename(folder.path(), &target).map_err(failed)?;
-        // It is no longer there to be removed.
-        let _ = folder.keep();
-        sync_folder(&target)
+        folder.finish(&target)
     }
 }
 
