@@ -186,3 +186,16 @@ def test_inspect_lists_keys_and_tensors(model, capsys):
     seen = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert seen["metadata"]["tokenizer.ggml.scores"] == [0.5, None, 1, 2, 3]
     assert seen["tensors"][4]["dtype"] == "Q3_K"
+
+
+def test_companions_of_a_mixture_have_no_search(model, tmp_path):
+    path, _ = model
+    report = {tensor.name: tensor for tensor in qz.convert(path, tmp_path / "out.gguf", format="q4_0", method="optimal").tensors}
+    # There is no output, so that the embedding is it.
+    assert (report["token_embd.weight"].format, report["token_embd.weight"].weights) == ("gguf:q6_k", None)
+    assert (report["blk.0.attn_q.weight"].format, report["blk.0.attn_q.weight"].weights) == ("gguf:q4_0", "magnitude")
+    with qz.open(path) as before, qz.open(tmp_path / "out.gguf") as after:
+        embedding = before["token_embd.weight"]
+        assert after["token_embd.weight"].identical(qz.quantize(embedding, "gguf:q6_k"))
+        experts = before["blk.0.ffn_up_exps.weight"]
+        assert after["blk.0.ffn_up_exps.weight"].identical(qz.quantize(experts, "gguf:q4_0", method="optimal", importance="magnitude"))

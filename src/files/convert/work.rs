@@ -246,9 +246,9 @@ impl Rewrite<'_> {
             self.largest = Some(largest(file, entry, (how.block, run))?);
         }
         let weights = how.scales.weights(&entry.name)?;
-        let mut effect = Effect { errors: Some(Sums::default()), replaced: 0, weights: how.scales.named(weights.is_some()) };
-        if self.repack {
-            effect.weights = None;
+        let mut effect = Effect { errors: Some(Sums::default()), ..Effect::default() };
+        if self.is_searched() {
+            effect.weights = how.scales.named(weights.is_some());
         }
         // Elements that are not finite are counted to the end: how many, and the first.
         let mut not_finite: Option<(u64, Vec<usize>, f64)> = None;
@@ -300,6 +300,11 @@ impl Rewrite<'_> {
         }
     }
 
+    /// Whether the scales may be searched for: the companions of 4-bit formats, which mixtures have beside them, have no search.
+    fn is_searched(&self) -> bool {
+        !self.repack && !self.layout.spec.is_companion()
+    }
+
     fn quantize(
         &self,
         source: &Source,
@@ -320,6 +325,7 @@ impl Rewrite<'_> {
         });
         let importance = importance.as_ref().map_or(Importance::Magnitude, Importance::Array);
         let method = match self.how.scales {
+            _ if !self.is_searched() => Method::Nearest,
             Scales::Nearest => Method::Nearest,
             Scales::Searched { fast: false, .. } => Method::Optimal(importance),
             Scales::Searched { fast: true, .. } => Method::Fast(importance),
