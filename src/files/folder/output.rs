@@ -78,15 +78,19 @@ impl Workshop {
             fs::TryLockError::WouldBlock => failed(io::Error::new(io::ErrorKind::ResourceBusy, "another process is at work here")),
             fs::TryLockError::Error(error) => failed(error),
         })?;
-        if fs::read(folder.join(FINGERPRINT)).ok().as_deref() != Some(fingerprint.as_bytes()) {
-            for entry in fs::read_dir(&folder).map_err(failed)? {
-                let path = entry.map_err(failed)?.path();
-                if path.is_dir() {
-                    fs::remove_dir_all(path).map_err(failed)?;
-                } else if path.file_name().is_some_and(|name| name != LOCK) {
-                    fs::remove_file(path).map_err(failed)?;
-                }
+        let is_same = fs::read(folder.join(FINGERPRINT)).ok().as_deref() == Some(fingerprint.as_bytes());
+        for entry in fs::read_dir(&folder).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            // A shard has its name once it is whole; what else an earlier job left, such as a file that it had begun, is made anew.
+            let is_named = |name: &str| path.file_name().is_some_and(|found| found == name);
+            let stays = is_same && (is_named(FINGERPRINT) || path.extension().is_some_and(|ending| ending == "safetensors"));
+            if path.is_dir() {
+                fs::remove_dir_all(path).map_err(failed)?;
+            } else if !stays && !is_named(LOCK) {
+                fs::remove_file(path).map_err(failed)?;
             }
+        }
+        if !is_same {
             let mut output = Output::create(&folder.join(FINGERPRINT), true)?;
             output.write(0, fingerprint.as_bytes())?;
             output.finish()?;
