@@ -339,7 +339,7 @@ impl Plan {
             Head::Safetensors(metadata) => Box::new(safetensors::create(Output::create(path, overwrite)?, &self.tensors, metadata)?),
             Head::Gguf(keys) => Box::new(gguf::create(Output::create(path, overwrite)?, &self.tensors, keys)?),
             Head::Folder(contents) => {
-                let fingerprint = how.resume.then(|| self.fingerprint(&file, how));
+                let fingerprint = how.resume.then(|| self.fingerprint(&file, how)).transpose()?;
                 Box::new(FolderWriter::create(path, contents, fingerprint.as_deref())?)
             }
         };
@@ -353,7 +353,7 @@ impl Plan {
     }
 
     /// What a job is told by: what it reads, what it makes of it, how, and who does it.
-    fn fingerprint(&self, file: &Checkpoint, how: &How) -> String {
+    fn fingerprint(&self, file: &Checkpoint, how: &How) -> Result<String> {
         let scales = match &how.scales {
             Scales::Nearest => "nearest".to_string(),
             Scales::Searched { importance, fast } => {
@@ -362,7 +362,8 @@ impl Plan {
             }
         };
         let version = env!("CARGO_PKG_VERSION");
-        format!("{version}\n{:?}\n{self:?}\n{:?} {scales}\n", file.container().tensors(), how.nonfinite)
+        let stamps = file.container().folder().map(folder::Folder::stamps).transpose()?;
+        Ok(format!("{version}\n{stamps:?}\n{:?}\n{self:?}\n{:?} {scales}\n", file.container().tensors(), how.nonfinite))
     }
 
     /// The name of the new file must not promise another container.

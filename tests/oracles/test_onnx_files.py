@@ -897,7 +897,10 @@ def test_a_full_disk_leaves_nothing(tmp_path, beside):
     source = outside(tmp_path / "in.onnx", made) if beside else write(tmp_path / "in.onnx", made)
     before = sorted(tmp_path.iterdir())
     command = [sys.executable, "-m", "quantize", "convert", str(source), str(tmp_path / "out.onnx"), "--to", NBITS]
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))  # noqa: E731
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, preexec_fn=limit)
     assert done.returncode == cli.IO, done.stderr
     assert sorted(tmp_path.iterdir()) == before

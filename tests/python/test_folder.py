@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -419,13 +420,21 @@ def test_what_is_taken_up_is_of_the_same_job(model, tmp_path):
     done = {name: data for name, data in files(partial).items() if name.endswith(".safetensors")}
     assert len(done) > 1
     assert not (partial / "config.json").exists()
-    # Another job does not take them for its own, whatever they are called.
+    # Another job does not take them for its own, whatever they are called: one with other options, and one of weights that changed.
     for name in done:
         (partial / name).write_bytes(b"of another job")
     qz.convert(model, tmp_path / "out", **job | {"group_size": 64})
     assert not partial.exists()
     qz.convert(model, tmp_path / "expected", **job | {"group_size": 64})
     assert files(tmp_path / "out") == files(tmp_path / "expected")
+
+    with pytest.raises(KeyboardInterrupt):
+        qz.convert(model, tmp_path / "again", progress=stop, **job)
+    shutil.rmtree(model)
+    folder(model, arrays={name: 2 * array for name, array in weights().items()})
+    qz.convert(model, tmp_path / "again", **job)
+    qz.convert(model, tmp_path / "doubled", format="gptq", shard_size=20_000)
+    assert files(tmp_path / "again") == files(tmp_path / "doubled")
 
 
 def test_two_processes_do_not_work_on_one_folder(model, tmp_path):

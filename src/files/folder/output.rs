@@ -102,14 +102,14 @@ impl Workshop {
     fn finish(self, target: &Path) -> Result<()> {
         let failed = |source| Error::Io { source, path: target.to_path_buf() };
         if let Workshop::Kept(folder, _) = &self {
-            for name in [FINGERPRINT, LOCK] {
-                fs::remove_file(folder.join(name)).map_err(failed)?;
-            }
+            fs::remove_file(folder.join(FINGERPRINT)).map_err(failed)?;
         }
         fs::rename(self.path(), target).map_err(failed)?;
-        if let Workshop::Temporary(folder) = self {
+        match self {
             // It is no longer there to be removed.
-            let _ = folder.keep();
+            Workshop::Temporary(folder) => drop(folder.keep()),
+            // Not before: without it a second process would begin in this folder.
+            Workshop::Kept(..) => fs::remove_file(target.join(LOCK)).map_err(failed)?,
         }
         sync_folder(target)
     }
