@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantize._onnx.model import Model
+    from quantize._types import GroupSize
 
 MEASURED = 4 << 20  # elements that are decoded at a time to measure errors
 
@@ -111,7 +112,7 @@ def _errors(floats: NDArray[Any], q: QuantizedArray, threads: int | None) -> tup
         if stop - start < rows:
             shape = (stop - start, columns) if q.axis else (columns, stop - start)
             parts = {name: part[start:stop] for name, part in q.parts.items()}
-            block = from_parts(q.format, parts, shape=shape, axis=q.axis, group_size=q.group_size)  # type: ignore[arg-type] # a number
+            block = from_parts(q.format, parts, shape=shape, axis=q.axis, group_size=cast("GroupSize", q.group_size))
         reference = floats[start:stop] if q.axis else floats[:, start:stop]
         sums.append(_core.compare(reference, False, block.dequantize(threads=threads), False, None, threads))
     *totals, _ = np.sum(sums, axis=0).tolist()
