@@ -1,8 +1,18 @@
-"""Small ONNX models for the tests, made with the onnx package, and what ONNX Runtime computes with them."""
+"""Small ONNX models for the tests, made with the onnx package, what ONNX Runtime computes with them, and what becomes of them."""
 
 import numpy as np
+import onnx
 import onnxruntime as ort
+import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+import quantize as qz
+
+NBITS, QDQ = "onnx:matmulnbits", "onnx:qdq"
+formats = pytest.mark.parametrize("format", [NBITS, QDQ])
+
+# The inputs of most models here.
+GEMM = {"x": (None, 64)}
 
 TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16, np.dtype(np.int64): TensorProto.INT64}
 
@@ -51,3 +61,33 @@ def session(path):
 
 def run(path, **inputs):
     return session(path).run(None, inputs)
+
+
+def floats(*shape, seed=0, dtype=np.float32):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32).astype(dtype)
+
+
+def converted(tmp_path, made, format=NBITS, **options):
+    """The report, the path of the source and that of the result, which is a valid model."""
+    source, target = write(tmp_path / "in.onnx", made), tmp_path / "out.onnx"
+    report = qz.convert(source, target, format=format, **options)
+    onnx.checker.check_model(str(target))
+    assert sorted(tmp_path.iterdir()) == sorted([source, target])
+    return report, source, target
+
+
+def steps(report):
+    return {tensor.name: (tensor.action, tensor.reason) for tensor in report.tensors}
+
+
+def operators(made):
+    return [one.op_type for one in made.graph.node]
+
+
+def decoded(path, name):
+    with qz.open(path) as file:
+        return file[name].dequantize()
+
+
+def two_layers():
+    return model([node("MatMul", "x w", "a"), node("MatMul", "a v", "y")], {"w": floats(64, 64), "v": floats(64, 8, seed=1)}, GEMM)

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from onnx_models import model, node, write
-from test_onnx_files import floats
+from onnx_models import floats, model, node, write
 
 PAGE = (Path(__file__).parents[2] / "docs" / "onnx.md").read_text(encoding="utf-8")
 

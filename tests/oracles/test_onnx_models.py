@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, version_converter
-from onnx_models import run, session, write
+from onnx_models import NBITS, QDQ, run, session, write
 from safetensors.numpy import save_file
-from test_onnx_files import NBITS, QDQ, by_onnxruntime, data_of
+from test_onnx_graph import by_onnxruntime, data_of
 
 import quantize as qz
 
