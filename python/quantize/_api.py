@@ -75,7 +75,8 @@ def quantize(
         inputs of a layer, or of the shape of ``array``. A group of zeros counts as one of equal weights.
     tolerance : float, optional
         By how much of itself the error of a group may be larger than the smallest one with "optimal" in ``gguf:q4_1``, ``mlx`` and
-        ``hqq``: 1e-6 to 1, by default 1e-4. The larger, the faster. All other formats are searched exactly whatever it is.
+        ``hqq``: 1e-6 to 1, by default 1e-4; in ``gguf:q4_k`` before scales are brought to multiples of shared ones, by default 0.1.
+        The larger, the faster. All other formats are searched the same whatever it is.
     nonfinite : "raise", "zero" or "clip"
         What to do with NaN and infinities: raise; make them 0; or give an infinity the group's largest finite magnitude and
         make NaN 0. The last two warn with the count.

@@ -97,18 +97,19 @@ pub fn quantize_sharing(
     let threads = if layout.elements() < SERIAL { 1 } else { run.threads };
     let run = Run { threads, ..*run };
     let search = Search::new(method, source, layout, &run)?;
-    let of_scales = (search.as_ref(), largest);
     match formats::of(layout.spec) {
         Format::Rows(format) => {
-            let (outcome, global) =
-                encode(source, layout, (layout, format), of_scales, nonfinite, &run, |job| job.encode(cut::borrow_mut(parts)))?;
+            let (outcome, global) = encode(source, layout, (layout, format), (search.as_ref(), largest), nonfinite, &run, |job| {
+                job.encode(cut::borrow_mut(parts))
+            })?;
             once::write(layout, global, parts);
             Ok(outcome)
         }
         Format::Woven(weave) => {
             let rows = woven::rows_of(layout, weave);
-            let (outcome, global) =
-                encode(source, layout, (&rows, weave.rows()), of_scales, nonfinite, &run, |job| job.encode_woven(weave, parts))?;
+            let (outcome, global) = encode(source, layout, (&rows, weave.rows()), (search.as_ref(), largest), nonfinite, &run, |job| {
+                job.encode_woven(weave, parts)
+            })?;
             once::write(layout, global, parts);
             Ok(outcome)
         }
@@ -116,10 +117,18 @@ pub fn quantize_sharing(
             let plain = layout.in_format(nest.plain().spec());
             let mut scales = vec![0.0; plain.groups_per_row()];
             let [codes, nested @ ..] = parts else { unreachable!("the spec names codes first") };
-            let (outcome, _) = encode(source, layout, (&plain, nest.plain()), of_scales, nonfinite, &run, |job| {
-                job.encode(cut::borrow_mut(&mut [codes, cast_slice_mut(&mut scales)]))
-            })?;
+            let mut encode = |search: Option<&Search<'_>>, scales: &mut [f32]| {
+                encode(source, layout, (&plain, nest.plain()), (search, None), nonfinite, &run, |job| {
+                    job.encode(cut::borrow_mut(&mut [codes, cast_slice_mut(scales)]))
+                })
+            };
+            let (outcome, _) = encode(None, &mut scales)?;
             nest.nest(run.level, &scales, nested);
+            if let Some(search) = search {
+                // Among the scales that the second level of the rule gives, of which its own are some.
+                encode(Some(&search.among(nest.nested(nested))), &mut scales)?;
+                nest.renest(&scales, nested);
+            }
             once::check_finite(layout, parts)?;
             Ok(outcome)
         }
@@ -181,6 +190,10 @@ pub fn quantize_owned(source: &Source<'_>, layout: Layout) -> Result<Quantized> 
     Ok(quantized)
 }
 
+/// Of the largest magnitude, for which a second level of scales is made where it is searched: an octave, as twice as much shifts all
+/// scales by one exponent. The last one lets the largest group have 4 in place of 6 for its largest element.
+const MULTIPLES: [f32; 4] = [1.0, 1.25, 1.5, 1.75];
+
 struct Job<'a> {
     source: &'a Source<'a>,
     /// The whole source, where it is floats of 32 or 16 bits in order.
@@ -221,7 +234,10 @@ impl Job<'_> {
             if fault {
                 return Ok((Faults { element: true, scale: false }, false));
             }
-            self.global = self.format.global(self.shared.unwrap_or(own));
+            self.global = match (self.search, self.shared) {
+                (Some(search), None) if own > 0.0 => self.best_global(search, own)?,
+                (_, shared) => self.format.global(shared.unwrap_or(own)),
+            };
         }
         if self.grid.elements() == 0 { Ok((Faults::default(), false)) } else { work(self) }
     }
@@ -244,6 +260,42 @@ impl Job<'_> {
             }
         })?;
         Ok(all.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+
+    /// The second level of the smallest error among those for some multiples of the largest magnitude. Errors are added in pieces
+    /// that depend on nothing but the tensor.
+    fn best_global(&self, search: &Search<'_>, largest: f32) -> Result<f32> {
+        const PIECE: usize = 64 * 1024;
+        let globals = MULTIPLES.map(|multiple| self.format.global((multiple * largest).min(f32::MAX)));
+        let len = self.grid.elements();
+        let mut errors = vec![[0.0; MULTIPLES.len()]; len.div_ceil(PIECE)];
+        pool::for_each(errors.iter_mut().enumerate(), self.run.threads, self.run.interrupted, |(piece, errors)| {
+            let Scratch { mut x, mut groups } = Scratch::default();
+            let start = piece * PIECE;
+            x.resize(PIECE.min(len - start), 0.0);
+            self.load_clean(start, &mut x);
+            for (error, global) in errors.iter_mut().zip(globals) {
+                let context = Context { global, ..self.context() };
+                groups.resize(self.rows.spec, context, x.len());
+                *error = search.error(self.format, context, &self.run, start, &x, &mut groups);
+            }
+        })?;
+        let mut totals = [0.0f64; MULTIPLES.len()];
+        for errors in errors {
+            totals.iter_mut().zip(errors).for_each(|(total, error)| *total += error);
+        }
+        let mut best = 0;
+        for other in 1..MULTIPLES.len() {
+            best = if totals[other] < totals[best] { other } else { best };
+        }
+        Ok(globals[best])
+    }
+
+    /// Elements in f32, those that are not finite replaced where a policy says so. The answer is how many were.
+    fn load_clean(&self, start: usize, x: &mut [f32]) -> u64 {
+        self.load(start, x);
+        let Some(policy) = self.policy else { return 0 };
+        x.chunks_mut(self.grid.group).map(|group| clean(group, policy, largest_finite(group))).sum()
     }
 
     /// Elements in f32; what the format cannot take is infinite.
@@ -352,14 +404,9 @@ impl Job<'_> {
         let Scratch { x, groups } = scratch;
         let input = match (self.input, self.policy) {
             (Some(input), None) => input.part(start..start + len),
-            (_, policy) => {
+            _ => {
                 x.resize(len, 0.0);
-                self.load(start, x);
-                if let Some(policy) = policy {
-                    let groups = x.chunks_mut(self.grid.group);
-                    let replaced: u64 = groups.map(|group| clean(group, policy, largest_finite(group))).sum();
-                    self.replaced.fetch_add(replaced, Ordering::Relaxed);
-                }
+                self.replaced.fetch_add(self.load_clean(start, x), Ordering::Relaxed);
                 Input::F32(x)
             }
         };

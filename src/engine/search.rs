@@ -6,8 +6,9 @@ use crate::element::Source;
 use crate::error::{Error, Result};
 use crate::formats::{Context, FORMATS, Faults, Format, Groups, Rows, variants};
 use crate::layout::Layout;
-use crate::search::{LARGEST_GROUP, Problem, Task};
+use crate::search::{LARGEST_GROUP, Nested, Problem, Task};
 use crate::spec::{GroupSize, Spec};
+use std::sync::Arc;
 
 /// How scales are chosen.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,6 +34,8 @@ pub(super) struct Search<'a> {
     weights: Weights<'a>,
     /// Length of the group axis.
     columns: usize,
+    /// The scales that there are, where they are quantized in turn.
+    nested: Option<Arc<Nested>>,
 }
 
 impl<'a> Search<'a> {
@@ -59,7 +62,12 @@ impl<'a> Search<'a> {
             return Err(Error::value("group_size", found, format!("method=\"{name}\" takes groups of up to {LARGEST_GROUP}")));
         }
         let columns = source.shape().last().copied().unwrap_or(1);
-        Ok(Some(Search { problem, weights: Weights::new(importance, source, run)?, columns }))
+        Ok(Some(Search { problem, weights: Weights::new(importance, source, run)?, columns, nested: None }))
+    }
+
+    /// The same among these scales.
+    pub(super) fn among(self, nested: Nested) -> Search<'a> {
+        Search { nested: Some(Arc::new(nested)), ..self }
     }
 
     /// The groups of the elements `x`, which begin at `start`. `groups` has room for them.
@@ -74,6 +82,8 @@ impl<'a> Search<'a> {
     ) -> Faults {
         let mut scratch = Vec::new();
         let weights = self.weights.of(start, x, self.columns, run, &mut scratch);
+        // One pair a block; a format that shares nothing has no blocks.
+        let mut units = vec![[0.0; 2]; if groups.headers.is_empty() { 0 } else { x.len() / format.spec().block(context.group) }];
         let faults = self.problem.solve(Task {
             level: context.level,
             x,
@@ -84,7 +94,10 @@ impl<'a> Search<'a> {
             codes: &mut groups.codes,
             scales: &mut groups.scales,
             offsets: &mut groups.offsets,
+            units: &mut units,
+            nested: self.nested.as_ref().map(|nested| (Arc::clone(nested), start / context.group)),
         });
+        format.write_headers(&units, groups);
         if self.problem.is_rounded_afterwards() {
             keep_the_better(format, context, x, weights, groups);
         }
@@ -108,32 +121,48 @@ impl<'a> Search<'a> {
         }
         faults
     }
+
+    /// The error of what [`Search::quantize`] finds, weighted.
+    pub(super) fn error(&self, format: &dyn Rows, context: Context, run: &Run<'_>, start: usize, x: &[f32], groups: &mut Groups) -> f64 {
+        self.quantize(format, context, run, start, x, groups);
+        let mut scratch = Vec::new();
+        let weights = self.weights.of(start, x, self.columns, run, &mut scratch);
+        errors(format, context, x, weights, groups, x.len())[0]
+    }
 }
 
-/// The format's own groups where their error is smaller.
+/// The format's own groups where their error is smaller; blocks of groups that share a scale are kept whole.
 fn keep_the_better(format: &dyn Rows, context: Context, x: &[f32], weights: Option<&[f32]>, groups: &mut Groups) {
     let mut own = Groups::default();
     own.resize(format.spec(), context, x.len());
     format.quantize(context, x, None, &mut own);
-    let (found, own_errors) = (errors(format, context, x, weights, groups), errors(format, context, x, weights, &own));
-    for group in (0..found.len()).filter(|&group| own_errors[group] < found[group]) {
-        let at = group * context.group..x.len().min((group + 1) * context.group);
-        groups.codes[at.clone()].copy_from_slice(&own.codes[at]);
-        groups.scales[group] = own.scales[group];
-        groups.offsets[group] = own.offsets[group];
+    let size = if groups.headers.is_empty() { context.group } else { format.spec().block(context.group) };
+    let errors = |groups: &Groups| errors(format, context, x, weights, groups, size);
+    let (found, own_errors) = (errors(groups), errors(&own));
+    let (of_block, header) = (size / context.group, format.spec().header_bytes(size));
+    for block in (0..found.len()).filter(|&block| own_errors[block] < found[block]) {
+        let elements = block * size..x.len().min((block + 1) * size);
+        let lines = block * of_block..(block + 1) * of_block;
+        let bytes = block * header..(block + 1) * header;
+        groups.codes[elements.clone()].copy_from_slice(&own.codes[elements]);
+        groups.scales[lines.clone()].copy_from_slice(&own.scales[lines.clone()]);
+        if !own.offsets.is_empty() {
+            groups.offsets[lines.clone()].copy_from_slice(&own.offsets[lines]);
+        }
+        groups.headers[bytes.clone()].copy_from_slice(&own.headers[bytes]);
     }
 }
 
-/// The error of each group.
-fn errors(format: &dyn Rows, context: Context, x: &[f32], weights: Option<&[f32]>, groups: &Groups) -> Vec<f64> {
+/// The error of every `size` elements.
+fn errors(format: &dyn Rows, context: Context, x: &[f32], weights: Option<&[f32]>, groups: &Groups, size: usize) -> Vec<f64> {
     let mut decoded = vec![0.0; x.len()];
     format.dequantize(context, groups, &mut decoded);
     let error = |i: usize| {
         let off = f64::from(x[i]) - f64::from(decoded[i]);
         weights.map_or(1.0, |weights| f64::from(weights[i])) * off * off
     };
-    let starts = (0..x.len()).step_by(context.group);
-    starts.map(|start| (start..x.len().min(start + context.group)).map(error).sum()).collect()
+    let starts = (0..x.len()).step_by(size);
+    starts.map(|start| (start..x.len().min(start + size)).map(error).sum()).collect()
 }
 
 /// What a method searches in a format.

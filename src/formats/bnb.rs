@@ -35,6 +35,7 @@ use crate::kernels::lanes::clamp;
 use crate::kernels::nibbles::UNSIGNED;
 use crate::kernels::range::Ranges;
 use crate::level::Level;
+use crate::search;
 use crate::simd::Simd;
 use crate::spec::{Choice, Codebook, Extent, GroupSizes, NESTED, Part, PartDtype, ScaleDtype, Scheme, Shapes, Spec};
 use std::marker::PhantomData;
@@ -344,6 +345,12 @@ impl<T: Table> Nest for Nested<T> {
                 *code = nearest((scale - mean) * inverse);
             }
         }
+    }
+
+    fn nested(&self, parts: &[&mut [u8]]) -> search::Nested {
+        let [_, nested, offset] = parts else { unreachable!("the spec names three parts after the codes") };
+        let numbers = |bytes: &[u8]| bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect::<Vec<_>>();
+        search::Nested { numbers: &MAP.numbers, largest: numbers(nested), offset: numbers(offset).first().copied().unwrap_or(0.0) }
     }
 
     fn unnest(&self, _: Level, parts: &[&[u8]], scales: &mut [f32]) {

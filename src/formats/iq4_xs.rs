@@ -65,6 +65,13 @@ impl Rows for Iq4Xs {
         context.level.run(Quantize { x, groups })
     }
 
+    fn write_headers(&self, units: &[[f32; 2]], groups: &mut Groups) {
+        let scales = groups.scales.as_chunks::<GROUPS>().0;
+        for ((header, &[unit, _]), scales) in groups.headers.as_chunks_mut().0.iter_mut().zip(units).zip(scales) {
+            *header = pack_header(unit, scales.map(|scale| if unit == 0.0 { 0.0 } else { scale / unit }));
+        }
+    }
+
     fn pack(&self, _: Context, groups: &Groups, parts: &mut [&mut [u8]]) {
         let [blocks] = parts else { unreachable!("the spec names one part") };
         let codes = groups.codes.as_chunks::<BLOCK>().0;
@@ -125,19 +132,23 @@ fn header_of(found: &[f32; GROUPS]) -> ([u8; HEADER], [f32; GROUPS]) {
     let extreme = found.iter().fold(0.0f32, |extreme, &scale| if scale.abs() > extreme.abs() { scale } else { extreme });
     let scale = -extreme / 32.0;
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    let factors = found.map(|found| (inverse * found).round_ties_even().clamp(-32.0, 31.0));
+    (pack_header(scale, factors), factors.map(|factor| scale * factor))
+}
+
+/// The way back from [`scales_of`].
+fn pack_header(scale: f32, factors: [f32; GROUPS]) -> [u8; HEADER] {
     let (mut upper, mut lower) = (0, 0);
-    let exact = std::array::from_fn(|i| {
-        let factor = (inverse * found[i]).round_ties_even().clamp(-32.0, 31.0);
+    for (i, factor) in factors.into_iter().enumerate() {
         let stored = (factor + 32.0) as u16;
         upper |= stored >> 4 << (2 * i);
         lower |= u32::from(stored & 15) << (4 * i);
-        scale * factor
-    });
+    }
     let mut header = [0; HEADER];
     header[..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
     header[2..4].copy_from_slice(&u16::to_le_bytes(upper));
     header[4..].copy_from_slice(&u32::to_le_bytes(lower));
-    (header, exact)
+    header
 }
 
 struct Quantize<'a> {

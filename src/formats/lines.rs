@@ -66,15 +66,25 @@ fn header_of(scales: &[f32], depths: &[f32]) -> [u8; HEADER] {
         // A negative factor wraps, and is then the largest.
         (nearest(unit * value) as u8).min(63)
     };
+    let factors = |largest: f32, values: &[f32]| std::array::from_fn(|i| factor(largest, values[i]));
+    pack_header(scale / 63.0, depth / 63.0, factors(scale, scales), factors(depth, depths))
+}
+
+/// The header of a block from its units, and the scales and minimums that are multiples of them.
+pub(super) fn header_in_units([scale, minimum]: [f32; 2], scales: &[f32], minimums: &[f32]) -> [u8; HEADER] {
+    let factors = |unit: f32, values: &[f32]| std::array::from_fn(|i| (values[i] / unit) as u8);
+    pack_header(scale, 0.0 - minimum, factors(scale, scales), factors(minimum, minimums))
+}
+
+/// The way back from [`lines_of`].
+fn pack_header(scale: f32, minimum: f32, scales: [u8; GROUPS], minimums: [u8; GROUPS]) -> [u8; HEADER] {
     let mut header = [0; HEADER];
-    header[..2].copy_from_slice(&f16::from_f32(scale / 63.0).to_le_bytes());
-    header[2..4].copy_from_slice(&f16::from_f32(depth / 63.0).to_le_bytes());
+    header[..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
+    header[2..4].copy_from_slice(&f16::from_f32(minimum).to_le_bytes());
     for j in 0..4 {
-        let (low_scale, low_depth) = (factor(scale, scales[j]), factor(depth, depths[j]));
-        let (high_scale, high_depth) = (factor(scale, scales[j + 4]), factor(depth, depths[j + 4]));
-        header[4 + j] = low_scale | high_scale >> 4 << 6;
-        header[8 + j] = low_depth | high_depth >> 4 << 6;
-        header[12 + j] = high_scale & 15 | high_depth << 4;
+        header[4 + j] = scales[j] | scales[j + 4] >> 4 << 6;
+        header[8 + j] = minimums[j] | minimums[j + 4] >> 4 << 6;
+        header[12 + j] = scales[j + 4] & 15 | minimums[j + 4] << 4;
     }
     header
 }

@@ -44,6 +44,7 @@ use crate::kernels::blocks::{Block, BlockMut};
 use crate::kernels::decode::Output;
 use crate::kernels::encode::Input;
 use crate::level::Level;
+use crate::search::Nested;
 use crate::spec::{Choice, ScaleDtype, Spec};
 
 /// Every format; the variants that an option selects follow each other, the default first. Python, the documentation, the tests
@@ -179,6 +180,9 @@ pub trait Rows: Sync {
     /// group is longer than a tile and was surveyed before.
     fn quantize(&self, context: Context, x: &[f32], range: Option<Range>, groups: &mut Groups) -> Faults;
 
+    /// The headers of blocks whose scales and minimums are multiples of these units; see [`Groups::headers`].
+    fn write_headers(&self, _units: &[[f32; 2]], _groups: &mut Groups) {}
+
     /// The bytes of groups. Parts that hold one element a group may be empty: then only the codes are wanted.
     fn pack(&self, context: Context, groups: &Groups, parts: &mut [&mut [u8]]);
 
@@ -243,6 +247,17 @@ pub trait Nest: Sync {
 
     /// The parts after the codes from the scales.
     fn nest(&self, level: Level, scales: &[f32], parts: &mut [&mut [u8]]);
+
+    /// The scales that the parts after the codes can hold, whatever their codes.
+    fn nested(&self, parts: &[&mut [u8]]) -> Nested;
+
+    /// Change the codes of the scales to those of `scales`; where it is none of those that there are the code stays.
+    fn renest(&self, scales: &[f32], parts: &mut [&mut [u8]]) {
+        let nested = self.nested(parts);
+        for (group, (&scale, code)) in scales.iter().zip(&mut *parts[0]).enumerate() {
+            *code = nested.code(scale, group).unwrap_or(*code);
+        }
+    }
 
     /// The scales from the parts after the codes.
     fn unnest(&self, level: Level, parts: &[&[u8]], scales: &mut [f32]);

@@ -16,7 +16,7 @@
 //! are rounded against the largest of eight, and the codes made anew: `code = clamp(round((x + minimum * m) / (scale * s)), 0, 15)`.
 //! The sums are taken from the first element to the last. Source: ggml-org/ggml `src/ggml-quants.c`, `quantize_row_q4_K_ref`.
 
-use super::lines::{BLOCK, GROUPS, HEADER, Quantize, Scan, lines_of};
+use super::lines::{BLOCK, GROUPS, HEADER, Quantize, Scan, header_in_units, lines_of};
 use super::{Context, Faults, Groups, Need, Range, Rows};
 use crate::kernels::decode::{Floats, Meaning, Output, Shelf, Tables, Values};
 use crate::kernels::lanes::GROUP;
@@ -61,6 +61,13 @@ impl Rows for Q4K {
 
     fn quantize(&self, context: Context, x: &[f32], _: Option<Range>, groups: &mut Groups) -> Faults {
         context.level.run(Quantize::<Q4K>::new(x, groups))
+    }
+
+    fn write_headers(&self, units: &[[f32; 2]], groups: &mut Groups) {
+        let lines = groups.scales.as_chunks::<GROUPS>().0.iter().zip(groups.offsets.as_chunks::<GROUPS>().0);
+        for ((header, units), (scales, minimums)) in groups.headers.as_chunks_mut().0.iter_mut().zip(units).zip(lines) {
+            *header = header_in_units(*units, scales, minimums);
+        }
     }
 
     fn pack(&self, _: Context, groups: &Groups, parts: &mut [&mut [u8]]) {

@@ -6,7 +6,7 @@ use crate::kernels::codebooks::{ASCENDING, FP4, FP4_ORDER, IQ4, NF4};
 use crate::kernels::lanes::magnitude;
 use crate::simd::Simd;
 
-/// The numbers of a table, any positive multiple of them or, where that is not the same, any negative one.
+/// The numbers of a table, any positive multiple of them or, unless that is the same or not wanted, any negative one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Codebook {
     /// The numbers, ascending.
@@ -17,20 +17,22 @@ pub(super) struct Codebook {
     middles: [f32; 16],
     /// The place of the number of smallest magnitude, which is 0 or more.
     least: usize,
-    /// Whether the negative of every number is one of them too.
-    is_symmetric: bool,
+    /// Whether only positive scales are looked at, as where the negative of every number is one of them too.
+    is_positive: bool,
 }
 
 /// The table of ggml's IQ4 formats.
 pub(super) static OF_IQ4: Codebook = Codebook::new(IQ4, ASCENDING, 8, false);
 /// NF4 of bitsandbytes.
 pub(super) static OF_NF4: Codebook = Codebook::new(NF4, ASCENDING, 7, false);
+/// The same with positive scales alone.
+pub(super) static OF_NF4_POSITIVE: Codebook = Codebook::new(NF4, ASCENDING, 7, true);
 /// FP4 of bitsandbytes.
 pub(super) static OF_FP4: Codebook = Codebook::new(FP4, FP4_ORDER, 7, true);
 
 impl Codebook {
     /// Of the number of each code, and the codes by their numbers, ascending.
-    pub(super) const fn new(of_code: [f32; 16], codes: [u8; 16], least: usize, is_symmetric: bool) -> Self {
+    pub(super) const fn new(of_code: [f32; 16], codes: [u8; 16], least: usize, is_positive: bool) -> Self {
         let (mut numbers, mut middles) = ([0.0; 16], [f32::INFINITY; 16]);
         let mut rank = 0;
         while rank < 16 {
@@ -40,7 +42,7 @@ impl Codebook {
             }
             rank += 1;
         }
-        Codebook { numbers, codes, middles, least, is_symmetric }
+        Codebook { numbers, codes, middles, least, is_positive }
     }
 
     /// The code nearest to `y`, which may be anything.
@@ -110,7 +112,7 @@ impl Line for &'static Codebook {
     }
 
     fn mirrored(self) -> f32 {
-        if self.is_symmetric { f32::INFINITY } else { 0.0 }
+        if self.is_positive { f32::INFINITY } else { 0.0 }
     }
 
     fn full(self) -> f32 {

@@ -8,6 +8,9 @@ use crate::simd::{Kernel, LANES, Simd};
 
 /// A way to find scales.
 pub(super) trait Solver: Copy + Send + Sync + 'static {
+    /// Groups that share something: whole blocks of them are solved together.
+    const BLOCK: usize = 1;
+
     /// The greatest magnitude that a scale is multiplied by.
     fn greatest(self) -> f32;
 
@@ -29,6 +32,16 @@ pub(super) struct Found<S: Simd> {
     pub(super) scale: S::F32,
     /// The zero point or the minimum; 0 where the format has neither.
     pub(super) offset: S::F32,
+    /// What scale and offset are multiples of, where a block of groups shares it; else zeros.
+    pub(super) units: [S::F32; 2],
+}
+
+impl<S: Simd> Found<S> {
+    /// A scale and an offset that stand for themselves.
+    #[inline(always)]
+    pub(super) fn alone(simd: S, scale: S::F32, offset: S::F32) -> Self {
+        Found { scale, offset, units: [simd.splat(0.0); 2] }
+    }
 }
 
 /// Codes and scales of groups.
@@ -55,26 +68,33 @@ impl<P: Solver> Search<'_, P> {
     fn all<S: Simd, const WEIGHTED: bool>(self, simd: S) -> Faults {
         let Search { solver, beyond, bias, task } = self;
         let mut faults = Faults::default();
-        let mut tile = Tile::new(simd, task.dtype, solver.greatest());
+        let mut tile = Tile::new(simd, task.dtype, solver.greatest(), task.nested);
         let mut open = Open::new();
         let group = task.group.min(task.x.len()).max(1);
         let many = LANES * group;
         let out = task.codes.chunks_mut(many).zip(task.scales.chunks_mut(LANES));
-        let mut offsets = task.offsets.chunks_mut(LANES);
+        let (mut offsets, mut units) = (task.offsets.chunks_mut(LANES), task.units.chunks_mut(LANES / P::BLOCK));
         for (index, (x, (codes, scales))) in task.x.chunks(many).zip(out).enumerate() {
-            let stored_offsets = offsets.next().unwrap_or_default();
+            let (stored_offsets, stored_units) = (offsets.next().unwrap_or_default(), units.next().unwrap_or_default());
             let weights = task.weights.map(|weights| &weights[index * many..][..x.len()]);
+            if index > 0 {
+                tile.advance();
+            }
             let mut worst = [0; LANES];
-            simd.store_i32(tile.load(simd, x, weights, group), &mut worst);
+            simd.store_i32(tile.load(simd, x, weights, group, P::BLOCK), &mut worst);
             if worst.iter().any(|&bits| bits >= beyond) {
                 faults.element = true;
                 continue;
             }
-            let Found { scale, offset } = solver.solve::<S, WEIGHTED>(simd, &tile, &mut open);
+            let Found { scale, offset, units } = solver.solve::<S, WEIGHTED>(simd, &tile, &mut open);
             let (found, offsets) = (lanes(simd, scale), lanes(simd, offset));
             scales.copy_from_slice(&found[..scales.len()]);
             for (stored, offset) in stored_offsets.iter_mut().zip(offsets) {
                 *stored = offset + f32::from(bias);
+            }
+            let units = [lanes(simd, units[0]), lanes(simd, units[1])];
+            for (block, stored) in stored_units.iter_mut().enumerate() {
+                *stored = units.map(|units| units[block * P::BLOCK]);
             }
             faults.scale |= scales.iter().chain(&*stored_offsets).any(|stored| stored.is_infinite());
             for ((x, codes), (&scale, offset)) in x.chunks(group).zip(codes.chunks_mut(group)).zip(scales.iter().zip(offsets)) {

@@ -245,7 +245,7 @@ impl<L: Line> Solver for OfLine<L> {
 
     #[inline(always)]
     fn solve<S: Simd, const WEIGHTED: bool>(self, simd: S, tile: &Tile<S>, open: &mut Open) -> Found<S> {
-        Found { scale: solve::<S, L, WEIGHTED>(simd, self.0, tile, open), offset: simd.splat(0.0) }
+        Found::alone(simd, solve::<S, L, WEIGHTED>(simd, self.0, tile, open), simd.splat(0.0))
     }
 
     #[inline(always)]
@@ -256,7 +256,7 @@ impl<L: Line> Solver for OfLine<L> {
 
 /// The scales of the sixteen groups; infinite where the one that leaves no element beyond the numbers is beyond its dtype.
 #[inline(always)]
-fn solve<S: Simd, L: Line, const WEIGHTED: bool>(simd: S, levels: L, tile: &Tile<S>, open: &mut Open) -> S::F32 {
+pub(super) fn solve<S: Simd, L: Line, const WEIGHTED: bool>(simd: S, levels: L, tile: &Tile<S>, open: &mut Open) -> S::F32 {
     let (zero, one) = (simd.splat(0.0), simd.splat(1.0));
     let mut best = Best::<S> { error: tile.energy, scale: zero, branch: one };
     let is_empty = simd.equal(tile.largest(simd), zero);

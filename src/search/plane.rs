@@ -100,22 +100,22 @@ const MOST_CUTS: usize = 2000;
 const FLOOR: f32 = 1e-12;
 
 /// Sixteen groups around their means.
-struct Centred<'a, S: Simd> {
-    tile: &'a Tile<S>,
+pub(super) struct Centred<'a, S: Simd> {
+    pub(super) tile: &'a Tile<S>,
     x: Vec<S::F32>,
-    mean: S::F32,
+    pub(super) mean: S::F32,
     /// Smallest and largest, the former negated.
     below: S::F32,
     above: S::F32,
     /// sum w x^2
-    energy: S::F32,
+    pub(super) energy: S::F32,
     /// sum w
-    weight: S::F32,
+    pub(super) weight: S::F32,
 }
 
 impl<'a, S: Simd> Centred<'a, S> {
     #[inline(always)]
-    fn new(simd: S, tile: &'a Tile<S>) -> Self {
+    pub(super) fn new(simd: S, tile: &'a Tile<S>) -> Self {
         let (zero, one) = (simd.splat(0.0), simd.splat(1.0));
         let (mut sum, mut weight) = (zero, zero);
         for (i, x) in tile.x.iter().enumerate() {
@@ -137,21 +137,58 @@ impl<'a, S: Simd> Centred<'a, S> {
         }
         Centred { tile, x: centred, mean, below, above, energy, weight }
     }
+
+    /// Largest less smallest; 1 where all are the same.
+    #[inline(always)]
+    pub(super) fn span(&self, simd: S) -> S::F32 {
+        let span = simd.add(self.below, self.above);
+        simd.select(simd.equal(span, simd.splat(0.0)), simd.splat(1.0), span)
+    }
+
+    /// The magnitude of the smallest.
+    #[inline(always)]
+    pub(super) fn lowest(&self, simd: S) -> S::F32 {
+        magnitude(simd, simd.sub(self.mean, self.below))
+    }
 }
 
-/// The best that was found.
-struct Best<S: Simd> {
-    /// The smallest error of any scale and minimum, and these; the minimum less the mean.
-    error: S::F32,
-    scale: S::F32,
-    minimum: S::F32,
-    /// The smallest error of those that can be stored, and these.
-    stored_error: S::F32,
-    stored_scale: S::F32,
-    stored_offset: S::F32,
+/// The scale and the minimum that are the best for some codes.
+pub(super) struct Fit<S: Simd> {
+    pub(super) error: S::F32,
+    pub(super) scale: S::F32,
+    /// Less the mean.
+    pub(super) minimum: S::F32,
+    /// The mean of the codes, and sum w (q - mean)^2.
+    pub(super) q_mean: S::F32,
+    pub(super) variance: S::F32,
+    /// sum w q
+    q1: S::F32,
+    /// sum w q^2
+    qq: S::F32,
 }
 
-impl<S: Simd> Best<S> {
+/// What is made of the fits that a search comes by.
+pub(super) trait Keep<S: Simd> {
+    /// One more.
+    fn keep(&mut self, simd: S, group: &Centred<'_, S>, fit: &Fit<S>);
+}
+
+/// The smallest error of any scale and minimum, and these.
+pub(super) struct Best<S: Simd, K> {
+    pub(super) error: S::F32,
+    pub(super) scale: S::F32,
+    /// Less the mean.
+    pub(super) minimum: S::F32,
+    pub(super) kept: K,
+}
+
+impl<S: Simd, K> Best<S, K> {
+    /// Every element the mean, and the scale where a search begins if nothing is better.
+    #[inline(always)]
+    pub(super) fn new(simd: S, group: &Centred<'_, S>, scale: S::F32, kept: K) -> Self {
+        Best { error: group.energy, scale, minimum: simd.splat(0.0), kept }
+    }
+
     /// What a bound must be below for a box to be worth a look.
     #[inline(always)]
     fn limit(&self, simd: S, group: &Centred<'_, S>, tolerance: f32) -> S::F32 {
@@ -179,7 +216,7 @@ type Cut = [f32; 9];
 impl<S: Simd> Boxes<S> {
     /// What no error within is smaller than.
     #[inline(always)]
-    fn bound(&self, simd: S, group: &Centred<'_, S>, best: &Best<S>) -> S::F32 {
+    fn bound<K>(&self, simd: S, group: &Centred<'_, S>, best: &Best<S, K>) -> S::F32 {
         let (ds, dv) = (simd.sub(self.s1, self.s2), simd.sub(self.v2, self.v1));
         let (width1, width2) = (simd.mul(self.s1, dv), simd.mul(self.s2, dv));
         let greater = chord(simd, self.e11, self.e12, simd.mul(group.weight, simd.mul(width1, width1)));
@@ -218,29 +255,22 @@ impl Solver for Plane {
 
     #[inline(always)]
     fn solve<S: Simd, const WEIGHTED: bool>(self, simd: S, tile: &Tile<S>, _: &mut Open) -> Found<S> {
-        let (zero, one) = (simd.splat(0.0), simd.splat(1.0));
         let group = Centred::new(simd, tile);
-        let span = simd.add(group.below, group.above);
-        let is_flat = simd.equal(span, zero);
-        let span = simd.select(is_flat, one, span);
-        let mut best = self.flat(simd, &group, simd.div(span, simd.splat(15.0)));
-        self.quick::<S, WEIGHTED>(simd, &group, span, &mut best);
+        let span = group.span(simd);
+        let full = simd.div(span, simd.splat(15.0));
+        let mut best = Best::new(simd, &group, full, Stored::mean(simd, self.offset, &group));
+        quick::<S, _, WEIGHTED>(simd, &group, span, &mut best);
         if let Some(tolerance) = self.tolerance {
-            let mut stacks: [Vec<Cut>; LANES] = std::array::from_fn(|_| Vec::with_capacity(64));
-            let limit = best.limit(simd, &group, tolerance);
-            whole::<S, WEIGHTED>(simd, &group, span, &best, limit, &mut stacks);
-            clipped::<S, WEIGHTED>(simd, &group, span, &best, limit, &mut stacks);
-            self.cut::<S, WEIGHTED>(simd, &group, tolerance, &mut stacks, &mut best);
+            prove::<S, _, WEIGHTED>(simd, &group, span, tolerance, &mut best);
         }
         let infinite = simd.splat(f32::INFINITY);
-        let full = simd.div(span, simd.splat(15.0));
-        let scale = simd.select(tile.overflows(simd, full), infinite, best.stored_scale);
-        let lowest = magnitude(simd, simd.sub(group.mean, group.below));
+        let Best { kept: Stored { scale, number, .. }, .. } = best;
+        let scale = simd.select(tile.overflows(simd, full), infinite, scale);
         let offset = match self.offset {
-            Offset::Minimum => simd.select(tile.overflows(simd, lowest), infinite, best.stored_offset),
-            Offset::ZeroPoint => best.stored_offset,
+            Offset::Minimum => simd.select(tile.overflows(simd, group.lowest(simd)), infinite, number),
+            Offset::ZeroPoint => number,
         };
-        Found { scale, offset }
+        Found::alone(simd, scale, offset)
     }
 
     #[inline(always)]
@@ -253,13 +283,21 @@ impl Solver for Plane {
     }
 }
 
-impl Plane {
+/// The best of what can be stored: its error, the scale and the minimum or zero point.
+struct Stored<S: Simd> {
+    offset: Offset,
+    error: S::F32,
+    scale: S::F32,
+    number: S::F32,
+}
+
+impl<S: Simd> Stored<S> {
     /// Every element the mean.
     #[inline(always)]
-    fn flat<S: Simd>(self, simd: S, group: &Centred<'_, S>, scale: S::F32) -> Best<S> {
+    fn mean(simd: S, offset: Offset, group: &Centred<'_, S>) -> Self {
         let (zero, one) = (simd.splat(0.0), simd.splat(1.0));
         let tile = group.tile;
-        let (stored_scale, stored_offset, mean) = match self.offset {
+        let (scale, number, mean) = match offset {
             Offset::Minimum => {
                 let minimum = tile.rounded(simd, group.mean);
                 (zero, minimum, tile.of_lane(simd, minimum))
@@ -273,65 +311,24 @@ impl Plane {
             }
         };
         let off = simd.sub(mean, group.mean);
-        let stored_error = simd.add(group.energy, simd.mul(group.weight, simd.mul(off, off)));
-        Best { error: group.energy, scale, minimum: zero, stored_error, stored_scale, stored_offset }
+        let error = simd.add(group.energy, simd.mul(group.weight, simd.mul(off, off)));
+        Stored { offset, error, scale, number }
     }
+}
 
-    /// Look at a scale and a place, and at the best scale and minimum of the codes that they lead to. The answer is the error there.
+impl<S: Simd> Keep<S> for Stored<S> {
+    /// Round it to what can be stored: the scale, then the best minimum with it.
     #[inline(always)]
-    fn look<S: Simd, const WEIGHTED: bool>(self, simd: S, group: &Centred<'_, S>, scale: S::F32, v: S::F32, best: &mut Best<S>) -> S::F32 {
-        let (zero, one) = (simd.splat(0.0), simd.splat(1.0));
-        let t = simd.div(one, scale);
-        let (mut rr, mut r1, mut rq, mut q1, mut qq) = (zero, zero, zero, zero, zero);
-        let weights = if WEIGHTED { &group.tile.weights[..] } else { &group.x[..] };
-        for (x, weight) in group.x.iter().zip(weights) {
-            let y = simd.add(simd.mul(*x, t), v);
-            let q = nearest(simd, y);
-            let r = simd.sub(y, q);
-            let (wr, wq) = if WEIGHTED { (simd.mul(*weight, r), simd.mul(*weight, q)) } else { (r, q) };
-            rr = simd.add(rr, simd.mul(wr, r));
-            r1 = simd.add(r1, wr);
-            rq = simd.add(rq, simd.mul(wr, q));
-            q1 = simd.add(q1, wq);
-            qq = simd.add(qq, simd.mul(wq, q));
+    fn keep(&mut self, simd: S, group: &Centred<'_, S>, fit: &Fit<S>) {
+        if !simd.any(simd.less(fit.error, self.error)) {
+            return;
         }
-        // r ~ a + b q
-        let (r_mean, q_mean) = (simd.div(r1, group.weight), simd.div(q1, group.weight));
-        let variance = simd.sub(qq, simd.mul(q_mean, q1));
-        let covariance = simd.sub(rq, simd.mul(r_mean, q1));
-        let b = simd.select(simd.less(zero, variance), simd.div(covariance, variance), zero);
-        let a = simd.sub(r_mean, simd.mul(b, q_mean));
-        let left = simd.sub(simd.sub(rr, simd.mul(r_mean, r1)), simd.mul(b, covariance));
-        let square = simd.mul(scale, scale);
-        let error = simd.mul(square, simd.select(simd.less(left, zero), zero, left));
-        let free = simd.add(scale, simd.mul(scale, b));
-        let minimum = simd.mul(scale, simd.sub(a, v));
-        let is_better = simd.and(simd.less(error, best.error), simd.less(zero, free));
-        best.error = simd.select(is_better, error, best.error);
-        best.scale = simd.select(is_better, free, best.scale);
-        best.minimum = simd.select(is_better, minimum, best.minimum);
-        if simd.any(simd.less(error, best.stored_error)) {
-            self.store(simd, group, (free, minimum, error), (q_mean, q1, qq), best);
-        }
-        simd.mul(square, rr)
-    }
-
-    /// Round the best scale and minimum of some codes to what can be stored: the scale, then the best minimum with it.
-    #[inline(always)]
-    fn store<S: Simd>(
-        self,
-        simd: S,
-        group: &Centred<'_, S>,
-        (free, minimum, error): (S::F32, S::F32, S::F32),
-        (q_mean, q1, qq): (S::F32, S::F32, S::F32),
-        best: &mut Best<S>,
-    ) {
         let (zero, tile) = (simd.splat(0.0), group.tile);
-        let stored_scale = tile.stored(simd, free);
+        let stored_scale = tile.stored(simd, fit.scale);
         let scale = tile.of_lane(simd, stored_scale);
-        let ds = simd.sub(free, scale);
-        let wanted = simd.add(simd.add(minimum, simd.mul(ds, q_mean)), group.mean);
-        let (stored_offset, effective) = match self.offset {
+        let ds = simd.sub(fit.scale, scale);
+        let wanted = simd.add(simd.add(fit.minimum, simd.mul(ds, fit.q_mean)), group.mean);
+        let (number, effective) = match self.offset {
             Offset::Minimum => {
                 let stored = tile.rounded(simd, wanted);
                 (stored, tile.of_lane(simd, stored))
@@ -341,114 +338,199 @@ impl Plane {
                 (stored, simd.mul(simd.sub(zero, stored), scale))
             }
         };
-        let dm = simd.sub(simd.add(minimum, group.mean), effective);
+        let dm = simd.sub(simd.add(fit.minimum, group.mean), effective);
         let twice = simd.add(dm, dm);
-        let of_scale = simd.mul(ds, simd.add(simd.mul(ds, qq), simd.mul(twice, q1)));
+        let of_scale = simd.mul(ds, simd.add(simd.mul(ds, fit.qq), simd.mul(twice, fit.q1)));
         let more = simd.add(of_scale, simd.mul(group.weight, simd.mul(dm, dm)));
-        let error = simd.add(error, simd.select(simd.less(more, zero), zero, more));
-        let is_better = simd.and(simd.less(error, best.stored_error), simd.less(zero, scale));
-        best.stored_error = simd.select(is_better, error, best.stored_error);
-        best.stored_scale = simd.select(is_better, stored_scale, best.stored_scale);
-        best.stored_offset = simd.select(is_better, stored_offset, best.stored_offset);
+        let error = simd.add(fit.error, simd.select(simd.less(more, zero), zero, more));
+        let is_better = simd.and(simd.less(error, self.error), simd.less(zero, scale));
+        self.error = simd.select(is_better, error, self.error);
+        self.scale = simd.select(is_better, stored_scale, self.scale);
+        self.number = simd.select(is_better, number, self.number);
     }
+}
 
-    /// Some two dozen looks around where the best ones are.
-    #[inline(always)]
-    fn quick<S: Simd, const WEIGHTED: bool>(self, simd: S, group: &Centred<'_, S>, span: S::F32, best: &mut Best<S>) {
-        for (multiple, part) in STARTS {
-            // The smallest element is at -0.5 to 15.5 less the span where all fit, else at 0.5 more than 15 less the span to 0.5.
-            let (first, last) = if multiple < 15.0 { (-0.499, 15.499 - multiple) } else { (14.5 - multiple, 0.5) };
-            let scale = simd.div(span, simd.splat(multiple));
-            let v = simd.add(simd.div(group.below, scale), simd.splat(first + (last - first) * part));
-            self.look::<S, WEIGHTED>(simd, group, scale, v, best);
-        }
-        for step in STEPS {
-            self.again::<S, WEIGHTED>(simd, group, step, best);
-        }
+/// Look at a scale and a place, and at the best scale and minimum of the codes that they lead to. The answer is the error there.
+#[inline(always)]
+pub(super) fn look<S: Simd, K: Keep<S>, const WEIGHTED: bool>(
+    simd: S,
+    group: &Centred<'_, S>,
+    scale: S::F32,
+    v: S::F32,
+    best: &mut Best<S, K>,
+) -> S::F32 {
+    let (zero, one) = (simd.splat(0.0), simd.splat(1.0));
+    let t = simd.div(one, scale);
+    let (mut rr, mut r1, mut rq, mut q1, mut qq) = (zero, zero, zero, zero, zero);
+    let weights = if WEIGHTED { &group.tile.weights[..] } else { &group.x[..] };
+    for (x, weight) in group.x.iter().zip(weights) {
+        let y = simd.add(simd.mul(*x, t), v);
+        let q = nearest(simd, y);
+        let r = simd.sub(y, q);
+        let (wr, wq) = if WEIGHTED { (simd.mul(*weight, r), simd.mul(*weight, q)) } else { (r, q) };
+        rr = simd.add(rr, simd.mul(wr, r));
+        r1 = simd.add(r1, wr);
+        rq = simd.add(rq, simd.mul(wr, q));
+        q1 = simd.add(q1, wq);
+        qq = simd.add(qq, simd.mul(wq, q));
     }
+    // r ~ a + b q
+    let (r_mean, q_mean) = (simd.div(r1, group.weight), simd.div(q1, group.weight));
+    let variance = simd.sub(qq, simd.mul(q_mean, q1));
+    let covariance = simd.sub(rq, simd.mul(r_mean, q1));
+    let b = simd.select(simd.less(zero, variance), simd.div(covariance, variance), zero);
+    let a = simd.sub(r_mean, simd.mul(b, q_mean));
+    let left = simd.sub(simd.sub(rr, simd.mul(r_mean, r1)), simd.mul(b, covariance));
+    let square = simd.mul(scale, scale);
+    let error = simd.mul(square, simd.select(simd.less(left, zero), zero, left));
+    let free = simd.add(scale, simd.mul(scale, b));
+    let minimum = simd.mul(scale, simd.sub(a, v));
+    let is_better = simd.and(simd.less(error, best.error), simd.less(zero, free));
+    best.error = simd.select(is_better, error, best.error);
+    best.scale = simd.select(is_better, free, best.scale);
+    best.minimum = simd.select(is_better, minimum, best.minimum);
+    best.kept.keep(simd, group, &Fit { error, scale: free, minimum, q_mean, variance, q1, qq });
+    simd.mul(square, rr)
+}
 
-    /// Look near the best one.
-    #[inline(always)]
-    fn again<S: Simd, const WEIGHTED: bool>(self, simd: S, group: &Centred<'_, S>, (of_scale, of_v): (f32, f32), best: &mut Best<S>) {
-        let v = simd.add(simd.div(simd.sub(simd.splat(0.0), best.minimum), best.scale), simd.splat(of_v));
-        let scale = simd.div(best.scale, simd.splat(1.0 + of_scale));
-        self.look::<S, WEIGHTED>(simd, group, scale, v, best);
+/// Some two dozen looks around where the best ones are.
+#[inline(always)]
+pub(super) fn quick<S: Simd, K: Keep<S>, const WEIGHTED: bool>(simd: S, group: &Centred<'_, S>, span: S::F32, best: &mut Best<S, K>) {
+    for from in STARTS {
+        start::<S, K, WEIGHTED>(simd, group, span, from, best);
     }
+    for step in STEPS {
+        again::<S, K, WEIGHTED>(simd, group, step, best);
+    }
+}
 
-    /// Cut what is open until nothing is.
-    #[inline(always)]
-    fn cut<S: Simd, const WEIGHTED: bool>(
-        self,
-        simd: S,
-        group: &Centred<'_, S>,
-        tolerance: f32,
-        stacks: &mut [Vec<Cut>; LANES],
-        best: &mut Best<S>,
-    ) {
-        // A lane without a box cuts the one that it cut before, which does no harm.
-        let mut current = [[1.0; 9]; LANES];
-        let (sides, weights) = (simd.sqrt(group.energy), simd.sqrt(group.weight));
-        let half = simd.splat(0.5);
-        for _ in 0..MOST_CUTS {
-            let limits = lanes(simd, best.limit(simd, group, tolerance));
-            let mut is_cut = [0; LANES];
-            for (lane, stack) in stacks.iter_mut().enumerate() {
-                while let Some(cut) = stack.pop() {
-                    if cut[8] < limits[lane] {
-                        current[lane] = cut;
-                        is_cut[lane] = -1;
-                        break;
-                    }
+/// Looks at `count` places all over where the best ones may be, evenly in two dimensions.
+#[inline(always)]
+pub(super) fn spread<S: Simd, K: Keep<S>, const WEIGHTED: bool>(
+    simd: S,
+    group: &Centred<'_, S>,
+    span: S::F32,
+    count: u8,
+    best: &mut Best<S, K>,
+) {
+    for step in 1..=count {
+        let [of_scale, of_v] = [0.754_877_7, 0.569_840_3].map(|part: f32| (part * f32::from(step)).fract());
+        start::<S, K, WEIGHTED>(simd, group, span, (13.0 + 5.5 * of_scale, of_v), best);
+    }
+}
+
+/// Look at a start: span / scale, and how far through the range of places that clip least.
+#[inline(always)]
+fn start<S: Simd, K: Keep<S>, const WEIGHTED: bool>(
+    simd: S,
+    group: &Centred<'_, S>,
+    span: S::F32,
+    (multiple, part): (f32, f32),
+    best: &mut Best<S, K>,
+) {
+    // The smallest element is at -0.5 to 15.5 less the span where all fit, else at 0.5 more than 15 less the span to 0.5.
+    let (first, last) = if multiple < 15.0 { (-0.499, 15.499 - multiple) } else { (14.5 - multiple, 0.5) };
+    let scale = simd.div(span, simd.splat(multiple));
+    let v = simd.add(simd.div(group.below, scale), simd.splat(first + (last - first) * part));
+    look::<S, K, WEIGHTED>(simd, group, scale, v, best);
+}
+
+/// Look near the best one.
+#[inline(always)]
+fn again<S: Simd, K: Keep<S>, const WEIGHTED: bool>(simd: S, group: &Centred<'_, S>, (of_scale, of_v): (f32, f32), best: &mut Best<S, K>) {
+    let v = simd.add(simd.div(simd.sub(simd.splat(0.0), best.minimum), best.scale), simd.splat(of_v));
+    let scale = simd.div(best.scale, simd.splat(1.0 + of_scale));
+    look::<S, K, WEIGHTED>(simd, group, scale, v, best);
+}
+
+/// Search all scales and minimums until none can be better by more than the tolerance.
+#[inline(always)]
+pub(super) fn prove<S: Simd, K: Keep<S>, const WEIGHTED: bool>(
+    simd: S,
+    group: &Centred<'_, S>,
+    span: S::F32,
+    tolerance: f32,
+    best: &mut Best<S, K>,
+) {
+    let mut stacks: [Vec<Cut>; LANES] = std::array::from_fn(|_| Vec::with_capacity(64));
+    let limit = best.limit(simd, group, tolerance);
+    whole::<S, K, WEIGHTED>(simd, group, span, best, limit, &mut stacks);
+    clipped::<S, K, WEIGHTED>(simd, group, span, best, limit, &mut stacks);
+    cut::<S, K, WEIGHTED>(simd, group, tolerance, &mut stacks, best);
+}
+
+/// Cut what is open until nothing is.
+#[inline(always)]
+fn cut<S: Simd, K: Keep<S>, const WEIGHTED: bool>(
+    simd: S,
+    group: &Centred<'_, S>,
+    tolerance: f32,
+    stacks: &mut [Vec<Cut>; LANES],
+    best: &mut Best<S, K>,
+) {
+    // A lane without a box cuts the one that it cut before, which does no harm.
+    let mut current = [[1.0; 9]; LANES];
+    let (sides, weights) = (simd.sqrt(group.energy), simd.sqrt(group.weight));
+    let half = simd.splat(0.5);
+    for _ in 0..MOST_CUTS {
+        let limits = lanes(simd, best.limit(simd, group, tolerance));
+        let mut is_cut = [0; LANES];
+        for (lane, stack) in stacks.iter_mut().enumerate() {
+            while let Some(cut) = stack.pop() {
+                if cut[8] < limits[lane] {
+                    current[lane] = cut;
+                    is_cut[lane] = -1;
+                    break;
                 }
             }
-            if !is_cut.contains(&-1) {
-                return;
-            }
-            let whole = Boxes::<S> {
-                s1: simd.load(&current.map(|cut| cut[0])),
-                s2: simd.load(&current.map(|cut| cut[1])),
-                v1: simd.load(&current.map(|cut| cut[2])),
-                v2: simd.load(&current.map(|cut| cut[3])),
-                e11: simd.load(&current.map(|cut| cut[4])),
-                e12: simd.load(&current.map(|cut| cut[5])),
-                e21: simd.load(&current.map(|cut| cut[6])),
-                e22: simd.load(&current.map(|cut| cut[7])),
-            };
-            let (ds, dv) = (simd.sub(whole.s1, whole.s2), simd.sub(whole.v2, whole.v1));
-            let across = simd.less(simd.mul(simd.mul(dv, whole.s1), weights), simd.mul(simd.div(ds, whole.s2), sides));
-            let (s, v) = (simd.mul(half, simd.add(whole.s1, whole.s2)), simd.mul(half, simd.add(whole.v1, whole.v2)));
-            // Beyond what floats can tell apart there is nothing to be cut.
-            let is_wide = simd.or(simd.less(simd.mul(whole.s1, simd.splat(1e-6)), ds), simd.less(simd.splat(1e-5), dv));
-            let (first_s, second_s) = (simd.select(across, s, whole.s1), simd.select(across, s, whole.s2));
-            let (first_v, second_v) = (simd.select(across, whole.v1, v), simd.select(across, whole.v2, v));
-            let first = self.look::<S, WEIGHTED>(simd, group, first_s, first_v, best);
-            let second = self.look::<S, WEIGHTED>(simd, group, second_s, second_v, best);
-            // The halves of greater s, or of smaller v, and the others.
-            let left = Boxes {
-                s2: simd.select(across, s, whole.s2),
-                v2: simd.select(across, whole.v2, v),
-                e12: simd.select(across, whole.e12, first),
-                e21: simd.select(across, first, whole.e21),
-                e22: second,
-                ..whole
-            };
-            let right = Boxes {
-                s1: simd.select(across, s, whole.s1),
-                v1: simd.select(across, whole.v1, v),
-                e11: first,
-                e12: simd.select(across, second, whole.e12),
-                e21: simd.select(across, whole.e21, second),
-                ..whole
-            };
-            let is_cut = simd.and(simd.load_i32(&is_cut), is_wide);
-            let limit = best.limit(simd, group, tolerance);
-            for part in [left, right] {
-                let bound = part.bound(simd, group, best);
-                part.push(simd, bound, simd.and(is_cut, simd.less(bound, limit)), stacks);
-            }
         }
-        stacks.iter_mut().for_each(Vec::clear);
+        if !is_cut.contains(&-1) {
+            return;
+        }
+        let whole = Boxes::<S> {
+            s1: simd.load(&current.map(|cut| cut[0])),
+            s2: simd.load(&current.map(|cut| cut[1])),
+            v1: simd.load(&current.map(|cut| cut[2])),
+            v2: simd.load(&current.map(|cut| cut[3])),
+            e11: simd.load(&current.map(|cut| cut[4])),
+            e12: simd.load(&current.map(|cut| cut[5])),
+            e21: simd.load(&current.map(|cut| cut[6])),
+            e22: simd.load(&current.map(|cut| cut[7])),
+        };
+        let (ds, dv) = (simd.sub(whole.s1, whole.s2), simd.sub(whole.v2, whole.v1));
+        let across = simd.less(simd.mul(simd.mul(dv, whole.s1), weights), simd.mul(simd.div(ds, whole.s2), sides));
+        let (s, v) = (simd.mul(half, simd.add(whole.s1, whole.s2)), simd.mul(half, simd.add(whole.v1, whole.v2)));
+        // Beyond what floats can tell apart there is nothing to be cut.
+        let is_wide = simd.or(simd.less(simd.mul(whole.s1, simd.splat(1e-6)), ds), simd.less(simd.splat(1e-5), dv));
+        let (first_s, second_s) = (simd.select(across, s, whole.s1), simd.select(across, s, whole.s2));
+        let (first_v, second_v) = (simd.select(across, whole.v1, v), simd.select(across, whole.v2, v));
+        let first = look::<S, K, WEIGHTED>(simd, group, first_s, first_v, best);
+        let second = look::<S, K, WEIGHTED>(simd, group, second_s, second_v, best);
+        // The halves of greater s, or of smaller v, and the others.
+        let left = Boxes {
+            s2: simd.select(across, s, whole.s2),
+            v2: simd.select(across, whole.v2, v),
+            e12: simd.select(across, whole.e12, first),
+            e21: simd.select(across, first, whole.e21),
+            e22: second,
+            ..whole
+        };
+        let right = Boxes {
+            s1: simd.select(across, s, whole.s1),
+            v1: simd.select(across, whole.v1, v),
+            e11: first,
+            e12: simd.select(across, second, whole.e12),
+            e21: simd.select(across, whole.e21, second),
+            ..whole
+        };
+        let is_cut = simd.and(simd.load_i32(&is_cut), is_wide);
+        let limit = best.limit(simd, group, tolerance);
+        for part in [left, right] {
+            let bound = part.bound(simd, group, best);
+            part.push(simd, bound, simd.and(is_cut, simd.less(bound, limit)), stacks);
+        }
     }
+    stacks.iter_mut().for_each(Vec::clear);
 }
 
 /// The code nearest to `y`.
@@ -476,11 +558,11 @@ impl<S: Simd> Columns<S> {
 
 /// The boxes where nothing need be clipped.
 #[inline(always)]
-fn whole<S: Simd, const WEIGHTED: bool>(
+fn whole<S: Simd, K: Keep<S>, const WEIGHTED: bool>(
     simd: S,
     group: &Centred<'_, S>,
     span: S::F32,
-    best: &Best<S>,
+    best: &Best<S, K>,
     limit: S::F32,
     stacks: &mut [Vec<Cut>; LANES],
 ) {
@@ -580,7 +662,7 @@ impl<S: Simd> Row<S> {
 
     /// The lanes where this scale or a smaller one may gain between a place and the next.
     #[inline(always)]
-    fn may_gain(&self, simd: S, at: usize, best: &Best<S>) -> S::I32 {
+    fn may_gain<K>(&self, simd: S, at: usize, best: &Best<S, K>) -> S::I32 {
         let k = self.first + at as i32;
         let starts_below = simd.less(self.columns.at(simd, k), simd.splat(15.0));
         let ends_above = simd.less(simd.splat(0.0), self.columns.at(simd, k + 1));
@@ -590,7 +672,7 @@ impl<S: Simd> Row<S> {
 
     /// Add places on both sides until nothing beyond them may gain.
     #[inline(always)]
-    fn widen<const WEIGHTED: bool>(&mut self, simd: S, group: &Centred<'_, S>, best: &Best<S>) {
+    fn widen<K, const WEIGHTED: bool>(&mut self, simd: S, group: &Centred<'_, S>, best: &Best<S, K>) {
         while simd.any(self.may_gain(simd, self.vertices.len() - 2, best)) {
             let k = self.first + self.vertices.len() as i32;
             self.vertices.push_back(Vertex::new::<WEIGHTED>(simd, group, self.scale, self.columns.at(simd, k)));
@@ -603,7 +685,7 @@ impl<S: Simd> Row<S> {
 
     /// Leave places away at both ends next to which nothing may gain.
     #[inline(always)]
-    fn narrow(&mut self, simd: S, best: &Best<S>) {
+    fn narrow<K>(&mut self, simd: S, best: &Best<S, K>) {
         while self.vertices.len() > 1 && !simd.any(self.may_gain(simd, self.vertices.len() - 2, best)) {
             self.vertices.pop_back();
         }
@@ -616,11 +698,11 @@ impl<S: Simd> Row<S> {
 
 /// The boxes where something is clipped, row by row; a row has the columns of the one before that may still gain.
 #[inline(always)]
-fn clipped<S: Simd, const WEIGHTED: bool>(
+fn clipped<S: Simd, K: Keep<S>, const WEIGHTED: bool>(
     simd: S,
     group: &Centred<'_, S>,
     span: S::F32,
-    best: &Best<S>,
+    best: &Best<S, K>,
     limit: S::F32,
     stacks: &mut [Vec<Cut>; LANES],
 ) {
@@ -628,7 +710,7 @@ fn clipped<S: Simd, const WEIGHTED: bool>(
     let mut grid = CLIPPED.iter();
     let mut multiple = WHOLE[WHOLE.len() - 1];
     let mut row = Row::new::<WEIGHTED>(simd, group, columns, simd.div(span, simd.splat(multiple)), 0, COLUMNS + 1);
-    row.widen::<WEIGHTED>(simd, group, best);
+    row.widen::<K, WEIGHTED>(simd, group, best);
     loop {
         row.narrow(simd, best);
         multiple = grid.next().copied().unwrap_or(multiple * EXTENDED.0);

@@ -134,7 +134,7 @@ impl Solver for Small {
             // All ones where it is the last one.
             let is_open = simd.and(may_gain, simd.xor(is_last, simd.splat_i32(-1)));
             if !simd.any(is_open) {
-                return Found { scale: best, offset: zero };
+                return Found::alone(simd, best, zero);
             }
             byte = simd.max_i32(simd.add_i32(byte, simd.splat_i32(-1)), simd.splat_i32(0));
         }

@@ -7,11 +7,13 @@
 //!
 //! An element of weight 0 is 0 here: it has no part in the search.
 
+use super::Nested;
 use crate::kernels::lanes::magnitude;
 use crate::kernels::scales::round_to;
 use crate::simd::{LANES, Simd};
 use crate::spec::ScaleDtype;
 use half::f16;
+use std::sync::Arc;
 
 /// Sixteen groups.
 pub(super) struct Tile<S: Simd> {
@@ -33,11 +35,13 @@ pub(super) struct Tile<S: Simd> {
     dtype: ScaleDtype,
     /// The greatest scale that can be stored and whose products with the numbers are finite.
     most: f32,
+    /// The scales that there are, where they are quantized in turn, and the number of the group of the first lane.
+    nested: Option<(Arc<Nested>, usize)>,
 }
 
 impl<S: Simd> Tile<S> {
     #[inline(always)]
-    pub(super) fn new(simd: S, dtype: ScaleDtype, greatest_number: f32) -> Self {
+    pub(super) fn new(simd: S, dtype: ScaleDtype, greatest_number: f32, nested: Option<(Arc<Nested>, usize)>) -> Self {
         let (zero, one) = (simd.splat(0.0), simd.splat(1.0));
         let most = f32::MAX / greatest_number;
         let most = match dtype {
@@ -45,18 +49,26 @@ impl<S: Simd> Tile<S> {
             ScaleDtype::Bf16 => f32::from_bits(most.to_bits() & 0xffff_0000),
             _ => most,
         };
-        Tile { x: Vec::new(), weights: Vec::new(), highest: zero, lowest: zero, energy: zero, up: one, down: one, dtype, most }
+        Tile { x: Vec::new(), weights: Vec::new(), highest: zero, lowest: zero, energy: zero, up: one, down: one, dtype, most, nested }
     }
 
-    /// Fill it with groups of `group` elements, 16 of them or fewer. The answer is the largest magnitude of each lane, as bits.
+    /// Go on with the next sixteen groups.
+    pub(super) fn advance(&mut self) {
+        if let Some((_, first)) = &mut self.nested {
+            *first += LANES;
+        }
+    }
+
+    /// Fill it with groups of `group` elements, 16 of them or fewer; `block` of them are brought to one size. The answer is the largest
+    /// magnitude of each lane, as bits.
     #[inline(always)]
-    pub(super) fn load(&mut self, simd: S, x: &[f32], weights: Option<&[f32]>, group: usize) -> S::I32 {
+    pub(super) fn load(&mut self, simd: S, x: &[f32], weights: Option<&[f32]>, group: usize, block: usize) -> S::I32 {
         let zero = simd.splat(0.0);
         transpose(simd, x, group, &mut self.x);
         self.weights.clear();
         if let Some(weights) = weights {
             transpose(simd, weights, group, &mut self.weights);
-            self.settle_weights(simd);
+            self.settle_weights(simd, block);
         }
         let mut worst = simd.splat_i32(0);
         for x in &self.x {
@@ -70,7 +82,7 @@ impl<S: Simd> Tile<S> {
                 largest = simd.max_i32(largest, simd.bits(magnitude(simd, *x)));
             }
         }
-        (self.up, self.down) = powers(simd, largest);
+        (self.up, self.down) = powers(simd, simd.max_of_runs(largest, block));
         (self.highest, self.lowest, self.energy) = (zero, zero, zero);
         for (i, x) in self.x.iter_mut().enumerate() {
             *x = simd.mul(*x, self.down);
@@ -83,18 +95,19 @@ impl<S: Simd> Tile<S> {
         worst
     }
 
-    /// Weights of one size; equal ones in lanes where all are 0.
+    /// Weights of one size; equal ones in lanes where all are 0, which count for nothing beside others of a block.
     #[inline(always)]
-    fn settle_weights(&mut self, simd: S) {
+    fn settle_weights(&mut self, simd: S, block: usize) {
         let zero = simd.splat(0.0);
         let mut largest = simd.splat_i32(0);
         for weight in &self.weights {
             largest = simd.max_i32(largest, simd.bits(*weight));
         }
-        let (_, down) = powers(simd, largest);
-        let all_zero = simd.equal(simd.as_f32(largest), zero);
+        let (_, down) = powers(simd, simd.max_of_runs(largest, block));
+        let all_zero = simd.equal(simd.mul(simd.as_f32(largest), down), zero);
+        let equal = simd.splat(if block > 1 { 1.0 / (1 << 30) as f32 } else { 1.0 });
         for weight in &mut self.weights {
-            *weight = simd.select(all_zero, simd.splat(1.0), simd.mul(*weight, down));
+            *weight = simd.select(all_zero, equal, simd.mul(*weight, down));
         }
     }
 
@@ -108,6 +121,12 @@ impl<S: Simd> Tile<S> {
     /// numbers of f32 there is only 0.
     #[inline(always)]
     pub(super) fn stored(&self, simd: S, scale: S::F32) -> S::F32 {
+        if let Some((nested, first)) = &self.nested {
+            let mut lanes = [0.0; LANES];
+            simd.store(simd.mul(scale, self.up), &mut lanes);
+            nested.round(&mut lanes, *first);
+            return simd.load(&lanes);
+        }
         let (zero, least, most) = (simd.splat(0.0), simd.splat(f32::MIN_POSITIVE), simd.splat(self.most));
         let stored = round_to(simd, simd.mul(scale, self.up), self.dtype);
         let size = magnitude(simd, stored);

@@ -113,7 +113,7 @@ impl Solver for ZeroPoint {
         let scale = simd.select(is_mirrored, simd.sub(zero, best.scale), best.scale);
         let offset = simd.select(is_mirrored, simd.sub(simd.splat(15.0), best.branch), best.branch);
         let full = simd.div(span, simd.splat(15.0));
-        Found { scale: simd.select(tile.overflows(simd, full), simd.splat(f32::INFINITY), scale), offset }
+        Found::alone(simd, simd.select(tile.overflows(simd, full), simd.splat(f32::INFINITY), scale), offset)
     }
 
     #[inline(always)]

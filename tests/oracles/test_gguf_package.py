@@ -47,6 +47,14 @@ def test_decodes_any_bytes_to_the_same_values(name):
     same_but_nan(qz.from_parts(name, {"blocks": blocks}).dequantize(), gguf.dequantize(blocks, TYPES[name]))
 
 
+@pytest.mark.parametrize("name", ["gguf:q4_k", "gguf:iq4_xs"])
+def test_decodes_what_a_search_found(name):
+    """Units of either sign among them."""
+    x = np.random.default_rng(7).standard_normal((64, 512), np.float32) + np.repeat(np.float32([-3, 0, 3, 30]), 16)[:, None]
+    q = qz.quantize(x, name, method="optimal")
+    same(gguf.dequantize(q.parts["blocks"], TYPES[name]), q.dequantize())
+
+
 def test_the_package_reads_what_is_written_and_the_other_way_round(tmp_path):
     """Every type of tensor and of key that the package writes, through a conversion that changes nothing and one that quantizes."""
     random = np.random.default_rng(6)

@@ -25,7 +25,19 @@ fn error(x: &[f32], weights: Option<&[f32]>, scale: f64) -> f64 {
 
 fn solve(level: Level, x: &[f32], weights: Option<&[f32]>, group: usize, dtype: ScaleDtype) -> (Vec<i8>, Vec<u32>) {
     let (mut codes, mut scales) = (vec![99; x.len()], vec![f32::NAN; x.len().div_ceil(group)]);
-    let task = Task { level, x, weights, group, dtype, global: 1.0, codes: &mut codes, scales: &mut scales, offsets: &mut [] };
+    let task = Task {
+        level,
+        x,
+        weights,
+        group,
+        dtype,
+        global: 1.0,
+        codes: &mut codes,
+        scales: &mut scales,
+        offsets: &mut [],
+        units: &mut [],
+        nested: None,
+    };
     let faults = Problem::of(int4()).unwrap().solve(task);
     assert!(!faults.any());
     (codes, scales.into_iter().map(f32::to_bits).collect())

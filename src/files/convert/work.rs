@@ -242,7 +242,12 @@ impl Rewrite<'_> {
         let cut = cut(entry, Some(layout));
         let (columns, all) = rows::lengths(&entry.shape);
         let is_cut = cut.blocks(&entry.shape, how.block).nth(1).is_some();
-        if is_cut && !self.repack && layout.spec.global_part().is_some() && self.largest.is_none() {
+        // A search for it would find another one where the tensor is cut.
+        if (is_cut || !matches!(how.scales, Scales::Nearest))
+            && !self.repack
+            && layout.spec.global_part().is_some()
+            && self.largest.is_none()
+        {
             self.largest = Some(largest(file, entry, (how.block, run))?);
         }
         let weights = how.scales.weights(&entry.name)?;
