@@ -53,6 +53,8 @@ pub struct Problem {
     bias: i8,
     /// Bits of the least magnitude that is no element.
     beyond: i32,
+    /// How far elements may be beyond the numbers, as a part of the largest magnitude of their group.
+    clip_limit: Option<f32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -90,7 +92,7 @@ impl Problem {
             _ => return None,
         };
         let beyond = if spec.half { BEYOND_HALF.to_bits().cast_signed() } else { INFINITE };
-        Some(Problem { kind, bias, beyond })
+        Some(Problem { kind, bias, beyond, clip_limit: None })
     }
 
     /// The same up to a tolerance: the error may be larger than the smallest one by so much of itself. Searches that are exact stay so.
@@ -100,6 +102,13 @@ impl Problem {
             Kind::Plane(plane) => Problem { kind: Kind::Plane(Plane { tolerance: Some(tolerance), ..plane }), ..self },
             _ => self,
         }
+    }
+
+    /// The same among the scales that leave no element further beyond the numbers than such a part of the largest magnitude of its group;
+    /// `None` where that is not searched.
+    pub fn clipping(self, limit: f32) -> Option<Problem> {
+        let is_line = matches!(self.kind, Kind::Symmetric | Kind::Iq4 | Kind::Nf4 | Kind::Fp4);
+        is_line.then_some(Problem { clip_limit: Some(limit), ..self })
     }
 
     /// The same by a search that is quick and proves nothing; `None` where there is none.
@@ -120,11 +129,12 @@ impl Problem {
     /// Where no scale makes the error smaller than that of zeros alone, the scale is 0. Where the format's own scale, the one
     /// that brings every element within the codes, would be beyond the dtype, it is infinite, and so is a minimum.
     pub fn solve(self, task: Task<'_>) -> Faults {
+        let clip_limit = self.clip_limit;
         match self.kind {
-            Kind::Symmetric => self.run(OfLine(Symmetric), task),
-            Kind::Iq4 => self.run(OfLine(&codebook::OF_IQ4), task),
-            Kind::Nf4 => self.run(OfLine(&codebook::OF_NF4), task),
-            Kind::Fp4 => self.run(OfLine(&codebook::OF_FP4), task),
+            Kind::Symmetric => self.run(OfLine { levels: Symmetric, clip_limit }, task),
+            Kind::Iq4 => self.run(OfLine { levels: &codebook::OF_IQ4, clip_limit }, task),
+            Kind::Nf4 => self.run(OfLine { levels: &codebook::OF_NF4, clip_limit }, task),
+            Kind::Fp4 => self.run(OfLine { levels: &codebook::OF_FP4, clip_limit }, task),
             Kind::Small(set, global) => {
                 let global = global.map(|global| (global, task.global));
                 self.run(Small { set, global }, task)
