@@ -37,7 +37,7 @@ def beside(expected: NDArray[Any], bits: bool, q: QuantizedArray, importance: ND
     The search of a scale and a minimum is proven for real numbers, so there the bound is that of float32 zero points.
     """
     _check(q)
-    format, _, axis, size, scale_dtype, options = q._tensor
+    format, _, axis, size, scale_dtype, options = q._tensor  # pyright: ignore[reportPrivateUsage]
     if "symmetric" in format_info(format).options and "symmetric" not in options:  # always stored with zero points, which tell
         options = {"symmetric": q.zero_points is None or bool((q.zero_points == 8).all())}
 
@@ -66,7 +66,7 @@ def beside(expected: NDArray[Any], bits: bool, q: QuantizedArray, importance: ND
 
 def _check(q: QuantizedArray) -> None:
     """Refuse what has a search that proves nothing; the core refuses what has none."""
-    if q.format in _TWO_LEVELS or _SECOND_LEVEL & q.parts.keys() or "global_scale" in q._tensor[5]:
+    if q.format in _TWO_LEVELS or _SECOND_LEVEL & q.parts.keys() or "global_scale" in q._tensor[5]:  # pyright: ignore[reportPrivateUsage]
         raise ValueError(
             f"optimum is True; {q.format} has scales of two levels, whose search proves nothing: "
             "compare with what another method gives, or choose a format of one level"
@@ -85,7 +85,9 @@ def _weights(x: NDArray[np.float64], importance: NDArray[Any] | str | None, bits
     if importance is None:
         return np.ones_like(x)
     if isinstance(importance, str):
-        return np.sqrt((x**2).mean(axis, keepdims=True) + x**2)
+        squares: NDArray[np.float64] = x**2
+        weights: NDArray[np.float64] = np.sqrt(squares.mean(axis, keepdims=True) + squares)
+        return weights
     weights = _float64(importance, bits)
     if weights.ndim == 1 < x.ndim:
         weights = weights.reshape([-1 if at == axis else 1 for at in range(x.ndim)])
@@ -98,4 +100,5 @@ def _group_sums(values: NDArray[np.float64], q: QuantizedArray) -> NDArray[np.fl
     if q.group_size == "tensor" or format_info(q.format).flat:
         values = values.reshape(1, -1)
     size = q.group_size if isinstance(q.group_size, int) else max(values.shape[-1], 1)
-    return np.add.reduceat(values, np.arange(0, values.shape[-1], size), axis=-1)
+    starts: NDArray[np.intp] = np.arange(0, values.shape[-1], size, dtype=np.intp)
+    return np.add.reduceat(values, starts, axis=-1)
