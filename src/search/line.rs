@@ -272,12 +272,16 @@ impl<L: Line> OfLine<L> {
         let OfLine { levels, clip_limit } = self;
         let (zero, one, infinity) = (simd.splat(0.0), simd.splat(1.0), simd.splat(f32::INFINITY));
         let least = match clip_limit {
-            Some(limit) => [one, simd.splat(-1.0)].map(|sign| least(simd, levels.branch(simd, sign).0, tile, sign, limit)),
             None => [zero; 2],
+            Some(limit) => {
+                let negative = simd.splat(-1.0);
+                let of_positive = least(simd, levels.branch(simd, one).0, tile, one, limit);
+                [of_positive, least(simd, levels.branch(simd, negative).0, tile, negative, limit)]
+            }
         };
-        let most_allowed = simd.select(simd.less(least[1], least[0]), least[1], least[0]);
+        let least_of_both = simd.select(simd.less(least[1], least[0]), least[1], least[0]);
         // Zeros miss everything.
-        let error = simd.select(simd.less(zero, most_allowed), infinity, tile.energy);
+        let error = simd.select(simd.less(zero, least_of_both), infinity, tile.energy);
         let mut best = Best::<S> { error, scale: zero, branch: one, least };
         let is_empty = simd.equal(tile.largest(simd), zero);
         let unit = simd.select(is_empty, one, levels.unit(simd, tile.highest, tile.lowest));
@@ -294,7 +298,7 @@ impl<L: Line> OfLine<L> {
         }
         settle::<S, L, WEIGHTED>(simd, levels, tile, &gaps, open, &mut best);
         let full = simd.div(one, simd.mul(simd.splat(levels.full()), unit));
-        let overflows = simd.or(tile.overflows(simd, full), simd.equal(most_allowed, infinity));
+        let overflows = simd.or(tile.overflows(simd, full), simd.equal(least_of_both, infinity));
         simd.select(overflows, infinity, best.scale)
     }
 }
