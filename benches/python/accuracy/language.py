@@ -56,7 +56,7 @@ STUDY = {
     ("**q4_k optimal**", 0): 0.293,
     ("**q4_k optimal, E[x^2]**", 0): 0.083,
 }
-# Those that the issue of this bench asks for, in this order where time is short.
+# What is printed at the end: the divergence of the first over that of the second, in groups of one size.
 RATIOS = (
     ("**int4 optimal, E[x^2]**", "ggml Q4_0, E[x^2]", 32),
     ("**iq4_nl optimal, E[x^2]**", "ggml IQ4_NL, E[x^2]", 0),
