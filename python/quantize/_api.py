@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from quantize import _core
+from quantize import _core, _optimum
 from quantize._threads import requested
 from quantize._types import (
     FLOATS,
@@ -41,6 +41,7 @@ def quantize(
     method: Method = "nearest",
     importance: ArrayLike | SupportsDLPack | Literal["magnitude"] | None = None,
     tolerance: float | None = None,
+    clip_limit: float | None = None,
     nonfinite: NonFinite = "raise",
     out: Mapping[str, NDArray[Any]] | None = None,
     threads: int | None = None,
@@ -77,6 +78,10 @@ def quantize(
         By how much of itself the error of a group may be larger than the smallest one with "optimal" in ``gguf:q4_1``, ``mlx`` and
         ``hqq``: 1e-6 to 1, by default 1e-4; in ``gguf:q4_k`` before scales are brought to multiples of shared ones, by default 0.1.
         The larger, the faster. All other formats are searched the same whatever it is.
+    clip_limit : float, optional
+        How far "optimal" may cut an element, as a part of the largest magnitude of its group, from 0, where every element is within
+        the range of the codes, to 1: the smallest error under that limit. In the formats of symmetric codes and tables whose scales
+        are ordinary floats. Default: no limit.
     nonfinite : "raise", "zero" or "clip"
         What to do with NaN and infinities: raise; make them 0; or give an infinity the group's largest finite magnitude and
         make NaN 0. The last two warn with the count.
@@ -97,7 +102,8 @@ def quantize(
     ValueError
         Unknown format, a group size that the format does not have, an axis that its blocks do not divide, an element that is
         not finite, a scale beyond its dtype, an ``out`` that does not fit, or an ``importance`` of another shape, below 0, not
-        finite or 0 everywhere, or a ``tolerance`` out of its range or without "optimal".
+        finite or 0 everywhere, a ``tolerance`` or a ``clip_limit`` out of its range or without "optimal", or a ``clip_limit`` that the
+        format is not searched with.
     TypeError
         An array that is not of floats or is on another device, an option or a method that the format lacks, a wrong dtype in
         ``out``.
@@ -120,14 +126,9 @@ def quantize(
     found, bits = (array, False) if type(array) is np.ndarray and dtype is None else _floats(array, dtype)
     if method not in ("nearest", "optimal", "fast"):
         raise ValueError(f"method is {method!r}; expected 'nearest', 'optimal' or 'fast'")
-    if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, int | float | np.floating)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"tolerance is of type {type(tolerance).__name__}; expected a number from 0.000001 to 1, such as 0.01")
-    weights: NDArray[Any] | str | None = None
-    weight_bits = False
-    if importance is None or isinstance(importance, str):
-        weights = importance
-    else:
-        weights, weight_bits = _floats(importance, None, "importance")
+    _check_number("tolerance", tolerance, "0.000001 to 1, such as 0.01")
+    _check_number("clip_limit", clip_limit, "0 to 1, such as 0.05")
+    weights, weight_bits = _importance(importance)
     if scale_dtype is not None:
         scale_name, view = float_dtype(scale_dtype)
     else:  # scales that follow the array are of its bfloat16
@@ -135,9 +136,14 @@ def quantize(
     if out is not None and not isinstance(out, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"out is of type {type(out).__name__}; expected a mapping from the name of every part to an array")
     given = None if out is None else dict(out)
-    how = (method, weights, weight_bits, tolerance, nonfinite)
+    how = (method, weights, weight_bits, tolerance, clip_limit, nonfinite)
     tensor, parts = _core.quantize(found, bits, format, axis, group_size, scale_name, options or None, *how, given, requested(threads))
     return wrap(tensor, parts, None if out is not None else view)
+
+
+def _check_number(argument: str, value: object, expected: str) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float | np.floating)):
+        raise TypeError(f"{argument} is of type {type(value).__name__}; expected a number from {expected}")
 
 
 def dequantize(
@@ -322,7 +328,12 @@ def _octets(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def compare(
-    reference: ArrayLike | SupportsDLPack, other: QuantizedArray | ArrayLike | SupportsDLPack, *, axis: int | None = None
+    reference: ArrayLike | SupportsDLPack,
+    other: QuantizedArray | ArrayLike | SupportsDLPack,
+    *,
+    axis: int | None = None,
+    optimum: bool = False,
+    importance: ArrayLike | SupportsDLPack | Literal["magnitude"] | None = None,
 ) -> Comparison:
     """Measure how far ``other`` is from ``reference``, in float64.
 
@@ -333,6 +344,11 @@ def compare(
         Of the same shape.
     axis : int, optional
         Measure along this axis only; the fields are then arrays of the other axes.
+    optimum : bool
+        Search for the best codes and scales that the layout of ``other`` has for ``reference``, as ``method="optimal"`` does, and tell
+        how far from them it is: ``lower_bound``, ``excess`` and ``share_improved``.
+    importance : None, "magnitude" or ndarray, optional
+        What these three weight the squared error of each element with; see :func:`quantize`.
 
     Returns
     -------
@@ -341,9 +357,9 @@ def compare(
     Raises
     ------
     ValueError
-        The shapes differ.
+        The shapes differ; or ``optimum`` is given with ``axis`` or for scales of two levels, or ``importance`` without it.
     TypeError
-        As for :func:`quantize`.
+        As for :func:`quantize`; or ``optimum`` is given for a plain array, or for a format without that method.
 
     Examples
     --------
@@ -351,9 +367,22 @@ def compare(
     >>> w = np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 64)
     >>> round(qz.compare(w, qz.quantize(w)).sqnr_db, 1)
     26.2
+
+    By how much its error is above the smallest one of the format, and in what share of the groups:
+
+    >>> w = np.random.default_rng(0).standard_normal((64, 64), np.float32)
+    >>> c = qz.compare(w, qz.quantize(w), optimum=True)
+    >>> round(c.excess, 2), round(c.share_improved, 2)
+    (0.14, 1.0)
     """
     expected, expected_bits = _floats(reference, None)
     quantized = other if isinstance(other, QuantizedArray) else None
+    if optimum and quantized is None:
+        raise TypeError(f"optimum is True; other is of type {type(other).__name__}, expected a QuantizedArray: what is plain has no layout")
+    if optimum and axis is not None:
+        raise ValueError("optimum is True and axis is given; expected one of them: groups may lie across that axis")
+    if importance is not None and not optimum:
+        raise ValueError("importance is given; it has no use without optimum=True")
     found, found_bits = (quantized.dequantize(), False) if quantized is not None else _floats(other, None)
     sums = _core.compare(expected, expected_bits, found, found_bits, axis, requested(None))
     count, error_squares, squares, other_squares, products, max_abs_error = np.moveaxis(sums, -1, 0)
@@ -365,7 +394,10 @@ def compare(
     saturated = None if quantized is None else _saturated(expected, found, quantized, axis)
     bits = None if quantized is None else quantized.bits_per_weight
     if axis is None:
-        return Comparison(float(rmse), float(max_abs_error), float(sqnr_db), float(cosine), saturated, bits)
+        measured = (float(rmse), float(max_abs_error), float(sqnr_db), float(cosine), saturated, bits)
+        if quantized is None or not optimum:
+            return Comparison(*measured)
+        return Comparison(*measured, *_optimum.beside(expected, expected_bits, quantized, *_importance(importance)))
     return Comparison(rmse, max_abs_error, sqnr_db, cosine, saturated, bits)
 
 
@@ -434,6 +466,13 @@ def _floats(array: Any, dtype: DTypeLike | Literal["bfloat16"] | None, argument:
     if not holds_bits and found.dtype.name != name:
         raise TypeError(f"array has dtype {found.dtype}; expected {name}, as dtype= says")
     return found, bits or holds_bits
+
+
+def _importance(importance: ArrayLike | SupportsDLPack | str | None) -> tuple[NDArray[Any] | str | None, bool]:
+    """Weights as the core takes them, and whether they are bits of bfloat16."""
+    if importance is None or isinstance(importance, str):
+        return importance, False
+    return _floats(importance, None, "importance")
 
 
 def _from_numbers(values: Any, argument: str) -> NDArray[np.float64]:

@@ -39,6 +39,7 @@ def quantize(
     importance: NDArray[Any] | str | None,
     importance_bits: bool,
     tolerance: float | None,
+    clip_limit: float | None,
     nonfinite: str,
     out: _Parts | None,
     threads: int | None,

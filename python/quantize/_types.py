@@ -133,6 +133,13 @@ class Comparison(NamedTuple):
     """Elements at the lowest or highest code whose error is more than half a step; None for plain arrays."""
     bits_per_weight: float | None
     """Of the quantized array; None for plain arrays."""
+    lower_bound: float | None = None
+    """No codes and scales of that layout have a smaller mean squared error, weighted by the importance where one was given (its mean
+    counts as 1); None unless ``optimum`` asked for it, like those that follow."""
+    excess: float | None = None
+    """By how much the (weighted) error is above that of the best codes and scales, as a part of it."""
+    share_improved: float | None = None
+    """The share of the groups whose error the best codes and scales make smaller, by more than rounding."""
 
 
 Tensor: TypeAlias = "tuple[str, tuple[int, ...], int, int | str, str, dict[str, Any]]"

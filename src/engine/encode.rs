@@ -56,7 +56,7 @@ pub fn quantize(source: &Source<'_>, layout: &Layout, nonfinite: NonFinite, part
 /// # Errors
 ///
 /// As [`quantize`], and where scales are searched [`Error::Method`] where the format has no such search, [`Error::Value`] for groups
-/// beyond [`crate::search::LARGEST_GROUP`], a tolerance out of range or weights that are none, [`Error::Shape`] for weights of another shape.
+/// beyond [`crate::search::LARGEST_GROUP`], a tolerance or a limit out of range or weights that are none, [`Error::Shape`] for weights of another shape.
 ///
 /// # Panics
 ///

@@ -21,6 +21,9 @@ pub enum Method<'a> {
     /// Those whose error is larger than the smallest one by no more than such a part of itself, from 1e-6 to 1, where the search is
     /// not exact.
     Within(Importance<'a>, f32),
+    /// Those of the smallest error among the scales that leave no element further beyond the codes than such a part of the largest
+    /// magnitude of its group, from 0 to 1.
+    Clipped(Importance<'a>, f32),
     /// Those that a quick search finds; it proves nothing.
     Fast(Importance<'a>),
 }
@@ -43,12 +46,23 @@ impl<'a> Search<'a> {
     pub(super) fn new(method: Method<'a>, source: &Source<'_>, layout: &Layout, run: &Run<'_>) -> Result<Option<Search<'a>>> {
         let (importance, name, find): (_, _, Find) = match method {
             Method::Nearest => return Ok(None),
-            Method::Optimal(importance) | Method::Within(importance, _) => (importance, "optimal", Problem::of),
+            Method::Optimal(importance) | Method::Within(importance, _) | Method::Clipped(importance, _) => {
+                (importance, "optimal", Problem::of)
+            }
             Method::Fast(importance) => (importance, "fast", fast),
         };
         let Some(mut problem) = find(layout.spec) else {
             return Err(Error::Method { method: name, format: layout.spec.name.into(), formats: names(find) });
         };
+        if let Method::Clipped(_, limit) = method {
+            if !(0.0..=1.0).contains(&limit) {
+                return Err(Error::value("clip_limit", limit.to_string(), "expected a number from 0 to 1, such as 0.05"));
+            }
+            problem = problem.clipping(limit).ok_or_else(|| {
+                let others = names(clipping).join(", ");
+                Error::value("clip_limit", "given", format!("{} is not searched with one; formats that are: {others}", layout.spec.name))
+            })?;
+        }
         if let Method::Within(_, tolerance) = method {
             if !TOLERANCES.contains(&tolerance) {
                 return Err(Error::value("tolerance", tolerance.to_string(), "expected a number from 0.000001 to 1, such as 0.01"));
@@ -174,6 +188,11 @@ const TOLERANCES: std::ops::RangeInclusive<f32> = 1e-6..=1.0;
 /// The quick search of a format; `None` where it has none.
 fn fast(spec: &Spec) -> Option<Problem> {
     Problem::of(spec).and_then(Problem::fast)
+}
+
+/// The search of a format that can have a clip limit; `None` where it has none.
+fn clipping(spec: &Spec) -> Option<Problem> {
+    Problem::of(spec).and_then(|problem| problem.clipping(0.0))
 }
 
 /// The formats that have a search, with the option where it is one variant of two that has it.

@@ -53,6 +53,12 @@ pub fn magnitude<S: Simd>(simd: S, v: S::F32) -> S::F32 {
     simd.as_f32(simd.and(simd.bits(v), simd.splat_i32(i32::MAX)))
 }
 
+/// The larger of both; `v` where it is NaN.
+#[inline(always)]
+pub fn larger<S: Simd>(simd: S, v: S::F32, other: S::F32) -> S::F32 {
+    simd.select(simd.less(v, other), other, v)
+}
+
 /// Whether a lane of `v` is NaN or infinite.
 #[inline(always)]
 pub fn any_not_finite<S: Simd>(simd: S, v: S::F32) -> bool {

@@ -22,8 +22,8 @@ use crate::level::Level;
 use crate::spec::{Choice, Global, GroupSize, Spec};
 use crate::{pool, threads};
 
-/// `quantize(array, bits, format, axis, group_size, scale_dtype, options, method, importance, importance_bits, tolerance, nonfinite,
-/// out, threads)` gives `(tensor, parts)`.
+/// `quantize(array, bits, format, axis, group_size, scale_dtype, options, method, importance, importance_bits, tolerance, clip_limit,
+/// nonfinite, out, threads)` gives `(tensor, parts)`.
 ///
 /// `bits` says that uint16 holds bfloat16; `importance` is None, a string or an array; `options` are those beside the two before them, or None; `out` is a dict from every
 /// part's name to its array, or None.
@@ -41,6 +41,7 @@ pub(super) fn quantize<'py>(
     importance: Option<&Bound<'py, PyAny>>,
     importance_bits: bool,
     tolerance: Option<f32>,
+    clip_limit: Option<f32>,
     nonfinite: &str,
     out: Option<&Parts<'py>>,
     threads: Option<isize>,
@@ -60,7 +61,7 @@ pub(super) fn quantize<'py>(
         // One weight for each place along the axis, or one for each element.
         let by_element = |weights: &Source<'_>| weights.shape().len() == array.ndim();
         let weights_source = weights_source.map(|weights| if by_element(&weights) { weights.with_axis_last(tensor.axis) } else { weights });
-        let method = named_method(method, name.as_deref(), weights_source.as_ref(), tolerance)?;
+        let method = named_method(method, name.as_deref(), weights_source.as_ref(), (tolerance, clip_limit))?;
         let wanted = wanted_parts(&tensor.layout, if out.is_some() { "out" } else { "parts" });
         let inputs: Vec<&Array<'_>> = [Some(array), weights].into_iter().flatten().collect();
         let mut outputs = match out {
@@ -426,18 +427,31 @@ fn warn(py: Python<'_>, message: String) -> PyResult<()> {
     PyErr::warn(py, py.get_type::<QuantizeWarning>().as_any(), &CString::new(message)?, CALLER_OF_THE_FACADE)
 }
 
-/// A method by its name, with the importance and the tolerance that belong to it.
-fn named_method<'a>(name: &str, importance: Option<&str>, weights: Option<&'a Source<'a>>, tolerance: Option<f32>) -> Result<Method<'a>> {
+/// A method by its name, with the importance, and the tolerance or the clip limit, that belong to it.
+fn named_method<'a>(
+    name: &str,
+    importance: Option<&str>,
+    weights: Option<&'a Source<'a>>,
+    (tolerance, clip_limit): (Option<f32>, Option<f32>),
+) -> Result<Method<'a>> {
     let importance = match (importance, weights) {
         (None, None) => Importance::Equal,
         (None, Some(weights)) => Importance::Array(weights),
         (Some("magnitude"), _) => Importance::Magnitude,
         (Some(other), _) => return Err(Error::value("importance", format!("'{other}'"), "expected None, \"magnitude\" or an array")),
     };
+    if name != "optimal"
+        && let Some(argument) = tolerance.map(|_| "tolerance").or(clip_limit.map(|_| "clip_limit"))
+    {
+        return Err(Error::value(argument, "given", format!("method=\"{name}\" has no use for it: say method=\"optimal\"")));
+    }
+    if let Some(limit) = clip_limit {
+        return match tolerance {
+            None => Ok(Method::Clipped(importance, limit)),
+            Some(_) => Err(Error::value("tolerance", "given", "what has a clip_limit is searched exactly: leave it out")),
+        };
+    }
     match (name, importance, tolerance) {
-        ("nearest" | "fast", _, Some(_)) => {
-            Err(Error::value("tolerance", "given", format!("method=\"{name}\" has no use for it: say method=\"optimal\"")))
-        }
         ("nearest", Importance::Equal, _) => Ok(Method::Nearest),
         ("nearest", ..) => Err(Error::value("importance", "given", "method=\"nearest\" has no use for it: say method=\"optimal\"")),
         ("optimal", importance, None) => Ok(Method::Optimal(importance)),

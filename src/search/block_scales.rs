@@ -8,9 +8,9 @@
 //! Scales have either sign, and so has their unit: there is one more factor on one side.
 
 use super::blocks::{self, Effort, GROUPS, Grouped, Normal, Pair, extreme, in_lanes, reciprocal};
-use super::codebook::{Codebook, OF_IQ4};
+use super::codebook::OF_IQ4;
 use super::groups::{Found, Solver};
-use super::line::{self, Line, Open};
+use super::line::{Line, OfLine, Open};
 use super::sums::{Sums, sums};
 use super::tile::Tile;
 use crate::kernels::lanes::{clamp, magnitude};
@@ -57,7 +57,7 @@ impl Solver for BlockScales {
             }
         }
         if self.is_exact {
-            let exact = tile.of_lane(simd, line::solve::<S, &Codebook, WEIGHTED>(simd, &OF_IQ4, tile, open));
+            let exact = tile.of_lane(simd, OfLine { levels: &OF_IQ4, clip_limit: None }.scales::<S, WEIGHTED>(simd, tile, open));
             groups.see(simd, simd.select(simd.less(zero, magnitude(simd, exact)), exact, one));
         }
         for factor in NEAR {

@@ -21,6 +21,7 @@
 use super::groups::{Found, Solver, lanes};
 use super::sums::{Levels, Sums, ends, sums};
 use super::tile::Tile;
+use crate::kernels::lanes::larger;
 use crate::simd::{LANES, Simd};
 
 /// What a bound may be less than the best error, relatively: about what sums in f32 are good to.
@@ -75,6 +76,8 @@ pub(super) struct Best<S: Simd> {
     /// As it is stored, with its sign.
     pub(super) scale: S::F32,
     pub(super) branch: S::F32,
+    /// The smallest scales that are allowed, of positive and of negative sign.
+    pub(super) least: [S::F32; 2],
 }
 
 /// A scale that was looked at.
@@ -185,6 +188,9 @@ pub(super) fn look<S: Simd, B: Branches, const WEIGHTED: bool, const BEYOND: boo
     let Sums { rr, rq, qq, steps, beyond } = sums::<S, _, WEIGHTED, BEYOND>(simd, levels, tile, simd.div(sign, scale));
     let zero = simd.splat(0.0);
     let free = simd.add(scale, simd.mul(scale, simd.div(rq, qq)));
+    // The error of fixed codes is a parabola: the nearest scale that is allowed is the best of those.
+    let is_negative = simd.less(sign, zero);
+    let free = larger(simd, free, simd.select(is_negative, best.least[1], best.least[0]));
     let stored = tile.stored(simd, free);
     let moved = simd.sub(tile.of_lane(simd, stored), scale);
     let twice = simd.mul(simd.add(moved, moved), rq);
@@ -236,43 +242,77 @@ fn weigh<S: Simd>(simd: S, tile: &Tile<S>, greater: Point<S>, smaller: Point<S>,
 
 /// The search for such numbers.
 #[derive(Clone, Copy)]
-pub(super) struct OfLine<L>(pub(super) L);
+pub(super) struct OfLine<L> {
+    pub(super) levels: L,
+    /// How far elements may be beyond the numbers, as a part of the largest magnitude of their group.
+    pub(super) clip_limit: Option<f32>,
+}
 
 impl<L: Line> Solver for OfLine<L> {
     fn greatest(self) -> f32 {
-        self.0.greatest()
+        self.levels.greatest()
     }
 
     #[inline(always)]
     fn solve<S: Simd, const WEIGHTED: bool>(self, simd: S, tile: &Tile<S>, open: &mut Open) -> Found<S> {
-        Found::alone(simd, solve::<S, L, WEIGHTED>(simd, self.0, tile, open), simd.splat(0.0))
+        Found::alone(simd, self.scales::<S, WEIGHTED>(simd, tile, open), simd.splat(0.0))
     }
 
     #[inline(always)]
     fn code<S: Simd>(self, simd: S, x: S::F32, scale: S::F32, _: S::F32) -> S::I32 {
-        self.0.code(simd, simd.div(x, scale))
+        self.levels.code(simd, simd.div(x, scale))
     }
 }
 
-/// The scales of the sixteen groups; infinite where the one that leaves no element beyond the numbers is beyond its dtype.
-#[inline(always)]
-pub(super) fn solve<S: Simd, L: Line, const WEIGHTED: bool>(simd: S, levels: L, tile: &Tile<S>, open: &mut Open) -> S::F32 {
-    let (zero, one) = (simd.splat(0.0), simd.splat(1.0));
-    let mut best = Best::<S> { error: tile.energy, scale: zero, branch: one };
-    let is_empty = simd.equal(tile.largest(simd), zero);
-    let unit = simd.select(is_empty, one, levels.unit(simd, tile.highest, tile.lowest));
-    let opposite = simd.select(is_empty, one, levels.unit(simd, tile.lowest, tile.highest));
-    let mut gaps = Vec::with_capacity(64);
-    let mut mirrored = None;
-    for (sign, unit) in [(1.0, unit), (-1.0, opposite)] {
-        // Where the sign never matters there is one.
-        if sign > 0.0 || levels.mirrored() < f32::INFINITY {
-            mirrored = scan::<S, L, WEIGHTED>(simd, levels, tile, sign, simd.div(one, unit), mirrored, &mut best, &mut gaps);
+impl<L: Line> OfLine<L> {
+    /// The scales of the sixteen groups; infinite where the one that leaves no element beyond the numbers is beyond its dtype, or where
+    /// all are that leave none too far beyond.
+    #[inline(always)]
+    pub(super) fn scales<S: Simd, const WEIGHTED: bool>(self, simd: S, tile: &Tile<S>, open: &mut Open) -> S::F32 {
+        let OfLine { levels, clip_limit } = self;
+        let (zero, one, infinity) = (simd.splat(0.0), simd.splat(1.0), simd.splat(f32::INFINITY));
+        let least = match clip_limit {
+            None => [zero; 2],
+            Some(limit) => {
+                let negative = simd.splat(-1.0);
+                let of_positive = least(simd, levels.branch(simd, one).0, tile, one, limit);
+                [of_positive, least(simd, levels.branch(simd, negative).0, tile, negative, limit)]
+            }
+        };
+        let least_of_both = simd.select(simd.less(least[1], least[0]), least[1], least[0]);
+        // Zeros miss everything.
+        let error = simd.select(simd.less(zero, least_of_both), infinity, tile.energy);
+        let mut best = Best::<S> { error, scale: zero, branch: one, least };
+        let is_empty = simd.equal(tile.largest(simd), zero);
+        let unit = simd.select(is_empty, one, levels.unit(simd, tile.highest, tile.lowest));
+        let opposite = simd.select(is_empty, one, levels.unit(simd, tile.lowest, tile.highest));
+        let mut gaps = Vec::with_capacity(64);
+        let mut mirrored = None;
+        for (sign, unit) in [(1.0, unit), (-1.0, opposite)] {
+            // Where the sign never matters there is one.
+            if sign > 0.0 || levels.mirrored() < f32::INFINITY {
+                // With a limit a scale may be allowed with one sign only.
+                let seen = mirrored.filter(|_| clip_limit.is_none());
+                mirrored = scan::<S, L, WEIGHTED>(simd, levels, tile, sign, simd.div(one, unit), seen, &mut best, &mut gaps);
+            }
         }
+        settle::<S, L, WEIGHTED>(simd, levels, tile, &gaps, open, &mut best);
+        let full = simd.div(one, simd.mul(simd.splat(levels.full()), unit));
+        let overflows = simd.or(tile.overflows(simd, full), simd.equal(least_of_both, infinity));
+        simd.select(overflows, infinity, best.scale)
     }
-    settle::<S, L, WEIGHTED>(simd, levels, tile, &gaps, open, &mut best);
-    let full = simd.div(one, simd.mul(simd.splat(levels.full()), unit));
-    simd.select(tile.overflows(simd, full), simd.splat(f32::INFINITY), best.scale)
+}
+
+/// The smallest scale of a sign that leaves no element further beyond the numbers than the limit.
+#[inline(always)]
+fn least<S: Simd, L: Levels<S>>(simd: S, levels: L, tile: &Tile<S>, sign: S::F32, limit: f32) -> S::F32 {
+    let zero = simd.splat(0.0);
+    let is_negative = simd.less(sign, zero);
+    let (above, below) = (simd.select(is_negative, tile.lowest, tile.highest), simd.select(is_negative, tile.highest, tile.lowest));
+    let missed = simd.mul(simd.splat(limit), tile.largest(simd));
+    let above = simd.div(simd.sub(above, missed), levels.highest(simd));
+    let below = simd.div(simd.sub(below, missed), simd.sub(zero, levels.lowest(simd)));
+    tile.no_smaller(simd, larger(simd, larger(simd, above, below), zero))
 }
 
 /// Search the gaps until none can hold a better scale.
@@ -314,7 +354,8 @@ fn scan<S: Simd, L: Line, const WEIGHTED: bool>(
 ) -> Option<Point<S>> {
     let signs = simd.splat(sign);
     let (numbers, _) = levels.branch(simd, signs);
-    let skipped = if sign < 0.0 { levels.grid().iter().take_while(|&&multiple| multiple < levels.mirrored()).count() } else { 0 };
+    let least = best.least[usize::from(sign < 0.0)];
+    let skipped = if mirrored.is_some() { levels.grid().iter().take_while(|&&multiple| multiple < levels.mirrored()).count() } else { 0 };
     let (mut first, mut last_mirrored) = (None, None);
     let (mut last, mut multiple) = (mirrored, 0.0);
     let mut grid = levels.grid()[skipped..].iter();
@@ -323,7 +364,7 @@ fn scan<S: Simd, L: Line, const WEIGHTED: bool>(
         if let Some(Point { scale, .. }) = last.filter(|_| multiple > 1.05 * levels.full()) {
             let ends = ends::<S, _, WEIGHTED>(simd, numbers, tile, simd.div(signs, scale));
             let missed = simd.mul(simd.mul(scale, scale), ends.beyond);
-            if !simd.any(simd.less(missed, best.error)) {
+            if !simd.any(simd.and(simd.less(missed, best.error), simd.less(least, scale))) {
                 break;
             }
         }
@@ -331,7 +372,8 @@ fn scan<S: Simd, L: Line, const WEIGHTED: bool>(
         if multiple > LIMITS.1 {
             break;
         }
-        let next = look::<S, L, WEIGHTED, false>(simd, levels, tile, simd.div(unit, simd.splat(multiple)), signs, best);
+        let scale = larger(simd, simd.div(unit, simd.splat(multiple)), least);
+        let next = look::<S, L, WEIGHTED, false>(simd, levels, tile, scale, signs, best);
         if let Some(last) = last {
             gaps.push(Gap { branch: signs, greater: last, smaller: next, may_gain: simd.splat_i32(-1) });
         }

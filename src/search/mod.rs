@@ -64,6 +64,8 @@ pub struct Problem {
     bias: i8,
     /// Bits of the least magnitude that is no element.
     beyond: i32,
+    /// How far elements may be beyond the numbers, as a part of the largest magnitude of their group.
+    clip_limit: Option<f32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,8 +73,9 @@ enum Kind {
     Symmetric,
     Iq4,
     Nf4,
-    PositiveNf4,
+    NestedNf4,
     Fp4,
+    NestedFp4,
     Small(Set, Option<Global>),
     /// From which zero point on.
     ZeroPoint(u8),
@@ -96,8 +99,9 @@ impl Problem {
             (Scheme::Codebook(spec::Codebook::Iq4), _) if is_in_blocks => (Kind::BlockScales(BlockScales { is_exact: true }), 0),
             (Scheme::Codebook(spec::Codebook::Iq4), _) => (Kind::Iq4, 0),
             // Around a mean that is far from 0 hardly a scale is negative.
-            (Scheme::Codebook(spec::Codebook::Nf4), Some(Choice::DoubleQuant(true))) => (Kind::PositiveNf4, 0),
+            (Scheme::Codebook(spec::Codebook::Nf4), Some(Choice::DoubleQuant(true))) => (Kind::NestedNf4, 0),
             (Scheme::Codebook(spec::Codebook::Nf4), _) => (Kind::Nf4, 0),
+            (Scheme::Codebook(spec::Codebook::Fp4), Some(Choice::DoubleQuant(true))) => (Kind::NestedFp4, 0),
             (Scheme::Codebook(spec::Codebook::Fp4), _) => (Kind::Fp4, 0),
             (Scheme::Codebook(spec::Codebook::E2m1), _) => {
                 let set = if spec.scale_dtypes[0] == ScaleDtype::E8m0 { Set::E8m0 } else { Set::E4m3 };
@@ -105,7 +109,7 @@ impl Problem {
             }
         };
         let beyond = if spec.half { BEYOND_HALF.to_bits().cast_signed() } else { INFINITE };
-        Some(Problem { kind, bias, beyond })
+        Some(Problem { kind, bias, beyond, clip_limit: None })
     }
 
     /// The same up to a tolerance: the error may be larger than the smallest one by so much of itself. Searches that are exact stay so.
@@ -116,6 +120,13 @@ impl Problem {
             Kind::BlockPlanes(_) => Problem { kind: Kind::BlockPlanes(BlockPlanes { tolerance: Some(tolerance) }), ..self },
             _ => self,
         }
+    }
+
+    /// The same among the scales that leave no element further beyond the numbers than such a part of the largest magnitude of its group;
+    /// `None` where that is not searched, as where scales are quantized in turn.
+    pub fn clipping(self, limit: f32) -> Option<Problem> {
+        let is_line = matches!(self.kind, Kind::Symmetric | Kind::Iq4 | Kind::Nf4 | Kind::Fp4);
+        is_line.then_some(Problem { clip_limit: Some(limit), ..self })
     }
 
     /// The same by a search that is quick and proves nothing; `None` where there is none.
@@ -139,12 +150,13 @@ impl Problem {
     /// Where no scale makes the error smaller than that of zeros alone, the scale is 0. Where the format's own scale, the one
     /// that brings every element within the codes, would be beyond the dtype, it is infinite, and so is a minimum.
     pub fn solve(self, task: Task<'_>) -> Faults {
+        let clip_limit = self.clip_limit;
         match self.kind {
-            Kind::Symmetric => self.run(OfLine(Symmetric), task),
-            Kind::Iq4 => self.run(OfLine(&codebook::OF_IQ4), task),
-            Kind::Nf4 => self.run(OfLine(&codebook::OF_NF4), task),
-            Kind::PositiveNf4 => self.run(OfLine(&codebook::OF_NF4_POSITIVE), task),
-            Kind::Fp4 => self.run(OfLine(&codebook::OF_FP4), task),
+            Kind::Symmetric => self.run(OfLine { levels: Symmetric, clip_limit }, task),
+            Kind::Iq4 => self.run(OfLine { levels: &codebook::OF_IQ4, clip_limit }, task),
+            Kind::Nf4 => self.run(OfLine { levels: &codebook::OF_NF4, clip_limit }, task),
+            Kind::NestedNf4 => self.run(OfLine { levels: &codebook::OF_NF4_POSITIVE, clip_limit }, task),
+            Kind::Fp4 | Kind::NestedFp4 => self.run(OfLine { levels: &codebook::OF_FP4, clip_limit }, task),
             Kind::Small(set, global) => {
                 let global = global.map(|global| (global, task.global));
                 self.run(Small { set, global }, task)

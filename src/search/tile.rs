@@ -8,7 +8,7 @@
 //! An element of weight 0 is 0 here: it has no part in the search.
 
 use super::Nested;
-use crate::kernels::lanes::magnitude;
+use crate::kernels::lanes::{larger, magnitude};
 use crate::kernels::scales::round_to;
 use crate::simd::{LANES, Simd};
 use crate::spec::ScaleDtype;
@@ -133,6 +133,24 @@ impl<S: Simd> Tile<S> {
         let nearest = simd.select(simd.less(size, simd.splat(0.5 * f32::MIN_POSITIVE)), zero, least);
         let stored = simd.select(simd.less(size, least), nearest, stored);
         simd.select(simd.less(most, size), most, stored)
+    }
+
+    /// The least scale that can be stored and is no smaller than a scale of the lane, 0 or more, in the lane's size; infinite where there
+    /// is none.
+    #[inline(always)]
+    pub(super) fn no_smaller(&self, simd: S, scale: S::F32) -> S::F32 {
+        let stored = self.stored(simd, scale);
+        let after = |bits: i32| simd.as_f32(simd.add_i32(simd.bits(stored), simd.splat_i32(bits)));
+        let next = match self.dtype {
+            // Subnormal halves are 2^-24 apart, and all others no less.
+            ScaleDtype::F16 => larger(simd, after(1 << 13), simd.add(stored, simd.splat(1.0 / (1 << 24) as f32))),
+            ScaleDtype::Bf16 => after(1 << 16),
+            _ => after(1),
+        };
+        let next = larger(simd, next, simd.splat(f32::MIN_POSITIVE));
+        let next = simd.select(simd.less(simd.splat(self.most), next), simd.splat(f32::INFINITY), next);
+        let is_smaller = simd.less(self.of_lane(simd, stored), scale);
+        self.of_lane(simd, simd.select(is_smaller, next, stored))
     }
 
     /// A minimum of the lane in the array's own size, rounded as it is stored.

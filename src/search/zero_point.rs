@@ -87,7 +87,7 @@ impl Solver for ZeroPoint {
     fn solve<S: Simd, const WEIGHTED: bool>(self, simd: S, tile: &Tile<S>, open: &mut Open) -> Found<S> {
         let (zero, one, any) = (simd.splat(0.0), simd.splat(1.0), simd.splat(ANY));
         let first = simd.splat(self.first);
-        let mut best = Best::<S> { error: tile.energy, scale: zero, branch: first };
+        let mut best = Best::<S> { error: tile.energy, scale: zero, branch: first, least: [zero; 2] };
         let span = simd.add(tile.highest, tile.lowest);
         let span = simd.select(simd.equal(span, zero), one, span);
         let mut gaps = Vec::with_capacity(64);

@@ -165,3 +165,88 @@ def test_shapes_must_agree():
 def test_repr_shows_the_figures():
     x = sample((4, 64))
     assert "rmse" in repr(qz.compare(x, qz.quantize(x)))
+
+
+OPTIMUM = [
+    ("int4", {"group_size": 24}),
+    ("int4", {"group_size": "row"}),
+    ("int4", {"group_size": "tensor"}),
+    ("uint4", {}),
+    ("gguf:q4_0", {}),
+    ("gguf:q4_1", {}),
+    ("gguf:iq4_nl", {}),
+    ("gguf:mxfp4", {}),
+    ("torchao:mxfp4", {"scale_rule": "even"}),
+    ("gguf:nvfp4", {}),
+    ("torchao:nvfp4", {"two_level": False}),
+    ("bnb:nf4", {}),
+    ("mlx", {}),
+    ("hqq", {}),
+    ("gptq", {}),
+    ("gptq", {"symmetric": False}),
+    ("awq", {}),
+    ("onnx:qdq", {"symmetric": False}),
+    ("compressed-tensors", {}),
+]
+
+
+@pytest.mark.parametrize("importance", [None, "magnitude", "columns", "elements"])
+@pytest.mark.parametrize(("name", "options"), OPTIMUM)
+def test_beside_the_best_codes_and_scales(name, options, importance):
+    x = sample((16, 256))
+    weights = {
+        None: np.ones_like(x),
+        "magnitude": np.sqrt((x.astype(np.float64) ** 2).mean(1, keepdims=True) + x.astype(np.float64) ** 2),
+        "columns": np.broadcast_to(np.linspace(0.1, 2, 256, dtype=np.float32), x.shape),
+        "elements": np.random.default_rng(1).random(x.shape, np.float32),
+    }[importance]
+    given = {"columns": weights[0], "elements": weights}.get(importance, importance)
+    nearest, best = (
+        qz.quantize(x, name, method=method, **how, **options) for method, how in (("nearest", {}), ("optimal", {"importance": given}))
+    )
+    errors = [float((weights * (x - q.dequantize(dtype=np.float64)) ** 2).sum() / weights.sum()) for q in (nearest, best)]
+    found = qz.compare(x, nearest, optimum=True, importance=given)
+    assert found[:6] == qz.compare(x, nearest)[:6]
+    assert (
+        found.lower_bound <= errors[1] <= found.lower_bound * (1 + 2e-3)
+    )  # scales of the rule's dtype may cost more than the proof is off
+    assert found.excess == pytest.approx(errors[0] / errors[1] - 1, abs=1e-9)
+    assert 0 < found.share_improved <= 1
+    found = qz.compare(x, best, optimum=True, importance=given)
+    assert (found.excess, found.share_improved) == (0, 0)
+
+
+def test_the_best_of_what_is_exact_or_empty():
+    whole = np.arange(-8, 8, dtype=np.float32).reshape(1, 16)
+    found = qz.compare(whole, qz.quantize(whole), optimum=True)
+    assert (found.lower_bound, found.excess, found.share_improved) == (0, 0, 0)
+    shifted = qz.quantize(whole * np.float32(1.1))
+    assert qz.compare(whole, shifted, optimum=True).excess == np.inf
+    empty = np.zeros((0, 32), np.float32)
+    assert qz.compare(empty, qz.quantize(empty), optimum=True)[6:] == (0, 0, 0)
+    groups = sample((4, 6, 5))
+    along = qz.compare(groups, qz.quantize(groups, axis=1, group_size=4), optimum=True, importance=np.arange(6, dtype=np.float32))
+    last = np.ascontiguousarray(np.moveaxis(groups, 1, -1))
+    assert along[6:] == qz.compare(last, qz.quantize(last, group_size=4), optimum=True, importance=np.arange(6, dtype=np.float32))[6:]
+
+
+def test_an_optimum_that_is_none():
+    x = sample((8, 256))
+    for name, options in (
+        ("gguf:q4_k", {}),
+        ("gguf:iq4_xs", {}),
+        ("modelopt:nvfp4", {}),
+        ("torchao:nvfp4", {}),
+        ("mlx:nvfp4", {"global_scale": 5.0}),
+    ):
+        with pytest.raises(ValueError, match=f"optimum is True; {name} has scales of two levels"):
+            qz.compare(x, qz.quantize(x, name, **options), optimum=True)
+    with pytest.raises(TypeError, match=r"bnb:nf4 has no method 'optimal' with these options; .*double_quant=False"):
+        qz.compare(x, qz.quantize(x, "bnb:nf4", double_quant=True), optimum=True)
+    with pytest.raises(TypeError, match=r"optimum is True; other is of type ndarray, expected a QuantizedArray"):
+        qz.compare(x, x, optimum=True)
+    with pytest.raises(ValueError, match="optimum is True and axis is given"):
+        qz.compare(x, qz.quantize(x), optimum=True, axis=0)
+    with pytest.raises(ValueError, match="importance is given; it has no use without optimum=True"):
+        qz.compare(x, qz.quantize(x), importance="magnitude")
+    assert qz.compare(x, qz.quantize(x))[6:] == (None, None, None)

@@ -4,6 +4,7 @@ Blocks whose groups share a scale are the exception: there the search proves not
 """
 
 import contextlib
+import itertools
 
 import ml_dtypes
 import numpy as np
@@ -124,13 +125,13 @@ def error_of(x, weights, scales, numbers):
     return float((weights * (x - values) ** 2).sum(1).min(initial=np.inf))
 
 
-def smallest_error(x, weights, numbers, dtype):
+def smallest_error(x, weights, numbers, dtype, least=None):
     """Look into every cell of scales of either sign: between two scales at which a code changes all codes stay as they are.
 
-    In place of a dtype it takes all scales that there are.
+    In place of a dtype it takes all scales that there are. ``least`` has the smallest scale of either sign, where not all are allowed.
     """
     x, weights = x.astype(np.float64), weights.astype(np.float64)
-    best = float((weights * x**2).sum())
+    best = float((weights * x**2).sum()) if least is None else np.inf
     if isinstance(dtype, np.ndarray):
         return min(best, error_of(x, weights, dtype, numbers))
     middles = (numbers[1:] + numbers[:-1]) / 2
@@ -145,6 +146,8 @@ def smallest_error(x, weights, numbers, dtype):
         curvature = (weights * codes**2).sum(1)
         with np.errstate(divide="ignore", invalid="ignore"):
             scales = stored((weights * x * codes).sum(1) / curvature, dtype)
+        if least is not None:
+            scales = np.append(np.maximum(scales, least[sign]), least[sign])
         scales = np.unique(scales[np.isfinite(scales) & (scales != 0)])
         best = min(best, error_of(x, weights, sign * scales, numbers))
     return best
@@ -445,6 +448,89 @@ def test_tolerance_belongs_to_optimal():
             qz.quantize(sample((4, 64)), "mlx", method=method, tolerance=0.1)
 
 
+def least_scales(x, numbers, limit, dtype):
+    """The smallest scale of either sign in ``dtype`` that leaves no element more than a part of the largest beyond the numbers."""
+    missed = limit * np.abs(x).max()
+    least = {}
+    for sign in (1, -1):
+        exact = max(0.0, *((sign * x - missed) / numbers[-1]), *((sign * x + missed) / numbers[0]))
+        scale = np.array(exact * (1 + 1e-6)).astype(dtype)
+        least[sign] = float(scale if scale >= exact else np.nextafter(scale, np.array(np.inf, dtype)))
+    return least
+
+
+LIMITED = [
+    ("int4", {"scale_dtype": "float16"}),
+    ("int4", {"scale_dtype": "float32"}),
+    ("gguf:q4_0", {}),
+    ("gguf:iq4_nl", {}),
+    ("bnb:nf4", {"group_size": 32}),
+    ("bnb:fp4", {"group_size": 32}),
+]
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "zeros", "positive", "half subnormal", "half underflow", "wide"])
+@pytest.mark.parametrize("weighting", ["none", "columns", "apart"])
+@pytest.mark.parametrize(("name", "options"), LIMITED)
+def test_no_cell_within_the_limit_has_a_smaller_error(name, options, kind, weighting):
+    [numbers] = numbers_of(name, options)
+    x = sample((8, 64), kind=kind)
+    importance = importance_of(weighting, x.shape)
+    weights = np.broadcast_to(np.float32(1) if importance is None else importance, x.shape)
+    for limit in (0, 0.05, 0.5):
+        q = qz.quantize(x, name, method="optimal", importance=importance, clip_limit=limit, **options)
+        dtype = scales_of(q)
+        grouped = (-1, q.group_size)
+        values, scales, found = q.dequantize(dtype=np.float64).reshape(grouped), q.scales.reshape(-1), errors(q, x, weights).reshape(-1)
+        for group, (x_row, w_row) in enumerate(zip(x.reshape(grouped).astype(np.float64), weights.reshape(grouped), strict=True)):
+            if scales[group]:  # too large a scale for all, that of zeros
+                ends = np.sort(scales[group] * numbers[[0, -1]].astype(np.float64))
+                beyond = np.maximum(x_row - ends[1], ends[0] - x_row).max()
+                assert beyond <= (limit + 1e-5) * np.abs(x_row).max(), (limit, group)
+            least = least_scales(x_row, numbers, limit, dtype)
+            energy = float((w_row * x_row**2).sum())
+            if numbers[8] == 1:  # zeros are one step off
+                energy += float(w_row.sum() * (np.abs(x_row).max() / numbers[-1]) ** 2)
+            best = smallest_error(x_row, w_row, numbers, dtype, least)
+            assert found[group] <= best * (1 + RELATIVE) + energy * OF_ENERGY, (limit, group, values[group])
+
+
+def test_a_looser_limit_is_never_worse():
+    x = sample((64, 128), kind="wide")
+    limits = (0, 0.02, 0.1, 0.5, 1, None)
+    total = [errors(qz.quantize(x, method="optimal", clip_limit=limit), x, np.ones_like(x)) for limit in limits]
+    for tighter, looser in itertools.pairwise(total):
+        assert (looser <= tighter * (1 + RELATIVE)).all()
+    assert total[0].sum() > total[-1].sum()
+    assert (total[-2] <= total[-1] * (1 + RELATIVE)).all()  # 1 is no limit
+
+
+@pytest.mark.parametrize("limit", [-0.1, 1.1, np.nan, np.inf])
+def test_limits_that_are_none(limit):
+    with pytest.raises(ValueError, match=r"clip_limit is .*expected a number from 0 to 1"):
+        qz.quantize(sample((4, 64)), method="optimal", clip_limit=limit)
+
+
+def test_a_limit_belongs_to_optimal_and_to_some_formats():
+    x = sample((8, 256))
+    with pytest.raises(TypeError, match=r"clip_limit is of type str; expected a number from 0 to 1"):
+        qz.quantize(x, method="optimal", clip_limit="0.1")
+    with pytest.raises(ValueError, match=r'clip_limit is given; method="nearest" has no use for it'):
+        qz.quantize(x, clip_limit=0.1)
+    with pytest.raises(ValueError, match=r"tolerance is given; what has a clip_limit is searched exactly"):
+        qz.quantize(x, method="optimal", clip_limit=0.1, tolerance=0.1)
+    for name in ("uint4", "mlx", "hqq", "gguf:mxfp4", "mlx:nvfp4"):
+        with pytest.raises(ValueError, match=rf"clip_limit is given; {name} is not searched with one; formats that are: int4, gguf:q4_0"):
+            qz.quantize(x, name, method="optimal", clip_limit=0.1)
+    with pytest.raises(ValueError, match="clip_limit is given; bnb:fp4 is not searched with one"):
+        qz.quantize(x, "bnb:fp4", method="optimal", clip_limit=0.1, double_quant=True)
+    # At the top of float16 the limit asks for a scale beyond it.
+    top = np.float32([[8 * 65504, -8 * 65504, 1, 0]])
+    qz.quantize(top, method="optimal")
+    with pytest.raises(ValueError, match=r"beyond the largest float16"):
+        qz.quantize(top, method="optimal", clip_limit=0)
+
+
 @pytest.mark.parametrize("name", ["int4", "uint4", "gguf:q4_0", "bnb:nf4"])
 def test_formats_that_lack_the_fast_one(name):
     with pytest.raises(TypeError, match=f"{name} has no method 'fast'.*gguf:q4_1, gguf:q4_k, gguf:iq4_xs, mlx"):
@@ -615,7 +701,7 @@ def test_a_scale_that_overflows():
 
 
 DIGEST = """
-import hashlib, sys, warnings
+import hashlib
 import numpy as np
 import quantize as qz
 from helpers import KINDS, sample
@@ -636,8 +722,9 @@ for name, options in CASES + [(name, {}) for name in BLOCKS]:
 large = sample((700, 1024), seed=5)
 for size in (32, "row"):
     for importance in (None, "magnitude"):
-        q = qz.quantize(large, group_size=size, method="optimal", importance=importance, threads=int(sys.argv[1]) if len(sys.argv) > 1 else 1)
-        digest.update(q.parts["packed"].tobytes() + q.parts["scales"].tobytes())
+        for limit in (None, 0.05):
+            q = qz.quantize(large, group_size=size, method="optimal", importance=importance, clip_limit=limit, threads=1)
+            digest.update(q.parts["packed"].tobytes() + q.parts["scales"].tobytes())
 print(digest.hexdigest())
 """
 

@@ -179,12 +179,12 @@ def test_formats_is_a_table_as_data():
 
 def test_signatures_are_those_of_the_design():
     parameters = {
-        qz.quantize: "array format axis group_size scale_dtype dtype method importance tolerance nonfinite out threads options",
+        qz.quantize: "array format axis group_size scale_dtype dtype method importance tolerance clip_limit nonfinite out threads options",
         qz.dequantize: "q dtype out threads",
         qz.pack: "codes signed out",
         qz.unpack: "packed count signed out",
         qz.from_parts: "format parts shape axis group_size options",
-        qz.compare: "reference other axis",
+        qz.compare: "reference other axis optimum importance",
     }
     positional = {qz.quantize: 2, qz.dequantize: 1, qz.pack: 1, qz.unpack: 2, qz.from_parts: 2, qz.compare: 2}
     for function, names in parameters.items():
