@@ -116,7 +116,7 @@ def quantize(
     >>> qz.quantize(x, method="optimal", importance=np.float32([1, 1, 50, 1])).dequantize().round(3)
     array([[ 0.987, -0.823,  0.329,  0.165]], dtype=float32)
     """
-    found, bits = (array, False) if type(array) is np.ndarray and dtype is None else _floats(array, dtype)
+    found, bits = (array, False) if type(array) is np.ndarray and dtype is None else floats(array, dtype)
     if method not in ("nearest", "optimal", "fast"):
         raise ValueError(f"method is {method!r}; expected 'nearest', 'optimal' or 'fast'")
     if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, int | float | np.floating)):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -126,7 +126,7 @@ def quantize(
     if importance is None or isinstance(importance, str):
         weights = importance
     else:
-        weights, weight_bits = _floats(importance, None, "importance")
+        weights, weight_bits = floats(importance, None, "importance")
     if scale_dtype is not None:
         scale_name, view = float_dtype(scale_dtype)
     else:  # scales that follow the array are of its bfloat16
@@ -351,9 +351,9 @@ def compare(
     >>> round(qz.compare(w, qz.quantize(w)).sqnr_db, 1)
     26.2
     """
-    expected, expected_bits = _floats(reference, None)
+    expected, expected_bits = floats(reference, None)
     quantized = other if isinstance(other, QuantizedArray) else None
-    found, found_bits = (quantized.dequantize(), False) if quantized is not None else _floats(other, None)
+    found, found_bits = (quantized.dequantize(), False) if quantized is not None else floats(other, None)
     sums = _core.compare(expected, expected_bits, found, found_bits, axis, requested(None))
     count, error_squares, squares, other_squares, products, max_abs_error = np.moveaxis(sums, -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -413,7 +413,7 @@ _HOST = (1, 3, 11)
 _DEVICES = {2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 9: "vpi", 10: "rocm", 13: "cuda (managed)", 14: "oneapi", 15: "webgpu"}
 
 
-def _floats(array: Any, dtype: DTypeLike | Literal["bfloat16"] | None, argument: str = "array") -> tuple[NDArray[Any], bool]:
+def floats(array: Any, dtype: DTypeLike | Literal["bfloat16"] | None, argument: str = "array") -> tuple[NDArray[Any], bool]:
     """Give a numpy array over the data, and whether it is uint16 that holds bfloat16; messages call it ``argument``."""
     bits = False
     if isinstance(array, np.ndarray):
