@@ -236,7 +236,7 @@ def gptq(
     >>> h.update(x[:1000])
     >>> q = qz.gptq(w, h, format="gguf:q4_0")
     >>> plain = qz.quantize(w, "gguf:q4_0")
-    >>> qz.output_error(w, q, x[1000:]) < qz.output_error(w, plain, x[1000:]) / 2
+    >>> qz.output_error(w, q, x[1000:]) < 0.7 * qz.output_error(w, plain, x[1000:])
     True
     """
     found, bits = floats(weight, None, "weight")

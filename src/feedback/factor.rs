@@ -10,7 +10,7 @@ use super::hessian::{ARGUMENT, Hessian};
 use crate::engine::Run;
 use crate::error::{Error, Result};
 use crate::kernels::products::{Factors, Panels, Square};
-use crate::pool;
+use crate::pool::{self, Watch};
 use std::ops::Range;
 
 /// R, and the damped H that it is made of, columns in the order of a sweep.
@@ -66,7 +66,9 @@ impl Factor {
         })?;
         let diagonal: Vec<f64> = (0..length).map(|i| rows[i * length + i]).collect();
         let mut panels = Panels::default();
+        let mut watch = Watch::new(run.interrupted);
         for start in (0..length).step_by(BLOCK) {
+            watch.check()?;
             let end = length.min(start + BLOCK);
             let (finished, rest) = rows[start * length..].split_at_mut((end - start) * length);
             for k in 0..end - start {

@@ -16,7 +16,7 @@ use super::{Columns, Options, Tile, blocks, push};
 use crate::engine::Run;
 use crate::error::Result;
 use crate::kernels::products::{Combine, Factors, Lanes};
-use crate::pool;
+use crate::pool::{self, Watch};
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Refine all tiles. Rows whose loss rounding would have made larger stay as they are.
@@ -40,8 +40,11 @@ pub(super) fn refine(
         row.iter_mut().enumerate().for_each(|(j, element)| *element = of(j));
     })?;
     let (mut factors, mut within) = (Factors::default(), Vec::new());
+    // The work on a block may be shorter than the time after which it would ask itself.
+    let mut watch = Watch::new(run.interrupted);
     for _ in 0..options.refine {
         for block in blocks(all, group) {
+            watch.check()?;
             factors.fill(block.len(), all, |j, i| elements[(block.start + j) * all + i]);
             within.clear();
             block.clone().for_each(|i| within.extend_from_slice(&elements[i * all..][block.clone()]));
@@ -92,7 +95,9 @@ fn reorder(tiles: &mut [Tile], from: &Columns, to: &Columns) {
 fn losses(tiles: &[Tile], columns: &Columns, factor: &Factor, run: &Run<'_>) -> Result<Vec<[f64; LANES]>> {
     let mut losses = vec![[0.0; LANES]; tiles.len()];
     let (mut factors, mut shares) = (Factors::default(), Vec::new());
+    let mut watch = Watch::new(run.interrupted);
     for block in blocks(columns.order.len(), columns.group) {
+        watch.check()?;
         factor.before(&block, &mut factors);
         factor.within(&block, &mut shares);
         pool::for_each(tiles.iter().zip(&mut losses), run.threads, run.interrupted, |(tile, losses)| {

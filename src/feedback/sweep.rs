@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::formats::{self, Context, Faults, Groups, Rows};
 use crate::kernels::products::{Combine, Factors, Lanes};
 use crate::layout::Layout;
-use crate::pool;
+use crate::pool::{self, Watch};
 use crate::simd::{Kernel, LANES, Simd};
 use std::sync::Mutex;
 
@@ -86,7 +86,9 @@ pub(super) fn sweep(
         check()?;
     }
     let (mut factors, mut shares) = (Factors::default(), Vec::new());
+    let mut watch = Watch::new(run.interrupted);
     for block in blocks(columns.order.len(), group) {
+        watch.check()?;
         factor.before(&block, &mut factors);
         factor.within(&block, &mut shares);
         pool_failed |= pool::for_each(tiles.iter_mut().enumerate(), run.threads, run.interrupted, |(number, tile)| {

