@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `python` | the extension module, only with the feature of that name |
 //! | [`files`] | containers of named tensors, and conversion between them |
+//! | [`feedback`] | codes and scales by what the inputs of a layer say |
 //! | [`engine`] | cuts arrays into tiles, runs them on threads, stops when asked |
 //! | [`pool`], [`threads`] | the threads, and how many |
 //! | [`formats`] | one file a format: its facts, its numerics, its layout |
@@ -32,6 +33,7 @@
 pub mod element;
 pub mod engine;
 pub mod error;
+pub mod feedback;
 pub mod files;
 pub mod formats;
 pub mod kernels;

@@ -16,6 +16,7 @@ from quantize import _original
 from quantize._api import compare, cpu_features, dequantize, formats, from_parts, pack, quantize, unpack
 from quantize._check import check
 from quantize._core import CorruptFileError, LossyConversionError, PolicyError, QuantizeWarning, __version__
+from quantize._gptq import HeldOut, Hessian, gptq, output_error
 from quantize._original import dequantize_from_int4, pack_int4_to_int8, quantize_to_int4, unpack_int8_to_int4
 from quantize._threads import set_threads, threads
 from quantize._types import Comparison, CpuFeatures, Finding, FormatInfo, QuantizedArray
@@ -72,6 +73,8 @@ __all__ = [
     "FileComparison",
     "Finding",
     "FormatInfo",
+    "HeldOut",
+    "Hessian",
     "LossyConversionError",
     "PolicyError",
     "QuantizeWarning",
@@ -91,7 +94,9 @@ __all__ = [
     "dequantize_from_int4",
     "formats",
     "from_parts",
+    "gptq",
     "open",
+    "output_error",
     "pack",
     "pack_int4_to_int8",
     "quantize",

@@ -123,7 +123,7 @@ def quantize(
     >>> qz.quantize(x, method="optimal", importance=np.float32([1, 1, 50, 1])).dequantize().round(3)
     array([[ 0.987, -0.823,  0.329,  0.165]], dtype=float32)
     """
-    found, bits = (array, False) if type(array) is np.ndarray and dtype is None else _floats(array, dtype)
+    found, bits = (array, False) if type(array) is np.ndarray and dtype is None else floats(array, dtype)
     if method not in ("nearest", "optimal", "fast"):
         raise ValueError(f"method is {method!r}; expected 'nearest', 'optimal' or 'fast'")
     _check_number("tolerance", tolerance, "0.000001 to 1, such as 0.01")
@@ -375,7 +375,7 @@ def compare(
     >>> round(c.excess, 2), round(c.share_improved, 2)
     (0.14, 1.0)
     """
-    expected, expected_bits = _floats(reference, None)
+    expected, expected_bits = floats(reference, None)
     quantized = other if isinstance(other, QuantizedArray) else None
     if optimum and quantized is None:
         raise TypeError(f"optimum is True; other is of type {type(other).__name__}, expected a QuantizedArray: what is plain has no layout")
@@ -383,7 +383,7 @@ def compare(
         raise ValueError("optimum is True and axis is given; expected one of them: groups may lie across that axis")
     if importance is not None and not optimum:
         raise ValueError("importance is given; it has no use without optimum=True")
-    found, found_bits = (quantized.dequantize(), False) if quantized is not None else _floats(other, None)
+    found, found_bits = (quantized.dequantize(), False) if quantized is not None else floats(other, None)
     sums = _core.compare(expected, expected_bits, found, found_bits, axis, requested(None))
     count, error_squares, squares, other_squares, products, max_abs_error = np.moveaxis(sums, -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -446,7 +446,7 @@ _HOST = (1, 3, 11)
 _DEVICES = {2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 9: "vpi", 10: "rocm", 13: "cuda (managed)", 14: "oneapi", 15: "webgpu"}
 
 
-def _floats(array: Any, dtype: DTypeLike | Literal["bfloat16"] | None, argument: str = "array") -> tuple[NDArray[Any], bool]:
+def floats(array: Any, dtype: DTypeLike | Literal["bfloat16"] | None, argument: str = "array") -> tuple[NDArray[Any], bool]:
     """Give a numpy array over the data, and whether it is uint16 that holds bfloat16; messages call it ``argument``."""
     bits = False
     if isinstance(array, np.ndarray):
@@ -472,7 +472,7 @@ def _importance(importance: ArrayLike | SupportsDLPack | str | None) -> tuple[ND
     """Weights as the core takes them, and whether they are bits of bfloat16."""
     if importance is None or isinstance(importance, str):
         return importance, False
-    return _floats(importance, None, "importance")
+    return floats(importance, None, "importance")
 
 
 def _from_numbers(values: Any, argument: str) -> NDArray[np.float64]:

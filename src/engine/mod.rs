@@ -37,6 +37,7 @@ pub use nibbles::{pack, unpack as unpack_nibbles};
 pub use once::{check as check_once, global_of, make_effective, write_order};
 pub use repack::{check_repack, kept_options, repack};
 pub use search::Method;
+pub(crate) use search::Search;
 
 pub use crate::kernels::sums::Sums;
 

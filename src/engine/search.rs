@@ -32,7 +32,7 @@ pub enum Method<'a> {
 const LEAST: f32 = 16.0 * f32::MIN_POSITIVE;
 
 /// The search for the groups of one array.
-pub(super) struct Search<'a> {
+pub(crate) struct Search<'a> {
     problem: Problem,
     weights: Weights<'a>,
     /// Length of the group axis.
@@ -43,7 +43,7 @@ pub(super) struct Search<'a> {
 
 impl<'a> Search<'a> {
     /// The search that a method asks for, if any.
-    pub(super) fn new(method: Method<'a>, source: &Source<'_>, layout: &Layout, run: &Run<'_>) -> Result<Option<Search<'a>>> {
+    pub(crate) fn new(method: Method<'a>, source: &Source<'_>, layout: &Layout, run: &Run<'_>) -> Result<Option<Search<'a>>> {
         let (importance, name, find): (_, _, Find) = match method {
             Method::Nearest => return Ok(None),
             Method::Optimal(importance) | Method::Within(importance, _) | Method::Clipped(importance, _) => {
@@ -85,7 +85,7 @@ impl<'a> Search<'a> {
     }
 
     /// The groups of the elements `x`, which begin at `start`. `groups` has room for them.
-    pub(super) fn quantize(
+    pub(crate) fn quantize(
         &self,
         format: &dyn Rows,
         context: Context,

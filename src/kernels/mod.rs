@@ -9,6 +9,7 @@ pub mod decode;
 pub mod encode;
 pub mod lanes;
 pub mod nibbles;
+pub mod products;
 pub mod range;
 pub mod scales;
 pub mod stream;

@@ -349,7 +349,7 @@ pub(super) fn panic_for_tests(py: Python<'_>, in_pool: bool) -> PyResult<()> {
 
 /// Do the work of a call. Large work lets go of the interpreter, runs on threads, and ends early with the exception of a signal.
 /// `reused` says that the output is the caller's, not new.
-fn call<T: Send>(
+pub(super) fn call<T: Send>(
     py: Python<'_>,
     elements: usize,
     threads: Option<isize>,
@@ -398,7 +398,7 @@ fn decode(
 }
 
 /// Warn of what the work did otherwise than asked.
-fn report(py: Python<'_>, outcome: &Outcome) -> PyResult<()> {
+pub(super) fn report(py: Python<'_>, outcome: &Outcome) -> PyResult<()> {
     static WARNED: AtomicBool = AtomicBool::new(false);
     if outcome.replaced > 0 {
         let elements = if outcome.replaced == 1 { "element was" } else { "elements were" };

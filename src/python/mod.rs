@@ -4,6 +4,7 @@ mod api;
 mod arrays;
 mod dlpack;
 mod errors;
+mod feedback;
 mod files;
 mod from_parts;
 mod interpreter;
@@ -20,6 +21,8 @@ mod _core {
     use super::dlpack::from_dlpack;
     #[pymodule_export]
     use super::errors::{CorruptFileError, LossyConversionError, QuantizeWarning};
+    #[pymodule_export]
+    use super::feedback::{Hessian, gptq, output_error};
     #[pymodule_export]
     use super::files::{File, PolicyError, compare_files, convert};
     #[pymodule_export]

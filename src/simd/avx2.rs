@@ -17,10 +17,12 @@ impl Avx2 {
 
 type F32 = [__m256; 2];
 type I32 = [__m256i; 2];
+type F64 = [__m256d; 2];
 
 impl Simd for Avx2 {
     type F32 = F32;
     type I32 = I32;
+    type F64 = F64;
     type Folded = __m256i;
 
     #[inline(always)]
@@ -115,6 +117,12 @@ impl Simd for Avx2 {
             [_mm256_blendv_ps(b[0], a[0], _mm256_castsi256_ps(mask[0])), _mm256_blendv_ps(b[1], a[1], _mm256_castsi256_ps(mask[1]))]
         }
         fn any(mask: I32) -> bool { _mm256_movemask_epi8(_mm256_or_si256(mask[0], mask[1])) != 0 }
+
+        fn splat_f64(x: f64) -> F64 { [_mm256_set1_pd(x); 2] }
+        fn load_f64(x: &[f64; 8]) -> F64 { [_mm256_loadu_pd(x.as_ptr()), _mm256_loadu_pd(x[4..].as_ptr())] }
+        fn store_f64(v: F64, x: &mut [f64; 8]) { { _mm256_storeu_pd(x.as_mut_ptr(), v[0]); _mm256_storeu_pd(x[4..].as_mut_ptr(), v[1]) } }
+        fn add_f64(a: F64, b: F64) -> F64 { [_mm256_add_pd(a[0], b[0]), _mm256_add_pd(a[1], b[1])] }
+        fn mul_f64(a: F64, b: F64) -> F64 { [_mm256_mul_pd(a[0], b[0]), _mm256_mul_pd(a[1], b[1])] }
 
         fn add_i32(a: I32, b: I32) -> I32 { [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])] }
         fn and(a: I32, b: I32) -> I32 { [_mm256_and_si256(a[0], b[0]), _mm256_and_si256(a[1], b[1])] }

@@ -24,6 +24,7 @@ impl Avx512 {
 impl Simd for Avx512 {
     type F32 = __m512;
     type I32 = __m512i;
+    type F64 = __m512d;
     type Folded = __m512i;
 
     const HAS_TABLES: bool = true;
@@ -74,6 +75,12 @@ impl Simd for Avx512 {
         fn equal(a: __m512, b: __m512) -> __m512i { _mm512_movm_epi32(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b)) }
         fn select(mask: __m512i, a: __m512, b: __m512) -> __m512 { _mm512_mask_blend_ps(_mm512_movepi32_mask(mask), b, a) }
         fn any(mask: __m512i) -> bool { _mm512_movepi32_mask(mask) != 0 }
+
+        fn splat_f64(x: f64) -> __m512d { _mm512_set1_pd(x) }
+        fn load_f64(x: &[f64; 8]) -> __m512d { _mm512_loadu_pd(x.as_ptr()) }
+        fn store_f64(v: __m512d, x: &mut [f64; 8]) { _mm512_storeu_pd(x.as_mut_ptr(), v) }
+        fn add_f64(a: __m512d, b: __m512d) -> __m512d { _mm512_add_pd(a, b) }
+        fn mul_f64(a: __m512d, b: __m512d) -> __m512d { _mm512_mul_pd(a, b) }
 
         fn add_i32(a: __m512i, b: __m512i) -> __m512i { _mm512_add_epi32(a, b) }
         fn and(a: __m512i, b: __m512i) -> __m512i { _mm512_and_si512(a, b) }

@@ -1,4 +1,4 @@
-//! Sixteen lanes of f32 or i32 on every instruction set: the primitives that the kernels are written over.
+//! Sixteen lanes of f32 or i32, or eight of f64, on every instruction set: the primitives that the kernels are written over.
 //!
 //! An instruction set is a token that proves that the CPU has it, [`Simd::run`], and the primitives. All of them give the
 //! same bits on every level: one rounding an operation, nothing fused, nothing reassociated.
@@ -47,6 +47,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type F32: Copy;
     /// 16 lanes of i32.
     type I32: Copy;
+    /// 8 lanes of f64.
+    type F64: Copy;
     /// What is left of a vector where only its largest lane counts: as much as one register holds.
     type Folded: Copy;
 
@@ -107,6 +109,17 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn select(self, mask: Self::I32, a: Self::F32, b: Self::F32) -> Self::F32;
     /// Whether any lane of the mask is set.
     fn any(self, mask: Self::I32) -> bool;
+
+    /// All lanes `x`.
+    fn splat_f64(self, x: f64) -> Self::F64;
+    /// 8 numbers from memory.
+    fn load_f64(self, x: &[f64; 8]) -> Self::F64;
+    /// 8 numbers to memory.
+    fn store_f64(self, v: Self::F64, x: &mut [f64; 8]);
+    /// a + b
+    fn add_f64(self, a: Self::F64, b: Self::F64) -> Self::F64;
+    /// a * b
+    fn mul_f64(self, a: Self::F64, b: Self::F64) -> Self::F64;
 
     /// a + b, wrapping
     fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;

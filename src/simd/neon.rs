@@ -18,6 +18,7 @@ impl Neon {
 
 type F32 = [float32x4_t; 4];
 type I32 = [int32x4_t; 4];
+type F64 = [float64x2_t; 4];
 
 /// The same operation on each of the four registers.
 macro_rules! four {
@@ -27,6 +28,7 @@ macro_rules! four {
 impl Simd for Neon {
     type F32 = F32;
     type I32 = I32;
+    type F64 = F64;
     type Folded = int32x4_t;
 
     #[inline(always)]
@@ -77,6 +79,14 @@ impl Simd for Neon {
         fn any(mask: I32) -> bool {
             vmaxvq_u32(vreinterpretq_u32_s32(vorrq_s32(vorrq_s32(mask[0], mask[1]), vorrq_s32(mask[2], mask[3])))) != 0
         }
+
+        fn splat_f64(x: f64) -> F64 { [vdupq_n_f64(x); 4] }
+        fn load_f64(x: &[f64; 8]) -> F64 { [vld1q_f64(x.as_ptr()), vld1q_f64(x[2..].as_ptr()), vld1q_f64(x[4..].as_ptr()), vld1q_f64(x[6..].as_ptr())] }
+        fn store_f64(v: F64, x: &mut [f64; 8]) {
+            for (v, x) in v.into_iter().zip(x.as_chunks_mut::<2>().0) { vst1q_f64(x.as_mut_ptr(), v) }
+        }
+        fn add_f64(a: F64, b: F64) -> F64 { four!(vaddq_f64(a, b)) }
+        fn mul_f64(a: F64, b: F64) -> F64 { four!(vmulq_f64(a, b)) }
 
         fn add_i32(a: I32, b: I32) -> I32 { four!(vaddq_s32(a, b)) }
         fn and(a: I32, b: I32) -> I32 { four!(vandq_s32(a, b)) }

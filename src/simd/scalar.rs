@@ -10,6 +10,7 @@ pub struct Scalar;
 impl Simd for Scalar {
     type F32 = [f32; 16];
     type I32 = [i32; 16];
+    type F64 = [f64; 8];
     type Folded = i32;
 
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -97,6 +98,26 @@ impl Simd for Scalar {
 
     fn any(self, mask: [i32; 16]) -> bool {
         mask.iter().any(|&lane| lane != 0)
+    }
+
+    fn splat_f64(self, x: f64) -> [f64; 8] {
+        [x; 8]
+    }
+
+    fn load_f64(self, x: &[f64; 8]) -> [f64; 8] {
+        *x
+    }
+
+    fn store_f64(self, v: [f64; 8], x: &mut [f64; 8]) {
+        *x = v;
+    }
+
+    fn add_f64(self, a: [f64; 8], b: [f64; 8]) -> [f64; 8] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+
+    fn mul_f64(self, a: [f64; 8], b: [f64; 8]) -> [f64; 8] {
+        std::array::from_fn(|i| a[i] * b[i])
     }
 
     fn add_i32(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
