@@ -1,173 +1,28 @@
-"""Files of named tensors: open one, convert one into another, compare two. The core reads, plans and writes."""
+"""One file converted into another."""
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import math
 import os
 import shutil
-import sys
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from quantize import _core, _onnx
+from quantize._files.checkpoint import Checkpoint
+from quantize._files.errors import Errors, overall, plain_data
+from quantize._files.progress import Progress, shown_progress
 from quantize._threads import requested
-from quantize._types import GroupSize, Method, NonFinite, QuantizedArray, amount, float_dtype, wrap
+from quantize._types import GroupSize, Method, NonFinite, amount, float_dtype
 
 if TYPE_CHECKING:
-    from numpy.typing import DTypeLike, NDArray
-
-Progress: TypeAlias = Callable[[int, int, str], object]
-"""Called with the bytes that are done, the bytes in all, and the name of the tensor at hand. An exception stops the work."""
-
-
-class TensorInfo(NamedTuple):
-    """What a file says of one tensor."""
-
-    name: str
-    """Its name."""
-    dtype: str
-    """Its dtype by the name of numpy, ml_dtypes or ggml; of a quantized tensor the one that it had before, in a GGUF file float32."""
-    shape: tuple[int, ...]
-    """Its shape."""
-    nbytes: int
-    """The bytes that it takes in the file."""
-    format: str | None
-    """The format, None for a tensor that is not quantized."""
-    group_size: int | str | None
-    """Elements that share a scale, ``"row"`` or ``"tensor"``; None for a tensor that is not quantized."""
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-
-class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
-    """A file of named tensors, open for reading: a mapping from each name to its array, read when it is asked for.
-
-    Made by :func:`open`. A quantized tensor is a :class:`QuantizedArray`, whatever parts it is stored in; anything else is an
-    ndarray. What numpy has no dtype for comes as its bits: bfloat16 as uint16, 8-bit floats as uint8; 6-bit and 4-bit floats
-    as the flat bytes that they are packed in; types of GGUF that are no format of this package, such as Q3_K, as uint8 with the
-    bytes of a row along the last axis.
-
-    Usable in a ``with`` block, which closes the file at its end.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._file: _core.File | _onnx.File | None = _onnx.File(os.fspath(path)) if _onnx.is_onnx(path) else _core.File(os.fspath(path))
-        self._path = Path(path)
-        self._tensors: dict[str, tuple[int, TensorInfo, Any]] = {}
-        for index, (name, dtype, shape, nbytes, tensor) in enumerate(self._file.tensors()):
-            format, group_size = (tensor[0], tensor[3]) if tensor else (None, None)
-            self._tensors[name] = index, TensorInfo(name, dtype, tuple(shape), nbytes, format, group_size), tensor
-
-    @property
-    def path(self) -> Path:
-        """Where the file is."""
-        return self._path
-
-    @property
-    def container(self) -> str:
-        """The file format: ``"safetensors"``, ``"gguf"``, ``"npy"``, ``"onnx"`` or, of a folder, ``"huggingface"``."""
-        return self._open_file().container
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """What the file says besides its tensors, by key: text, in a GGUF file also numbers, truth values and lists of them."""
-        return self._open_file().metadata
-
-    @property
-    def tensors(self) -> tuple[TensorInfo, ...]:
-        """What the header says of every tensor. Nothing is read."""
-        return tuple(info for _, info, _ in self._tensors.values())
-
-    def __getitem__(self, name: str) -> QuantizedArray | NDArray[Any]:
-        """Read a tensor. CorruptFileError where a part contradicts the others, in the words of :func:`from_parts`."""
-        index, _, tensor = self._tensors[name]
-        arrays = {part: _array(data, dtype, shape) for part, data, dtype, shape in self._open_file().read(index)}
-        return arrays[""] if tensor is None else wrap(tensor, arrays)
-
-    def __iter__(self) -> Iterator[str]:
-        """Go through the names, in the order of the data."""
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        """Count the tensors."""
-        return len(self._tensors)
-
-    def __contains__(self, name: object) -> bool:
-        """Whether there is a tensor of this name; it is not read."""
-        return name in self._tensors
-
-    def __eq__(self, other: object) -> bool:
-        """Whether it is the same open file. Mappings compare their values; arrays have no one answer to that."""
-        return self is other
-
-    def close(self) -> None:
-        """Close the file. Arrays that were read stay."""
-        self._file = None
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        """Describe the file in one line."""
-        nbytes = sum(info.nbytes for info in self.tensors)
-        return f"Checkpoint({str(self._path)!r}, {len(self)} tensors, {amount(nbytes)})"
-
-    def _open_file(self) -> _core.File | _onnx.File:
-        if self._file is None:
-            raise ValueError(f"the file {self._path} is closed")
-        return self._file
-
-
-def open(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a safetensors, GGUF, npy or ONNX file, or a Hugging Face folder.
-
-    Parameters
-    ----------
-    path : path
-        The array of an npy file is called as the file is, without its ending. The tensors of a folder are those of all its shards; a
-        weight that its config says is quantized is one tensor, called as the weight of the module. The tensors of an ONNX file are the
-        constants of its graphs; it needs the extra ``onnx``.
-
-    Returns
-    -------
-    Checkpoint
-        A mapping from names to arrays, each read when it is asked for.
-
-    Raises
-    ------
-    CorruptFileError
-        The file breaks the rules of its container; the message names the rule and the tensor.
-    OSError
-        It cannot be read.
-    ImportError
-        An ONNX file without the package onnx.
-
-    Examples
-    --------
-    >>> import numpy as np, quantize as qz, tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     np.save(f"{folder}/weights.npy", np.ones((2, 64), np.float32))
-    ...     report = qz.convert(f"{folder}/weights.npy", f"{folder}/weights.safetensors")
-    ...     qz.open(f"{folder}/weights.safetensors")["weights"]
-    QuantizedArray(int4, shape=(2, 64), 4.50 bits/weight, 72 bytes)
-    """
-    return Checkpoint(path)
+    from numpy.typing import DTypeLike
 
 
 @dataclass(frozen=True)
@@ -474,7 +329,7 @@ def _report(source: str, target: str | None, dry_run: bool, rows: list[Any], pea
         )
     quantized = [tensor for tensor in tensors if tensor.format]
     elements = sum(math.prod(tensor.shape) for tensor in quantized)
-    sqnr_db, worst = _overall(errors)
+    sqnr_db, worst = overall(errors)
     return ConvertReport(
         source=source,
         target=target,
@@ -488,167 +343,6 @@ def _report(source: str, target: str | None, dry_run: bool, rows: list[Any], pea
         memory=peak,
         tensors=tuple(tensors),
     )
-
-
-@dataclass(frozen=True)
-class TensorComparison:
-    """How the tensors that two files have under one name relate."""
-
-    name: str
-    """The name."""
-    verdict: Literal["measured", "same", "different", "shapes", "dtypes", "only first", "only second"]
-    """``measured``: numbers. ``same``, ``different``: bytes of a dtype that is not measured. ``shapes``, ``dtypes``: those differ."""
-    first: str | None
-    """The format or dtype in the first file."""
-    second: str | None
-    """The format or dtype in the second file."""
-    shape: tuple[int, ...]
-    """The shape, of the first file where they differ."""
-    rmse: float | None
-    """Root of the mean square of the errors; None where nothing was measured."""
-    max_abs_error: float | None
-    """The largest error."""
-    sqnr_db: float | None
-    """Signal to noise in dB, the first file being the signal; infinite without errors."""
-    cosine: float | None
-    """Cosine of the angle between both."""
-
-
-@dataclass(frozen=True)
-class FileComparison:
-    """How the tensors of two files relate."""
-
-    first: str
-    """The file that is the reference."""
-    second: str
-    """The file that is measured."""
-    sqnr_db: float | None
-    """Signal to noise over all elements that were measured, in dB."""
-    worst: str | None
-    """The tensor of the lowest SQNR."""
-    tensors: tuple[TensorComparison, ...]
-    """Name by name, in the order of the first file."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give everything as plain data for JSON. Numbers that are not finite are None."""
-        return plain_data(self)
-
-
-def compare_files(
-    first: str | os.PathLike[str], second: str | os.PathLike[str], *, threads: int | None = None, progress: Progress | bool = False
-) -> FileComparison:
-    """Measure how far the tensors of one file are from those of the same name in another, quantized or not.
-
-    Parameters
-    ----------
-    first : path
-        The reference.
-    second : path
-    threads : int, optional
-        At most so many threads; see :func:`set_threads`.
-    progress : callable or bool
-        As for :func:`convert`.
-
-    Returns
-    -------
-    FileComparison
-
-    Raises
-    ------
-    CorruptFileError
-        A file breaks the rules of its container.
-    OSError
-        A file cannot be read.
-
-    Examples
-    --------
-    >>> import numpy as np, quantize as qz, tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     np.save(f"{folder}/weights.npy", np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 64))
-    ...     report = qz.convert(f"{folder}/weights.npy", f"{folder}/weights.safetensors")
-    ...     compared = qz.compare_files(f"{folder}/weights.npy", f"{folder}/weights.safetensors")
-    >>> compared.worst, round(compared.sqnr_db, 1)
-    ('weights', 26.2)
-    """
-    first, second = os.fspath(first), os.fspath(second)
-    with shown_progress(progress) as callback:
-        compare = _onnx.compare if _onnx.is_onnx(first) or _onnx.is_onnx(second) else _core.compare_files
-        rows = compare(first, second, requested(threads), callback)
-    tensors: list[TensorComparison] = []
-    errors: list[tuple[str, Errors]] = []
-    for name, one, other, verdict, sums in rows:
-        kinds = (one[0] if one else None, other[0] if other else None)
-        shape = tuple((one or other)[1])
-        measured: tuple[float | None, float | None, float | None, float | None] = (None, None, None, None)
-        if sums is not None:
-            own = Errors(*sums)
-            errors.append((name, own))
-            measured = (own.rmse, own.max_abs_error, own.sqnr_db, own.cosine)
-        tensors.append(TensorComparison(name, verdict or ("only first" if one else "only second"), *kinds, shape, *measured))
-    return FileComparison(first, second, *_overall(errors), tuple(tensors))
-
-
-class Errors(NamedTuple):
-    """The sums that errors are made of, as the core gives them."""
-
-    elements: int
-    error_squares: float
-    squares: float
-    other_squares: float
-    products: float
-    max_abs_error: float
-
-    @property
-    def rmse(self) -> float:
-        """Root of the mean square of the errors."""
-        return math.sqrt(self.error_squares / max(self.elements, 1))
-
-    @property
-    def sqnr_db(self) -> float:
-        """Signal to noise in dB."""
-        return _sqnr_db(self.squares, self.error_squares)
-
-    @property
-    def cosine(self) -> float:
-        """Cosine of the angle between both; 1 where both are zero."""
-        lengths = math.sqrt(self.squares) * math.sqrt(self.other_squares)
-        return self.products / lengths if lengths else float(self.squares == self.other_squares)
-
-
-def _sqnr_db(squares: float, error_squares: float) -> float:
-    """10 * log10(sum(reference^2) / sum(error^2)), infinite without errors."""
-    if error_squares == 0:
-        return math.inf
-    ratio = squares / error_squares
-    return 10 * math.log10(ratio) if ratio > 0 else -math.inf if ratio == 0 else math.nan
-
-
-def _overall(named: Sequence[tuple[str, Errors]]) -> tuple[float | None, str | None]:
-    """Give the SQNR over all tensors and the name of the worst, passing over those that held NaN or infinities."""
-    measured = [(name, errors) for name, errors in named if math.isfinite(errors.error_squares)]
-    if not measured:
-        return None, None
-    overall = _sqnr_db(sum(errors.squares for _, errors in measured), sum(errors.error_squares for _, errors in measured))
-    return overall, min(measured, key=lambda pair: pair[1].sqnr_db)[0]
-
-
-def plain_data(report: Any) -> dict[str, Any]:
-    """Give a report as plain data, with None in place of numbers that JSON does not have."""
-    plain = dataclasses.asdict(report)
-    plain["tensors"] = [_finite(tensor) for tensor in plain["tensors"]]
-    return _finite(plain)
-
-
-def _finite(fields: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in fields.items()}
-
-
-def _array(data: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Give the bytes of a tensor as an array of its dtype, or of its bits where numpy has no such dtype."""
-    if dtype.startswith(("float4_", "float6_")):
-        return data
-    name = "uint16" if dtype == "bfloat16" else "uint8" if dtype.startswith("float8_") else dtype
-    return data.view(np.dtype(name).newbyteorder("<")).reshape(shape)
 
 
 def _memory_limit() -> int:
@@ -667,57 +361,3 @@ def _check_space(target: str, needed: int) -> None:
     free = shutil.disk_usage(os.path.dirname(os.path.realpath(target))).free
     if free < needed:
         raise OSError(errno.ENOSPC, f"the new file needs {amount(needed)}, the disk has {amount(free)} free", target)
-
-
-@contextmanager
-def shown_progress(progress: Progress | bool) -> Generator[Progress | None]:
-    """Give the callback that shows progress: the caller's own, or a bar if the standard error is a terminal."""
-    if callable(progress):
-        yield progress
-        return
-    if not progress or not sys.stderr.isatty():
-        yield None
-        return
-    try:
-        tqdm: Any = import_module("tqdm").tqdm
-    except ImportError:
-        line = _Line()
-        try:
-            yield line
-        finally:
-            line.clear()
-        return
-    with tqdm(unit="B", unit_scale=True, leave=False, file=sys.stderr) as bar:
-
-        def show(done: int, total: int, name: str) -> None:
-            bar.total = total
-            bar.set_description(printable(name)[-50:], refresh=False)
-            bar.update(done - bar.n)
-
-        yield show
-
-
-class _Line:
-    """One line on a terminal, rewritten at most ten times a second."""
-
-    def __init__(self) -> None:
-        self._next = 0.0
-
-    def __call__(self, done: int, total: int, name: str) -> None:
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + 0.1
-            self._write(f"{done / max(total, 1):4.0%} of {amount(total)}  {printable(name)[-50:]}")
-
-    def clear(self) -> None:
-        self._write("")
-
-    def _write(self, text: str) -> None:
-        width = shutil.get_terminal_size().columns
-        sys.stderr.write(f"\r{text[: width - 1]:{width - 1}}\r")
-        sys.stderr.flush()
-
-
-def printable(name: str) -> str:
-    """Give a name from a file without what a terminal would act on."""
-    return name if name.isprintable() else repr(name)[1:-1]
