@@ -38,6 +38,11 @@ class TensorInfo(NamedTuple):
         """Number of elements."""
         return math.prod(self.shape)
 
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Bits per element; None where there are no elements."""
+        return 8 * self.nbytes / self.size if self.size else None
+
 
 class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
     """A file of named tensors, open for reading: a mapping from each name to its array, read when it is asked for.
@@ -99,6 +104,33 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
     def __eq__(self, other: object) -> bool:
         """Whether it is the same open file. Mappings compare their values; arrays have no one answer to that."""
         return self is other
+
+    @property
+    def unread(self) -> str | None:
+        """How a folder says that its tensors are quantized, where that is none of the formats that are read."""
+        file = self._open_file()
+        return file.unread if isinstance(file, _core.File) else None
+
+    def info(self, name: str) -> TensorInfo:
+        """Give what the header says of a tensor."""
+        return self._tensors[name][1]
+
+    def rows(self, name: str, elements: int) -> Iterator[tuple[int, QuantizedArray]]:
+        """Read a quantized tensor in blocks of rows of about so many elements: the first row of each, and the block as a matrix.
+
+        Parts that contradict the others are handed out as they are.
+        """
+        file, (index, info, _) = self._open_file(), self._tensors[name]
+        if info.format is None:
+            raise ValueError(f"tensor {name!r} is of {info.dtype}; expected one that is quantized")
+        if not isinstance(file, _core.File):
+            found = self[name]
+            assert isinstance(found, QuantizedArray)
+            yield 0, found
+            return
+        for first, count in file.blocks(index, elements):
+            tensor, parts = file.read_rows(index, first, count)
+            yield first, wrap(tensor, {part: _array(data, dtype, shape) for part, data, dtype, shape in parts})
 
     def close(self) -> None:
         """Close the file. Arrays that were read stay."""

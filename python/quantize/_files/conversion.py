@@ -9,16 +9,14 @@ import shutil
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from quantize import _core, _onnx
-from quantize._files.checkpoint import Checkpoint
+from quantize import _core
 from quantize._files.errors import Errors, overall, plain_data
 from quantize._files.progress import Progress, shown_progress
-from quantize._threads import requested
+from quantize._files.rules import Rules, listed
+from quantize._files.wanted import Made, Wanted, Work, allowed_memory
 from quantize._types import GroupSize, Method, NonFinite, amount, float_dtype
 
 if TYPE_CHECKING:
@@ -62,6 +60,10 @@ class TensorReport:
     """The format or dtype that it has in the new file."""
     fallback: str | None
     """The format that was wanted, where its rows do not divide into blocks of that and it became something else."""
+    rule: str | None
+    """The pattern of the rule that decided, if one did."""
+    seconds: float
+    """How long it took; 0 where nothing was done."""
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -105,7 +107,7 @@ def convert(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str] | None,
     *,
-    format: str = "int4",
+    format: str | None = None,
     group_size: GroupSize | None = None,
     scale_dtype: DTypeLike | Literal["bfloat16"] | None = None,
     method: Method = "nearest",
@@ -114,6 +116,7 @@ def convert(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     keep: Sequence[str] = (),
+    rules: Rules = (),
     fallback: str | None = None,
     requantize: bool = False,
     dequantize: bool = False,
@@ -151,8 +154,8 @@ def convert(
         A safetensors file, also one that was converted before, a GGUF, npy or ONNX file, or a Hugging Face folder.
     target : path or None
         What to write: GGUF from GGUF, ONNX from ONNX, a folder from a folder, else safetensors. None only for a dry run.
-    format : str
-        Name or alias; see :func:`formats`. A GGUF file takes those of gguf, and the mixtures of llama.cpp, which choose a format
+    format : str, optional
+        Name or alias; see :func:`formats`. Default: ``"int4"``; with ``rules`` what none of them matches is kept. A GGUF file takes those of gguf, and the mixtures of llama.cpp, which choose a format
         for each tensor: ``q4_0``, ``q4_1``, ``q4_k_s``, ``q4_k_m``, ``iq4_nl``, ``iq4_xs``, ``mxfp4_moe``. An ONNX file takes those of
         onnx.
     group_size, scale_dtype, nonfinite
@@ -167,6 +170,11 @@ def convert(
         Shell patterns of names: only tensors that match one of ``include``, none that matches one of ``exclude``.
     keep : sequence of str
         Names of tensors to copy unchanged.
+    rules : mapping or sequence of pairs, optional
+        Patterns of names, each with ``"keep"`` or a format and its options: ``{"*.ffn_down*": "gguf:q4_k", "*": "gguf:q4_0"}``,
+        ``{"*.mlp.*": "int4,group_size=64"}``. Of a tensor that is to be quantized the first that matches decides what it becomes, and the
+        report names it. A folder holds one format, in groups of several sizes where its config can say so (``compressed-tensors``,
+        ``mlx``).
     fallback : str, optional
         What a matrix of a GGUF file becomes whose rows the blocks of its format do not divide: a format, or ``"llama.cpp"`` for
         the rule of that project. The report lists every use.
@@ -228,66 +236,36 @@ def convert(
     target = None if target is None else os.fspath(target)
     if target is None and not dry_run:
         raise ValueError("target is None; expected a path, or dry_run=True for the plan alone")
-    if dequantize and (group_size is not None or scale_dtype is not None or options or method != "nearest"):
-        raise ValueError("group_size, scale_dtype, method or an option is given; expected none with dequantize=True, the file has them")
-    if dtype is not None and not dequantize:
-        raise ValueError("dtype is given; expected it only with dequantize=True")
-    if method not in ("nearest", "optimal", "fast"):
-        raise ValueError(f"method is {method!r}; expected 'nearest', 'optimal' or 'fast'")
-    if importance is not None and method == "nearest":
-        raise ValueError('importance is given; method="nearest" has no use for it: say method="optimal"')
-    if shard_size is not None and shard_size < 1:
-        raise ValueError(f"shard_size is {shard_size}; expected 1 or more bytes")
-    if target is not None and _onnx.is_onnx(source) != _onnx.is_onnx(target):
-        raise ValueError(f"target is {target!r}; an ONNX file becomes an ONNX file, which ends in .onnx, and no other file does")
-    if _onnx.is_onnx(source) and (scale_dtype is not None or dtype is not None):
-        raise ValueError("scale_dtype or dtype is given; expected none for an ONNX file: floats are of the dtype that its graph has there")
-    names = (_names(include), _names(exclude), _names(keep))
-    floats = dtype if dequantize else scale_dtype
-    scale_name = None if floats is None else float_dtype(floats)[0]
-    weights = None if importance is None else os.fspath(importance)
-    if memory_limit is not None and memory_limit < 1:
-        raise ValueError(f"memory_limit is {memory_limit}; expected 1 or more bytes")
     if resume and not os.path.isdir(source):
         raise ValueError("resume is True; the source is one file, which is converted anew: expected a folder")
-    limit = _memory_limit() if memory_limit is None else memory_limit
+    wanted = asked(
+        format=format,
+        group_size=group_size,
+        scale_dtype=scale_dtype,
+        method=method,
+        importance=importance,
+        nonfinite=nonfinite,
+        include=include,
+        exclude=exclude,
+        keep=keep,
+        rules=rules,
+        fallback=fallback,
+        requantize=requantize,
+        dequantize=dequantize,
+        dtype=dtype,
+        shard_size=shard_size,
+        **options,
+    )
+    wanted.check(source, target)
+    limit = allowed_memory(memory_limit)
     started = time.perf_counter()
-
-    def run(target: str | None, callback: Progress | None) -> tuple[list[Any], int]:
-        if _onnx.is_onnx(source):
-            if fallback is not None:
-                raise ValueError("fallback is given; it is for GGUF files")
-            with Checkpoint(weights) if weights else nullcontext() as found:
-                name = None if dequantize else format
-                wanted = _onnx.How(name, group_size, options, method, found, nonfinite, *names, requantize, requested(threads))
-                return _onnx.convert(source, target, wanted, limit, overwrite, callback)
-        return _core.convert(
-            source,
-            target,
-            None if dequantize else format,
-            group_size,
-            scale_name,
-            options or None,
-            method,
-            weights,
-            nonfinite,
-            *names,
-            fallback,
-            requantize,
-            shard_size,
-            limit,
-            resume,
-            overwrite,
-            requested(threads),
-            callback,
-        )
-
-    rows, peak = run(None, None)
+    made = wanted.carry_out(source, None, limit=limit, threads=threads)
     if target is not None and not dry_run:
-        _check_space(target, sum(row[6][1] for row in rows))
+        check_space(target, sum(row[7][1] for row in made.rows))
+        work: Work = "rest" if resume else "once"
         with shown_progress(progress) as callback:
-            rows, peak = run(target, callback)
-    report = _report(source, target, dry_run, rows, peak, started)
+            made = wanted.carry_out(source, target, limit=limit, work=work, overwrite=overwrite, threads=threads, progress=callback)
+    report = reported(source, target, dry_run, made, started)
     replaced = sum(tensor.replaced for tensor in report.tensors)
     if replaced:
         elements = "element was" if replaced == 1 else "elements were"
@@ -295,15 +273,57 @@ def convert(
     return report
 
 
+def asked(
+    *,
+    scale_dtype: DTypeLike | Literal["bfloat16"] | None = None,
+    dtype: DTypeLike | Literal["bfloat16"] | None = None,
+    importance: str | os.PathLike[str] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    rules: Rules = (),
+    format: str | None = None,
+    group_size: GroupSize | None = None,
+    method: Method = "nearest",
+    nonfinite: NonFinite = "raise",
+    fallback: str | None = None,
+    requantize: bool = False,
+    dequantize: bool = False,
+    shard_size: int | None = None,
+    **options: Any,
+) -> Wanted:
+    """Give arguments of :func:`convert` as plain data."""
+    return Wanted(
+        format=format,
+        group_size=group_size,
+        scale_dtype=None if scale_dtype is None else float_dtype(scale_dtype)[0],
+        method=method,
+        importance=None if importance is None else os.fspath(importance),
+        nonfinite=nonfinite,
+        include=_names(include),
+        exclude=_names(exclude),
+        keep=_names(keep),
+        rules=listed(rules),
+        fallback=fallback,
+        requantize=requantize,
+        dequantize=dequantize,
+        dtype=None if dtype is None else float_dtype(dtype)[0],
+        shard_size=shard_size,
+        options=options,
+    )
+
+
 def _names(given: Sequence[str]) -> list[str]:
     """Give a list; a single text is one name."""
     return [given] if isinstance(given, str) else list(given)
 
 
-def _report(source: str, target: str | None, dry_run: bool, rows: list[Any], peak: int, started: float) -> ConvertReport:
+def reported(source: str, target: str | None, dry_run: bool, made: Made, started: float) -> ConvertReport:
+    """Give what the core says of a job as a report."""
     tensors: list[TensorReport] = []
     errors: list[tuple[str, Errors]] = []
-    for name, shape, dtype, action, reason, tensor, nbytes, sums, replaced, weights, becomes, fallback in rows:
+    for name, shape, dtype, action, reason, rule, tensor, nbytes, becomes, fallback, done in made.rows:
+        sums, replaced, weights, seconds = done
         own = None if sums is None else Errors(*sums)
         if own is not None:
             errors.append((name, own))
@@ -325,6 +345,8 @@ def _report(source: str, target: str | None, dry_run: bool, rows: list[Any], pea
                 weights=weights,
                 becomes=becomes,
                 fallback=fallback,
+                rule=rule,
+                seconds=seconds,
             )
         )
     quantized = [tensor for tensor in tensors if tensor.format]
@@ -340,23 +362,12 @@ def _report(source: str, target: str | None, dry_run: bool, rows: list[Any], pea
         bits_per_weight=8 * sum(tensor.bytes_after for tensor in quantized) / elements if elements else None,
         sqnr_db=sqnr_db,
         worst=worst,
-        memory=peak,
+        memory=made.memory,
         tensors=tuple(tensors),
     )
 
 
-def _memory_limit() -> int:
-    """Give a quarter of the memory of the machine or of its control group, at most 2 GiB."""
-    found = [8 << 30]
-    with suppress(OSError, ValueError, AttributeError):  # not every system tells
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):  # the file has no number where there is no limit
-            found.append(int(Path(path).read_text()))
-    return min(found) // 4
-
-
-def _check_space(target: str, needed: int) -> None:
+def check_space(target: str, needed: int) -> None:
     """Refuse a job that the disk has no room for before it begins."""
     free = shutil.disk_usage(os.path.dirname(os.path.realpath(target))).free
     if free < needed:

@@ -1,11 +1,20 @@
-"""The numbers that errors are told by, and reports of them as plain data."""
+"""What reports are made of: the numbers that errors are told by, hashes, plain data."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from quantize._types import QuantizedArray
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Errors(NamedTuple):
@@ -61,3 +70,19 @@ def plain_data(report: Any) -> dict[str, Any]:
 
 def _finite(fields: dict[str, Any]) -> dict[str, Any]:
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in fields.items()}
+
+
+def json_numbers(value: Any) -> Any:
+    """Give plain data with None in place of numbers that JSON does not have."""
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
+
+
+def hashed(array: QuantizedArray | NDArray[Any]) -> tuple[str, int]:
+    """Hash the bytes of an array, or of its parts in their order; and count them."""
+    digest = hashlib.sha256()
+    length = 0
+    for part in array.parts.values() if isinstance(array, QuantizedArray) else (array,):
+        data = np.ascontiguousarray(part)
+        digest.update(data.reshape(-1).view(np.uint8).data)
+        length += data.nbytes
+    return digest.hexdigest(), length
