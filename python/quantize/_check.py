@@ -46,7 +46,6 @@ ADVICE: dict[FindingKind, str] = {
     "activation_order": "keep g_idx, and use a reader that knows it",
     "nibble_order": "pack again in the right order",
     "padding": "look at the shape first, then at the order of nibbles",
-    "method": "decode or convert it with the project that made it",
 }
 """What to do about each kind of finding, in short; ``docs/check.md`` says more."""
 

@@ -94,9 +94,8 @@ FindingKind: TypeAlias = Literal[
     "activation_order",
     "nibble_order",
     "padding",
-    "method",
 ]
-"""What :func:`check` can find, and ``method``, which :func:`inspect` finds in a folder; ``docs/check.md`` says what to do about each."""
+"""What :func:`check` can find; ``docs/check.md`` says what to do about each."""
 
 
 class Finding(NamedTuple):

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from quantize._check import ADVICE, check
 from quantize._core import CorruptFileError
@@ -26,8 +26,8 @@ class TensorFinding(NamedTuple):
 
     tensor: str | None
     """Its name; None where it concerns the file."""
-    kind: FindingKind
-    """What it is; see :class:`Finding`."""
+    kind: FindingKind | Literal["method"]
+    """What it is; see :class:`Finding`. ``method``: a folder is quantized in a way that is not read."""
     message: str
     """The part, what was found and what was expected."""
     certain: bool
@@ -104,7 +104,7 @@ def inspect(path: str | os.PathLike[str], *, check: bool = True, progress: Progr
         findings: list[TensorFinding] = []
         if file.unread is not None:
             message = f"quantized by {file.unread}, which is not read: its tensors are listed as they are stored"
-            findings.append(TensorFinding(None, "method", message, True, ADVICE["method"]))
+            findings.append(TensorFinding(None, "method", message, True, "convert it with the project that made it"))
         quantized = [info for info in file.tensors if info.format]
         if check:
             done, total = 0, sum(info.nbytes for info in quantized)

@@ -124,15 +124,12 @@ impl Workshop {
     /// Give the folder its name.
     fn finish(self, target: &Path) -> Result<()> {
         let failed = |source| Error::Io { source, path: target.to_path_buf() };
-        if let Workshop::Kept(folder, _) = &self {
-            fs::remove_file(folder.join(FINGERPRINT)).map_err(failed)?;
-        }
         fs::rename(self.path(), target).map_err(failed)?;
         match self {
             // It is no longer there to be removed.
             Workshop::Temporary(folder) => drop(folder.keep()),
-            // Not before: without it a second process would begin in this folder.
-            Workshop::Kept(..) => fs::remove_file(target.join(LOCK)).map_err(failed)?,
+            // Not before: without the lock a second process would begin in this folder, without the fingerprint none could end it.
+            Workshop::Kept(..) => [FINGERPRINT, LOCK].iter().try_for_each(|name| fs::remove_file(target.join(name))).map_err(failed)?,
         }
         sync_folder(target)
     }
