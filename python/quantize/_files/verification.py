@@ -23,8 +23,8 @@ class TensorVerdict:
     """Its name."""
     verdict: Literal["sound", "same", "reproduced", "bounded", "faulty"]
     """``sound``: readable and finite, nothing to compare with. ``same``: the values of the source. ``reproduced``: to the byte what the
-    format's own rule makes of the source. ``bounded``: each element has the nearest value that its scale allows, and no group is far from
-    the source, as a search for scales leaves it. ``faulty``: none of these."""
+    format's own rule makes of the source. ``bounded``: each element has the nearest value that its scale allows, and no group has lost
+    its scale, as of a search for scales. ``faulty``: none of these."""
     reason: str | None
     """What is wrong; None where nothing is."""
     sqnr_db: float | None
