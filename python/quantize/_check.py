@@ -33,6 +33,23 @@ AWQ_COLUMN = np.array([0, 2, 4, 6, 1, 3, 5, 7])
 AWQ_NIBBLE = np.argsort(AWQ_COLUMN)
 
 
+ADVICE: dict[FindingKind, str] = {
+    "parts": "give the missing part, shape or option, or see layout",
+    "layout": "read them as one of those",
+    "not_finite": "quantize again from the original weights; values of that group are lost",
+    "negative_scale": "look where the file comes from; a lossless conversion or a search for scales may have written it",
+    "zero_scale": "compare with the original weights",
+    "global_scale": "take the reciprocal, after looking at some decoded values",
+    "zero_point_offset": "read as the other version, by the config or by the name of the format; .to() converts",
+    "zero_point_range": "quantize again as gptq:v2, or with zero points from 1",
+    "group_index": "drop g_idx where the groups are in order",
+    "activation_order": "keep g_idx, and use a reader that knows it",
+    "nibble_order": "pack again in the right order",
+    "padding": "look at the shape first, then at the order of nibbles",
+}
+"""What to do about each kind of finding, in short; ``docs/check.md`` says more."""
+
+
 class Stored(NamedTuple):
     """Parts that have the names, dtypes and shapes of their format."""
 

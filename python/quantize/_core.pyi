@@ -1,6 +1,6 @@
 """The compiled core. Not for callers: its functions change without notice."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeAlias, final
 
 import numpy as np
@@ -127,6 +127,12 @@ class File:
     @property
     def metadata(self) -> dict[str, Any]: ...
     def tensors(self) -> list[tuple[str, str, list[int], int, _Tensor | None]]: ...
+    @property
+    def unread(self) -> str | None: ...
+    def blocks(self, index: int, elements: int) -> list[tuple[int, int]]: ...
+    def read_rows(
+        self, index: int, first: int, count: int
+    ) -> tuple[_Tensor, list[tuple[str, NDArray[np.uint8], str, tuple[int, ...]]]]: ...
     def read(self, index: int) -> list[tuple[str, NDArray[np.uint8], str, tuple[int, ...]]]: ...
 
 def convert(
@@ -142,15 +148,20 @@ def convert(
     include: list[str],
     exclude: list[str],
     keep: list[str],
+    rules: Sequence[tuple[str, tuple[str, int | str | None, str | None, dict[str, Any] | None] | None]],
     fallback: str | None,
     requantize: bool,
     shard_size: int | None,
     memory_limit: int,
-    resume: bool,
+    work: str,
+    shards: list[int],
     overwrite: bool,
     threads: int | None,
     progress: Callable[[int, int, str], object] | None,
-) -> tuple[list[tuple[Any, ...]], int]: ...
+) -> tuple[list[tuple[Any, ...]], int, tuple[str, list[str], list[int]] | None]: ...
+def verify_file(
+    path: str, against: str | None, threads: int | None, progress: Callable[[int, int, str], object] | None
+) -> list[tuple[Any, ...]]: ...
 def compare_files(
     reference: str, other: str, threads: int | None, progress: Callable[[int, int, str], object] | None
 ) -> list[tuple[Any, ...]]: ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
 import json
 import math
@@ -16,7 +15,7 @@ import numpy as np
 
 from quantize._api import compare
 from quantize._core import __version__
-from quantize._files import Checkpoint, ConvertReport, Progress, plain_data, shown_progress
+from quantize._files import Checkpoint, ConvertReport, Progress, hashed, plain_data, shown_progress
 from quantize._types import QuantizedArray, amount
 
 if TYPE_CHECKING:
@@ -73,6 +72,8 @@ class TensorDetail:
     """Why."""
     replaced: int
     """Elements that were not finite and were replaced."""
+    seconds: float | None
+    """How long the conversion took with it, if that is known."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def report(
             if info.name not in infos:
                 continue
             own, reference = after[info.name], before[info.name]
-            hashed, length = _hash(own)
+            digest, length = hashed(own)
             kinds = (info.format or info.dtype, infos[info.name].format or infos[info.name].dtype)
             x, y = _floats(reference, info.dtype), _floats(own, infos[info.name].dtype)
             measured = _nothing()
@@ -190,10 +191,11 @@ def report(
                     second=kinds[1],
                     bits_per_weight=8 * length / max(info.size, 1),
                     nbytes=length,
-                    sha256=hashed,
+                    sha256=digest,
                     action=step.action if step else None,
                     reason=step.reason if step else None,
                     replaced=step.replaced if step else 0,
+                    seconds=step.seconds if step else None,
                     **measured,
                 )
             )
@@ -213,17 +215,6 @@ def report(
             added=tuple(name for name in infos if name not in before),
             tensors=tuple(tensors),
         )
-
-
-def _hash(array: QuantizedArray | NDArray[Any]) -> tuple[str, int]:
-    """Hash the bytes of an array, or of its parts in their order; and count them."""
-    digest = hashlib.sha256()
-    length = 0
-    for part in array.parts.values() if isinstance(array, QuantizedArray) else (array,):
-        data = np.ascontiguousarray(part)
-        digest.update(data.reshape(-1).view(np.uint8).data)
-        length += data.nbytes
-    return digest.hexdigest(), length
 
 
 def _floats(array: QuantizedArray | NDArray[Any], dtype: str) -> NDArray[Any] | None:

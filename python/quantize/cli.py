@@ -1,4 +1,4 @@
-"""The command line: ``quantize convert | inspect | compare | formats``.
+"""The command line: ``quantize convert | plan | finish | inspect | verify | compare | formats``.
 
 Results go to the standard output, everything else to the standard error. Exit codes: 0 done, 1 another failure, 2 wrong usage,
 3 a bad input file, 4 a tensor that the policy forbids, 5 input or output failed, 130 interrupted, 143 terminated.
@@ -81,20 +81,75 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = _command(commands, "convert", _convert, "quantize the matrices of a file, or decode them back")
-    command.add_argument("source", metavar="IN", help="a safetensors, GGUF, npy or ONNX file, or a Hugging Face folder")
+    command.add_argument("source", metavar="IN", nargs="?", help="a safetensors, GGUF, npy or ONNX file, or a Hugging Face folder")
     command.add_argument(
         "target",
         metavar="OUT",
         nargs="?",
         help="what to write: GGUF from GGUF, ONNX from ONNX, a folder from a folder, else safetensors; not needed for a dry run",
     )
+    _add_wanted(command)
+    _add_memory_limit(command)
+    command.add_argument(
+        "--resume", action="store_true", help="of a folder: keep the shards that are done if the work ends early, and take them up"
+    )
+    command.add_argument("--plan", metavar="PLAN", help="do a part of what 'quantize plan' wrote there, in place of IN, OUT and options")
+    command.add_argument("--part", type=int, metavar="I", help="which part of the plan, from 0 on")
+    _add_report(command)
+    command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists; it may be IN")
+    command.add_argument("--dry-run", action="store_true", help="print the plan, from the header alone; write nothing")
+    _add_work_options(command)
+
+    command = _command(commands, "plan", _plan, "plan the conversion of a folder in parts, for several processes or machines")
+    command.add_argument("source", metavar="IN", help="a Hugging Face folder")
+    command.add_argument("target", metavar="OUT", help="the folder to make")
+    command.add_argument("-o", "--output", required=True, metavar="PLAN", help="where the plan is written, as JSON")
+    command.add_argument("--parts", type=int, required=True, metavar="N", help="how many parts; at most as many as OUT has shards")
+    _add_wanted(command)
+    command.add_argument("--quiet", action="store_true", help="no table; errors and JSON still come")
+
+    command = _command(commands, "finish", _finish, "make the folder of a plan whose parts are all done")
+    command.add_argument("plan", metavar="PLAN", help="what 'quantize plan' wrote")
+    command.add_argument("--quiet", action="store_true", help="no table; errors and JSON still come")
+
+    command = _command(commands, "inspect", _inspect, "list the tensors of a file, and look for what is wrong with the quantized ones")
+    command.add_argument("file", metavar="FILE", help="a safetensors, GGUF, npy or ONNX file, or a Hugging Face folder")
+    command.add_argument("--no-check", dest="check", action="store_false", help="read the header alone")
+    command.add_argument("--strict", action="store_true", help="exit with 4 where something is certainly wrong")
+    command.add_argument("--quiet", action="store_true", help="no progress and no tables; errors and JSON still come")
+
+    command = _command(commands, "verify", _verify, "check that a file is whole, and what a conversion makes of another")
+    command.add_argument("file", metavar="OUT", help="a safetensors or GGUF file, or a Hugging Face folder")
+    command.add_argument("--against", metavar="IN", help="the file that it was made of: every tensor must be what a conversion makes of it")
+    command.add_argument("--report", metavar="FILE", help="what 'convert --report FILE.json' wrote: the hashes must be those")
+    _add_work_options(command)
+
+    command = _command(commands, "compare", _compare, "measure how far the tensors of one file are from those of another")
+    command.add_argument("first", metavar="A", help="the reference")
+    command.add_argument("second", metavar="B", help="what is measured; either file may be quantized")
+    _add_report(command)
+    _add_work_options(command)
+
+    _command(commands, "formats", _formats, "list the formats")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    command.set_defaults(run=run)
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    return command
+
+
+def _add_wanted(command: argparse.ArgumentParser) -> None:
+    """Add the options that decide the bytes."""
     kind = command.add_mutually_exclusive_group()
     kind.add_argument(
         "--to",
         "--format",
         dest="format",
         metavar="NAME",
-        help="see 'quantize formats' (default: int4); of a GGUF file also a mixture of llama.cpp such as q4_k_m",
+        help="see 'quantize formats' (default: int4; with --rule the rest is kept); of a GGUF file also a mixture of llama.cpp such as q4_k_m",
     )
     kind.add_argument("--dequantize", action="store_true", help="decode every tensor to the dtype that it had before")
     command.add_argument(
@@ -117,12 +172,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--shard-size", type=_bytes, metavar="SIZE", help="of a folder's files, such as 2GB or 500MB (default: 5GB)")
     command.add_argument(
-        "--memory-limit",
-        type=_bytes,
-        metavar="SIZE",
-        help="of what tensors take at a time (default: a quarter of the memory, at most 2GiB)",
-    )
-    command.add_argument(
         "--nonfinite",
         choices=["raise", "zero", "clip"],
         default="raise",
@@ -132,6 +181,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="quantize no tensor of such names; repeatable")
     command.add_argument("--keep", action="append", default=[], metavar="NAME", help="copy this tensor unchanged; repeatable")
     command.add_argument(
+        "--rule",
+        action="append",
+        default=[],
+        type=_rule,
+        metavar="GLOB=FORMAT[,OPTION=VALUE]",
+        help="what tensors of such names become, or GLOB=keep; repeatable, the first that matches decides, and --to is for the rest",
+    )
+    command.add_argument(
         "--fallback",
         metavar="NAME",
         help="what a matrix of a GGUF file becomes whose rows its format does not divide: a format, or llama.cpp for its rule",
@@ -139,32 +196,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--requantize", action="store_true", help="quantize anew what is quantized already and cannot be held without loss; else it refuses"
     )
+
+
+def _add_memory_limit(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--resume", action="store_true", help="of a folder: keep the shards that are done if the work ends early, and take them up"
+        "--memory-limit",
+        type=_bytes,
+        metavar="SIZE",
+        help="of what tensors take at a time (default: a quarter of the memory, at most 2GiB)",
     )
-    _add_report(command)
-    command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists; it may be IN")
-    command.add_argument("--dry-run", action="store_true", help="print the plan, from the header alone; write nothing")
-    _add_work_options(command)
-
-    command = _command(commands, "inspect", _inspect, "list the tensors of a file, from its header alone")
-    command.add_argument("file", metavar="FILE", help="a safetensors, GGUF, npy or ONNX file, or a Hugging Face folder")
-
-    command = _command(commands, "compare", _compare, "measure how far the tensors of one file are from those of another")
-    command.add_argument("first", metavar="A", help="the reference")
-    command.add_argument("second", metavar="B", help="what is measured; either file may be quantized")
-    _add_report(command)
-    _add_work_options(command)
-
-    _command(commands, "formats", _formats, "list the formats")
-    return parser
-
-
-def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-    command.set_defaults(run=run)
-    command.add_argument("--json", action="store_true", help="print one JSON object")
-    return command
 
 
 def _add_report(command: argparse.ArgumentParser) -> None:
@@ -182,6 +222,13 @@ def _group_size(text: str) -> int | str:
     return text if text in ("row", "tensor", "channel") else int(text)
 
 
+def _rule(text: str) -> tuple[str, str]:
+    pattern, equals, wish = text.partition("=")
+    if not (pattern and equals and wish):
+        raise argparse.ArgumentTypeError(f"{text!r} is no rule; expected GLOB=FORMAT or GLOB=keep")
+    return pattern, wish
+
+
 def _bytes(text: str) -> int:
     units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
     found = re.fullmatch(r"(\d+)\s*([KMGT]I?B)?", text.strip().upper())
@@ -190,35 +237,84 @@ def _bytes(text: str) -> int:
     return int(found[1]) * units.get(found[2], 1)
 
 
-def _convert(options: argparse.Namespace) -> None:
+_WANTED = (
+    "format",
+    "group_size",
+    "scale_dtype",
+    "method",
+    "importance",
+    "nonfinite",
+    "include",
+    "exclude",
+    "keep",
+    "fallback",
+    "requantize",
+    "dequantize",
+    "dtype",
+    "shard_size",
+)
+
+
+def _wanted(options: argparse.Namespace) -> dict[str, Any]:
+    """Give the options that decide the bytes as arguments."""
     symmetry = {} if options.symmetric is None else {"symmetric": options.symmetric}
+    return {name: getattr(options, name) for name in _WANTED} | {"rules": options.rule} | symmetry
+
+
+def _convert(options: argparse.Namespace) -> None:
+    if options.plan is not None:
+        _convert_part(options)
+        return
+    if options.source is None:
+        raise ValueError("IN is missing; expected what to convert, or --plan and --part")
+    if options.part is not None:
+        raise ValueError("--part is given; expected --plan with it")
     report = _files.convert(
         options.source,
         options.target,
-        format=options.format or "int4",
-        group_size=options.group_size,
-        scale_dtype=options.scale_dtype,
-        method=options.method,
-        importance=options.importance,
-        dtype=options.dtype,
-        shard_size=options.shard_size,
         memory_limit=options.memory_limit,
         resume=options.resume,
-        nonfinite=options.nonfinite,
-        include=options.include,
-        exclude=options.exclude,
-        keep=options.keep,
-        fallback=options.fallback,
-        requantize=options.requantize,
-        dequantize=options.dequantize,
         overwrite=options.overwrite,
         dry_run=options.dry_run,
         threads=options.threads,
         progress=not options.quiet,
-        **symmetry,
+        **_wanted(options),
     )
     if options.report and not report.dry_run:
         _report.report(options.source, options.target, conversion=report, progress=not options.quiet).write(options.report)
+    _show(report, options)
+
+
+def _convert_part(options: argparse.Namespace) -> None:
+    alone = _parser().parse_args(["convert"])
+    own = ("plan", "part", "memory_limit", "threads", "quiet", "json")
+    given = [name for name, value in vars(alone).items() if name not in own and getattr(options, name) != value]
+    if given or options.part is None:
+        found = f"{given[0].replace('_', '-')} is given" if given else "--part is missing"
+        raise ValueError(f"{found}; expected --plan PLAN --part I, and no option that the plan has")
+    report = _files.convert_part(
+        options.plan, options.part, memory_limit=options.memory_limit, threads=options.threads, progress=not options.quiet
+    )
+    _show(report, options)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    shared = _files.plan(options.source, options.target, options.output, parts=options.parts, **_wanted(options))
+    if options.json:
+        _print_json(shared.to_dict())
+    elif not options.quiet:
+        shards = Counter(shared.part_of)
+        _print_table(["part", "shards"], [[part, shards[part]] for part in range(shared.parts)], right={0, 1})
+        print()
+        following = "quantize convert --plan PLAN --part I for each part, then quantize finish PLAN"
+        _print_table([], [["written", options.output], ["next", following]])
+
+
+def _finish(options: argparse.Namespace) -> None:
+    _show(_files.finish(options.plan), options)
+
+
+def _show(report: _files.ConvertReport, options: argparse.Namespace) -> None:
     if options.json:
         _print_json(report.to_dict())
     elif not options.quiet:
@@ -231,7 +327,8 @@ def _print_report(report: _files.ConvertReport) -> None:
     rows: list[list[object]] = []
     for tensor in shown:
         becomes = {"keep": "kept", "refuse": "refused"}.get(tensor.action, tensor.becomes)
-        remark = (tensor.reason or "") if tensor.sqnr_db is None else _decibels(tensor.sqnr_db)
+        why = tensor.reason or (f"rule {tensor.rule}" if tensor.rule else "")
+        remark = why if tensor.sqnr_db is None else _decibels(tensor.sqnr_db)
         rows.append(
             [tensor.name, _shape(tensor.shape), tensor.dtype, becomes, amount(tensor.bytes_before), amount(tensor.bytes_after), remark]
         )
@@ -281,12 +378,17 @@ _ACTIONS = {
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    with _files.open(options.file) as file:
-        tensors, container, metadata = file.tensors, file.container, file.metadata
+    found = _files.inspect(options.file, check=options.check, progress=not options.quiet)
     if options.json:
-        plain = [tensor._asdict() | {"bits_per_weight": _bits(tensor)} for tensor in tensors]
-        _print_json({"file": options.file, "container": container, "metadata": _json_numbers(metadata), "tensors": plain})
-        return
+        _print_json(found.to_dict())
+    elif not options.quiet:
+        _print_inspection(found)
+    certain = sum(finding.certain for finding in found.findings)
+    if options.strict and certain:
+        raise PolicyError(f"{options.file}: {certain} findings that are certain")
+
+
+def _print_inspection(found: _files.Inspection) -> None:
     rows = [
         [
             tensor.name,
@@ -295,20 +397,41 @@ def _inspect(options: argparse.Namespace) -> None:
             tensor.format or "",
             "" if tensor.group_size is None else tensor.group_size,
             amount(tensor.nbytes),
-            "" if tensor.format is None else f"{_bits(tensor):.2f}",
+            "" if tensor.format is None else f"{tensor.bits_per_weight:.2f}",
         ]
-        for tensor in tensors
+        for tensor in found.tensors
     ]
     _print_table(["tensor", "shape", "dtype", "format", "group", "size", "bits/weight"], rows, right={1, 4, 5, 6})
-    kinds = Counter(tensor.format or tensor.dtype for tensor in tensors)
+    kinds = Counter(tensor.format or tensor.dtype for tensor in found.tensors)
     summary = [
-        ["container", container],
+        ["container", found.container],
         ["tensors", ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none"],
-        ["bytes", amount(sum(tensor.nbytes for tensor in tensors))],
-        *([f"metadata {key}", _value(value)] for key, value in metadata.items() if key != "quantize"),
+        ["bytes", amount(found.nbytes)],
+        *([f"metadata {key}", _value(value)] for key, value in found.metadata.items() if key != "quantize"),
     ]
+    if found.bits_per_weight is not None:
+        summary.insert(3, ["bits per weight", f"{found.bits_per_weight:.2f} where quantized"])
     print()
     _print_table([], summary)
+    for finding in found.findings:
+        where = "" if finding.tensor is None else f"{printable(finding.tensor)}: "
+        print(f"\n{'' if finding.certain else 'perhaps '}{finding.kind}: {where}{printable(finding.message)}\n  {finding.advice}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    found = _files.verify(options.file, against=options.against, report=options.report, threads=options.threads, progress=not options.quiet)
+    if options.json:
+        _print_json(found.to_dict())
+    elif not options.quiet:
+        faults = [[tensor.name, tensor.reason] for tensor in found.faults]
+        if faults:
+            _print_table(["at fault", "why"], faults)
+            print()
+        kinds = Counter(tensor.verdict for tensor in found.tensors)
+        _print_table([], [["tensors", ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none"]])
+    if not found.ok:
+        count = "1 tensor is" if len(found.faults) == 1 else f"{len(found.faults)} tensors are"
+        raise CorruptFileError(f"{options.file}: {count} at fault")
 
 
 def _value(value: str | float | list[Any]) -> str:
@@ -317,10 +440,6 @@ def _value(value: str | float | list[Any]) -> str:
         return str(value)
     more = ", ..." if len(value) > 4 else ""
     return f"{len(value)} values: {', '.join(map(str, value[:4]))}{more}"
-
-
-def _bits(tensor: _files.TensorInfo) -> float | None:
-    return 8 * tensor.nbytes / tensor.size if tensor.size else None
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -378,11 +497,6 @@ def _formats(options: argparse.Namespace) -> None:
         for format in table
     ]
     _print_table(["format", "also", "scheme", "group", "bits/weight", "scales", "parts", "home"], rows)
-
-
-def _json_numbers(value: Any) -> Any:
-    """Give plain data with None in place of numbers that JSON does not have."""
-    return json.loads(json.dumps(value), parse_constant=lambda _: None)
 
 
 def _print_json(value: Any) -> None:

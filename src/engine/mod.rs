@@ -12,6 +12,7 @@
 //! | `reweave` | the same tile by tile, where tiles can be converted one by one |
 //! | `nibbles` | codes of one byte each to two a byte and back |
 //! | `compare` | the sums that errors are made of |
+//! | `nearest` | whether codes are the nearest that scales allow |
 //! | `stage` | output past the caches |
 
 mod compare;
@@ -20,6 +21,7 @@ mod decode;
 mod encode;
 mod groups;
 mod importance;
+mod nearest;
 mod nibbles;
 mod once;
 mod repack;
@@ -33,6 +35,7 @@ pub use decode::{dequantize, dequantize_owned};
 pub use encode::{NonFinite, largest, quantize, quantize_by, quantize_owned, quantize_sharing};
 pub use groups::{pack_groups, unpack};
 pub use importance::Importance;
+pub use nearest::misplaced;
 pub use nibbles::{pack, unpack as unpack_nibbles};
 pub use once::{check as check_once, global_of, make_effective, write_order};
 pub use repack::{check_repack, kept_options, repack};

@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 
 use super::folder::family::{self, Found};
-use super::rows::{self, Share};
+use super::rows::{self, Cut, Share};
 use super::{Container, StoredDtype, Tensor, buffer, gguf, shown};
 use crate::engine;
 use crate::error::{Error, Index, Result};
@@ -211,13 +211,18 @@ impl Checkpoint {
         Ok(loaded)
     }
 
+    /// The blocks of about so many elements that a tensor can be read in: first row, number of rows.
+    pub fn blocks(&self, entry: &Entry, elements: usize) -> Vec<(usize, usize)> {
+        entry.layout().map_or(Cut::Rows(1), Cut::of).blocks(&entry.shape, elements).collect()
+    }
+
     /// Read `count` rows from row `first` on, those of each part into the buffer of its place; a part that the tensor has once is read
     /// whole. The answer is how many bytes were read.
     ///
     /// # Errors
     ///
     /// Those of [`Container::read`], and [`Error::Memory`].
-    pub(super) fn read_rows(&self, entry: &Entry, first: usize, count: usize, parts: &mut Vec<Vec<u8>>) -> Result<u64> {
+    pub fn read_rows(&self, entry: &Entry, first: usize, count: usize, parts: &mut Vec<Vec<u8>>) -> Result<u64> {
         parts.resize_with(self.stored(entry).count(), Vec::new);
         let mut read = 0;
         for (part, ((index, tensor), out)) in self.stored(entry).zip(parts).enumerate() {
@@ -254,6 +259,11 @@ impl Entry {
             Content::Plain(_) => None,
             Content::Quantized { layout, .. } => Some(layout),
         }
+    }
+
+    /// How `count` rows of it are quantized, as a matrix of their own.
+    pub fn layout_of_rows(&self, count: usize) -> Option<Layout> {
+        self.layout().map(|layout| rows::layout_of(layout, count))
     }
 
     /// Number of elements.

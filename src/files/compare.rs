@@ -128,7 +128,7 @@ fn pair(
 }
 
 /// Whether two plain tensors of one dtype and shape are the same.
-fn same_bytes(
+pub(super) fn same_bytes(
     (file, entry): (&Checkpoint, &Entry),
     (other_file, twin): (&Checkpoint, &Entry),
     advance: &mut dyn FnMut(u64) -> Result<()>,

@@ -18,12 +18,13 @@
 mod choice;
 mod work;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::time::Instant;
 
 use super::checkpoint::{Checkpoint, Entry, KEY, part_tensors, write_scheme};
 use super::folder::output::{Contents, FolderWriter};
-use super::folder::{self, family};
+use super::folder::{self, family, modules};
 use super::gguf::mixture::Mixture;
 use super::gguf::{self, Key, llama};
 use super::output::{Output, TensorWriter};
@@ -62,8 +63,8 @@ pub struct How {
     pub nonfinite: NonFinite,
     /// How scales are chosen.
     pub scales: Scales,
-    /// Whether a folder that was begun by the same job is taken up, and stays if this one ends early.
-    pub resume: bool,
+    /// What of the work is done.
+    pub work: Work,
     /// Elements that are in memory at a time, if the tensor can be cut between rows: not those of the layouts that pair rows far apart or
     /// have one group.
     pub block: usize,
@@ -71,8 +72,22 @@ pub struct How {
 
 impl Default for How {
     fn default() -> How {
-        How { nonfinite: NonFinite::Raise, scales: Scales::Nearest, resume: false, block: BLOCK_ELEMENTS }
+        How { nonfinite: NonFinite::Raise, scales: Scales::Nearest, work: Work::Once, block: BLOCK_ELEMENTS }
     }
+}
+
+/// What of its work a job does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Work {
+    /// All; where it ends early nothing is left.
+    #[default]
+    Once,
+    /// All of a folder but the shards that an earlier job of the same fingerprint has left; what is done stays where it ends early.
+    Rest,
+    /// These shards of a folder, beside other jobs that do others.
+    Shards(Vec<usize>),
+    /// What a folder needs when all its shards are done: index, config, side files and its name.
+    Finish,
 }
 
 /// How scales are chosen.
@@ -105,10 +120,21 @@ pub struct Selection {
     pub exclude: Vec<String>,
     /// Names that are not selected; each must be there.
     pub keep: Vec<String>,
+    /// What selected tensors become, in place of what is wanted of all: the first that matches decides.
+    pub rules: Vec<Rule>,
     /// What a matrix becomes that its format does not take.
     pub fallback: Option<Fallback>,
     /// Whether a quantized tensor whose values the format cannot hold goes through floats; else it refuses the job.
     pub requantize: bool,
+}
+
+/// What tensors of some names become.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// The pattern of the names.
+    pub pattern: String,
+    /// The format; `None`: they are kept as they are.
+    pub format: Option<(&'static Spec, Options)>,
 }
 
 /// What happens to each tensor of a file, and what the new file will hold.
@@ -145,6 +171,8 @@ pub struct Step {
     pub wanted: Option<(&'static Spec, Options)>,
     /// Why that is not what most tensors become, where it is not.
     pub why: Option<String>,
+    /// The pattern of the rule that decided, if one did.
+    pub rule: Option<String>,
     /// Bytes that it takes in the old file.
     pub bytes_before: u64,
     /// Bytes that it takes in the new file.
@@ -183,6 +211,8 @@ pub struct Effect {
     pub replaced: u64,
     /// What errors were weighted with in the search for scales, if there was one: `magnitude` or `importance`.
     pub weights: Option<&'static str>,
+    /// How long it took.
+    pub seconds: f64,
 }
 
 /// An error, and the tensor at hand when it came.
@@ -225,7 +255,15 @@ impl Plan {
         let mut steps = Vec::with_capacity(file.entries().len());
         let mut tensors = Vec::new();
         for (entry, wish) in file.entries().iter().zip(wishes) {
-            let (action, layout) = match selection.leaves_out(&entry.name).or_else(|| factor_beside(entry, target, selection, file)) {
+            let left_out = selection.leaves_out(&entry.name);
+            let rule = if left_out.is_none() { selection.rule(&entry.name) } else { None };
+            let wish = match rule.and_then(|rule| rule.format) {
+                Some((spec, options)) => Some(choice::Wish { spec, options, why: None }),
+                None => wish,
+            };
+            let kept_by_rule = rule.filter(|rule| rule.format.is_none()).map(|rule| format!("kept by rule {}", shown(&rule.pattern)));
+            let kept = left_out.or(kept_by_rule).or_else(|| factor_beside(entry, target, selection, file));
+            let (action, layout) = match kept {
                 Some(_) if folder.is_some() && entry.layout().is_some() => left_out_of_folder(target)?,
                 Some(reason) => (Action::Keep(reason), entry.layout().cloned()),
                 None => choice::action(entry, wish.as_ref(), rules),
@@ -250,6 +288,7 @@ impl Plan {
                 shape: entry.shape.clone(),
                 dtype: if action == Action::Dequantize { dequantized(entry, target) } else { entry.dtype },
                 why: wish.as_ref().and_then(|wish| wish.why(entry, layout.as_ref())),
+                rule: rule.map(|rule| rule.pattern.clone()),
                 action,
                 layout,
                 wanted: wish.map(|wish| (wish.spec, wish.options)),
@@ -335,25 +374,35 @@ impl Plan {
             return Err(choice::refusal(entry, step));
         }
         self.check_name(path)?;
+        if how.work != Work::Once && !matches!(self.head, Head::Folder(_)) {
+            return Err(Error::value("the new file", "one file", "a folder can be made in parts: a file is made at once").into());
+        }
         let writer: Box<dyn TensorWriter + '_> = match &self.head {
             Head::Safetensors(metadata) => Box::new(safetensors::create(Output::create(path, overwrite)?, &self.tensors, metadata)?),
             Head::Gguf(keys) => Box::new(gguf::create(Output::create(path, overwrite)?, &self.tensors, keys)?),
             Head::Folder(contents) => {
-                let fingerprint = how.resume.then(|| self.fingerprint(&file, how)).transpose()?;
-                Box::new(FolderWriter::create(path, contents, fingerprint.as_deref())?)
+                let fingerprint = if how.work == Work::Once { String::new() } else { self.fingerprint(&file, how)? };
+                Box::new(FolderWriter::create(path, contents, &how.work, &fingerprint)?)
             }
         };
         let mut conversion = Conversion::new(self, file, writer, how, run);
         let mut effects = Vec::with_capacity(self.steps.len());
         for (index, step) in self.steps.iter().enumerate() {
-            effects.push(conversion.step(index, step, advance)?);
+            let started = Instant::now();
+            let effect = conversion.step(index, step, advance)?;
+            effects.push(Effect { seconds: started.elapsed().as_secs_f64(), ..effect });
         }
         conversion.finish()?;
         Ok(effects)
     }
 
-    /// What a job is told by: what it reads, what it makes of it, how, and who does it.
-    fn fingerprint(&self, file: &Checkpoint, how: &How) -> Result<String> {
+    /// What a job is told by: what it reads, what it makes of it, how, and who does it. Machines that share a job may see the files under
+    /// other paths and times.
+    ///
+    /// # Errors
+    ///
+    /// Those of looking at the files of a folder.
+    pub fn fingerprint(&self, file: &Checkpoint, how: &How) -> Result<String> {
         let scales = match &how.scales {
             Scales::Nearest => "nearest".to_string(),
             Scales::Searched { importance, fast } => {
@@ -362,8 +411,39 @@ impl Plan {
             }
         };
         let version = env!("CARGO_PKG_VERSION");
-        let stamps = file.container().folder().map(folder::Folder::stamps).transpose()?;
-        Ok(format!("{version}\n{stamps:?}\n{:?}\n{self:?}\n{:?} {scales}\n", file.container().tensors(), how.nonfinite))
+        let stamps = file.container().folder().map(folder::Folder::stamps).transpose()?.unwrap_or_default();
+        let is_shared = matches!(how.work, Work::Shards(_) | Work::Finish);
+        let stamps: Vec<_> = stamps.into_iter().map(|(name, bytes, changed)| (name, bytes, (!is_shared).then_some(changed))).collect();
+        let Plan { steps, tensors, head } = self;
+        let head = match head {
+            Head::Folder(Contents { shards, metadata, texts, side_files, source: _ }) => {
+                let shards: Vec<usize> = shards.iter().map(Vec::len).collect();
+                format!("{shards:?} {metadata:?} {texts:?} {side_files:?}")
+            }
+            head => format!("{head:?}"),
+        };
+        let step = |Step { name, dtype, action, layout, .. }: &Step| {
+            let layout = layout.as_ref().map(|layout| {
+                let Layout { spec, shape, group_size, scale_dtype, global_scale } = layout;
+                format!("{} {:?} {shape:?} {group_size:?} {scale_dtype:?} {global_scale:?}", spec.name, spec.choice)
+            });
+            format!("{name:?} {dtype:?} {action:?} {layout:?}\n")
+        };
+        let steps: String = steps.iter().map(step).collect();
+        let (read, nonfinite) = (file.container().tensors(), how.nonfinite);
+        Ok(format!("{version}\n{stamps:?}\n{read:?}\n{steps}{tensors:?}\n{head}\n{nonfinite:?} {scales}\n"))
+    }
+
+    /// The names of the shards of a folder, and the one that each step writes to; `None` for a file.
+    pub fn shards(&self) -> Option<(Vec<String>, Vec<usize>)> {
+        let Head::Folder(contents) = &self.head else { return None };
+        let names = (0..contents.shards.len()).map(|shard| contents.shard_name(shard)).collect();
+        let mut ends = Vec::with_capacity(contents.shards.len());
+        for shard in &contents.shards {
+            ends.push(ends.last().unwrap_or(&0) + shard.len());
+        }
+        let shard_of = |step: &Step| ends.partition_point(|&end| end <= step.first).min(ends.len() - 1);
+        Some((names, self.steps.iter().map(shard_of).collect()))
     }
 
     /// The name of the new file must not promise another container.
@@ -385,7 +465,8 @@ impl Selection {
     /// Every pattern and name must mean something: one that fits no tensor is most likely misspelt.
     fn check(&self, file: &Checkpoint) -> Result<()> {
         let names = || file.entries().iter().map(|entry| entry.name.as_str());
-        for (argument, patterns) in [("include", &self.include), ("exclude", &self.exclude)] {
+        let rules: Vec<String> = self.rules.iter().map(|rule| rule.pattern.clone()).collect();
+        for (argument, patterns) in [("include", &self.include), ("exclude", &self.exclude), ("a rule", &rules)] {
             if let Some(pattern) = patterns.iter().find(|pattern| !names().any(|name| glob::matches(pattern, name))) {
                 return Err(Error::value(argument, shown(pattern), "no tensor of the file matches it"));
             }
@@ -409,6 +490,11 @@ impl Selection {
             None
         }
     }
+
+    /// The rule that decides about a tensor, if it is selected.
+    fn rule(&self, name: &str) -> Option<&Rule> {
+        self.rules.iter().find(|rule| glob::matches(&rule.pattern, name))
+    }
 }
 
 /// Whether the container takes what is wanted.
@@ -417,7 +503,22 @@ fn check_container(file: &Checkpoint, target: Target, selection: &Selection) -> 
     if let Some(method) = file.unread() {
         return Err(Error::value("the folder", format!("quantized by {method}"), "that is not among the formats that are read"));
     }
+    for rule in &selection.rules {
+        let Some((spec, options)) = rule.format else { continue };
+        Layout::new(spec, &[0, 0], options)?;
+        match target {
+            Target::Format(wanted, _) if file.container().folder().is_some() && wanted.name != spec.name => {
+                let expected = format!("config.json names one format for the whole folder, here {}", wanted.name);
+                return Err(Error::value("a rule", spec.name, expected));
+            }
+            _ if is_gguf => drop(gguf::dtype(spec)?),
+            _ => {}
+        }
+    }
     match (target, selection.fallback) {
+        (Target::Floats(_), _) if !selection.rules.is_empty() => {
+            Err(Error::value("a rule", shown(&selection.rules[0].pattern), "floats are wanted: give no rules"))
+        }
         (Target::Mixture(mixture), _) if !is_gguf => {
             Err(Error::value("format", mixture.name, "a mixture of llama.cpp is for GGUF files; formats() lists what any file takes"))
         }
@@ -429,21 +530,32 @@ fn check_container(file: &Checkpoint, target: Target, selection: &Selection) -> 
     }
 }
 
-/// The format and the group size of all weights of a folder, whose config has one place for both; `None` where nothing is quantized.
-fn common(steps: &[Step]) -> Result<Option<(&'static Spec, GroupSize)>> {
-    let mut found: Option<&Layout> = None;
-    for layout in steps.iter().filter(|step| !matches!(step.action, Action::Refuse(_))).filter_map(|step| step.layout.as_ref()) {
-        let first = *found.get_or_insert(layout);
-        if first.group_size != layout.group_size {
-            let sizes = format!("{} and {}", first.group_size, layout.group_size);
-            return Err(Error::value("group_size", format!("not given, and the weights have {sizes}"), "a folder has one: give it"));
-        }
-        if !std::ptr::eq(first.spec, layout.spec) {
-            let expected = "a folder has one kind: give symmetric=False";
-            return Err(Error::value("symmetric", "not given, and some weights have zero points", expected));
+/// The kinds of quantized weights that a folder holds, that of most modules first.
+fn kinds(steps: &[Step]) -> Result<Vec<family::Kind>> {
+    let mut kinds: Vec<family::Kind> = Vec::new();
+    let mut computed_together: HashMap<String, (usize, &str)> = HashMap::new();
+    for step in steps.iter().filter(|step| !matches!(step.action, Action::Refuse(_))) {
+        let (Some(layout), Some(module)) = (&step.layout, family::module_of(&step.name)) else { continue };
+        let is_of = |kind: &family::Kind| std::ptr::eq(kind.spec, layout.spec) && kind.group_size == layout.group_size;
+        let at = kinds.iter().position(is_of).unwrap_or_else(|| {
+            kinds.push(family::Kind { spec: layout.spec, group_size: layout.group_size, modules: Vec::new() });
+            kinds.len() - 1
+        });
+        kinds[at].modules.push(module.into());
+        if let Some(group) = modules::fused(&step.name) {
+            let (first, name) = *computed_together.entry(group).or_insert((at, &step.name));
+            if first != at {
+                let found = format!("not quantized as that of {}", shown(name));
+                return Err(Error::value(
+                    format!("tensor {}", shown(&step.name)),
+                    found,
+                    "readers compute both together: give them one rule",
+                ));
+            }
         }
     }
-    Ok(found.map(|layout| (layout.spec, layout.group_size)))
+    kinds.sort_by_key(|kind| std::cmp::Reverse(kind.modules.len()));
+    Ok(kinds)
 }
 
 /// What happens to a quantized weight of a folder that is not selected: a folder holds one format, and floats.
@@ -477,8 +589,12 @@ fn contents(folder: &folder::Folder, target: Target, steps: &[Step]) -> Result<C
             float_matrix.then(|| family::module_of(&step.name)).flatten().map(String::from)
         };
         let kept: Vec<String> = steps.iter().filter_map(kept).collect();
-        let (spec, group_size) = common(steps)?.unwrap_or((spec, GroupSize::Elements(spec.group_sizes.default())));
-        let described = family::describe(folder.config(), spec, options.group_size.unwrap_or(group_size), &kept);
+        let mut kinds = kinds(steps)?;
+        if kinds.is_empty() {
+            let group_size = options.group_size.unwrap_or(GroupSize::Elements(spec.group_sizes.default()));
+            kinds.push(family::Kind { spec, group_size, modules: Vec::new() });
+        }
+        let described = family::describe(folder.config(), &kinds, &kept)?;
         config = described.config;
         texts.extend(described.files);
     } else if let Target::Floats(Some(dtype)) = target {

@@ -7,6 +7,7 @@
 //! | [`checkpoint`] | the tensors of a file as its user sees them: the parts of a quantized tensor are one entry |
 //! | [`convert`] | plan (from headers alone), then stream every tensor from one file into another |
 //! | [`compare`] | two files, tensor by tensor |
+//! | [`verify`] | whether a file is whole, and what a conversion makes of another |
 //! | [`rows`] | a tensor in blocks of rows: where their share of each part lies |
 //! | [`input`], [`output`] | plain reads with every length checked; a file that appears whole or not at all, and tensors at their places in it |
 
@@ -21,6 +22,7 @@ pub mod npy;
 pub mod output;
 pub mod rows;
 pub mod safetensors;
+pub mod verify;
 
 use std::collections::BTreeMap;
 use std::path::Path;

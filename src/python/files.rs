@@ -19,13 +19,14 @@ use crate::error::{Error, Result};
 use crate::files::StoredDtype;
 use crate::files::checkpoint::{Checkpoint, Entry, part_tensors};
 use crate::files::compare::{self, Compared, Verdict};
-use crate::files::convert::{Action, Effect, Failure, Fallback, How, Plan, Scales, Selection, Step, Target};
+use crate::files::convert::{Action, Effect, Failure, Fallback, How, Plan, Rule, Scales, Selection, Step, Target, Work};
 use crate::files::gguf::Value;
 use crate::files::gguf::mixture::{self, Mixture};
+use crate::files::verify;
 use crate::formats::{self, Format};
 use crate::layout::{Layout, Options};
 use crate::level::Level;
-use crate::spec::GroupSize;
+use crate::spec::{Extent, GroupSize};
 use crate::{files, threads};
 
 create_exception!(
@@ -83,6 +84,12 @@ impl File {
         self.checkpoint.entries().iter().map(info).collect()
     }
 
+    /// How a folder says that its tensors are quantized, where that is not read.
+    #[getter]
+    fn unread(&self) -> Option<&str> {
+        self.checkpoint.unread()
+    }
+
     /// `(part, bytes, dtype, shape)` of tensor `index` as it is stored: once, the part without a name, or for each part.
     fn read<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Vec<Stored<'py>>> {
         guarded(|| {
@@ -113,6 +120,44 @@ impl File {
                 .collect()
         })
     }
+
+    /// The blocks of about so many elements that quantized tensor `index` can be read in: first row, number of rows.
+    fn blocks(&self, index: usize, elements: usize) -> Vec<(usize, usize)> {
+        self.checkpoint.blocks(&self.checkpoint.entries()[index], elements)
+    }
+
+    /// Rows `first` to `first + count` of quantized tensor `index`: how they are quantized as a matrix of their own, and what [`Self::read`]
+    /// gives. Nothing is said of parts that contradict the layout.
+    fn read_rows<'py>(&self, py: Python<'py>, index: usize, first: usize, count: usize) -> PyResult<(Tensor, Vec<Stored<'py>>)> {
+        guarded(|| {
+            let entry = &self.checkpoint.entries()[index];
+            let layout = entry.layout_of_rows(count).ok_or_else(|| PyValueError::new_err("the tensor is not quantized"))?;
+            let mut parts = Vec::new();
+            py.detach(|| self.checkpoint.read_rows(entry, first, count, &mut parts)).map_err(|error| exception(error, Some(&self.path)))?;
+            for (_, bytes) in layout.spec.parts.iter().zip(&mut parts).filter(|(part, _)| part.extent == Extent::Lengths) {
+                *bytes = lengths(&layout);
+            }
+            let seen = part_tensors(&entry.name, &layout);
+            let wanted: Vec<Wanted> = seen
+                .iter()
+                .map(|part| Wanted { argument: format!("'{}'", part.name), item: Item::U8, shape: vec![part.bytes() as usize] })
+                .collect();
+            let mut outputs = Outputs::new(py, &wanted)?;
+            outputs.slices().iter_mut().zip(&parts).for_each(|(out, part)| out.copy_from_slice(part));
+            let names = layout.spec.parts.iter().map(|part| part.name);
+            let stored = names
+                .zip(seen)
+                .zip(outputs.into_arrays())
+                .map(|((name, part), bytes)| Ok((name, bytes, part.dtype.name(), PyTuple::new(py, part.shape)?)))
+                .collect::<PyResult<_>>()?;
+            Ok((settled(&layout), stored))
+        })
+    }
+}
+
+/// The lengths of axes as a part has them.
+fn lengths(layout: &Layout) -> Vec<u8> {
+    layout.shape.iter().flat_map(|&length| (length as i64).to_le_bytes()).collect()
 }
 
 /// No name of a part, and dtype and shape of a stored tensor as an array: blocks are bytes along the last axis.
@@ -146,27 +191,35 @@ fn object(py: Python<'_>, value: Value) -> PyResult<Bound<'_, PyAny>> {
 /// The numbers that errors are made of, as `compare` of arrays gives them.
 type Errors = (u64, f64, f64, f64, f64, f64);
 
-/// One tensor of a conversion: name, shape, dtype, action, reason, how it is quantized in the new file, bytes before and after,
-/// errors, elements replaced, what errors were weighted with, the dtype or format in the new file, the format that was asked for where
-/// that is another.
+/// One tensor of a conversion: name, shape, dtype, action, reason, the rule that decided, how it is quantized in the new file, bytes before
+/// and after, the dtype or format in the new file, the format that was asked for where that is another, what was done.
 type Row = (
     String,
     Vec<usize>,
     &'static str,
     &'static str,
     Option<String>,
+    Option<String>,
     Option<Tensor>,
     (u64, u64),
-    Option<Errors>,
-    u64,
-    Option<&'static str>,
     &'static str,
     Option<&'static str>,
+    Done,
 );
 
-/// `convert(source, target, format, group_size, scale_dtype, options, method, importance, nonfinite, include, exclude, keep, fallback,
-/// requantize, shard_size, memory_limit, resume, overwrite, threads, progress)` gives one row a tensor, and the bytes of memory that tensors take
-/// at a time. Without a format: back to floats, of `scale_dtype` if there is one. Without a target: the plan alone.
+/// Errors, elements replaced, what errors were weighted with, seconds.
+type Done = (Option<Errors>, u64, Option<&'static str>, f64);
+
+/// A pattern of names, and the format, group size, dtype of scales and other options; `None`: kept.
+type GivenRule<'py> = (String, Option<(String, Option<GroupSize>, Option<String>, Option<Bound<'py, PyDict>>)>);
+
+/// What a job is told by, the names of the new shards, and the one that each tensor goes to.
+type Job = (String, Vec<String>, Vec<usize>);
+
+/// `convert(source, target, format, group_size, scale_dtype, options, method, importance, nonfinite, include, exclude, keep, rules, fallback,
+/// requantize, shard_size, memory_limit, work, shards, overwrite, threads, progress)` gives one row a tensor, the bytes of memory that tensors
+/// take at a time, and of a folder that is not made at once what its shards are. Without a format: back to floats, of `scale_dtype` if there is one. Without a target:
+/// the plan alone. `work` is `once`, `rest`, `shards` or `finish`.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "the options of the public function, one each")]
 pub(super) fn convert(
@@ -183,15 +236,17 @@ pub(super) fn convert(
     include: Vec<String>,
     exclude: Vec<String>,
     keep: Vec<String>,
+    rules: Vec<GivenRule<'_>>,
     fallback: Option<&str>,
     requantize: bool,
     shard_size: Option<u64>,
     memory_limit: u64,
-    resume: bool,
+    work: &str,
+    shards: Vec<usize>,
     overwrite: bool,
     threads: Option<isize>,
     progress: Option<Py<PyAny>>,
-) -> PyResult<(Vec<Row>, u64)> {
+) -> PyResult<(Vec<Row>, u64, Option<Job>)> {
     guarded(|| {
         let format = format.map(|name| Ok::<_, PyErr>((name, named_format(name, options)?))).transpose()?;
         let floats = scale_dtype.and_then(StoredDtype::from_name);
@@ -203,7 +258,14 @@ pub(super) fn convert(
             _ => Scales::Searched { importance: importance.as_deref().map(open).transpose()?, fast: method == "fast" },
         };
         let nonfinite = named_policy(nonfinite)?;
-        let selection = Selection { include, exclude, keep, fallback, requantize };
+        let rules = rules.into_iter().map(named_rule).collect::<PyResult<_>>()?;
+        let selection = Selection { include, exclude, keep, rules, fallback, requantize };
+        let work = match work {
+            "rest" => Work::Rest,
+            "shards" => Work::Shards(shards),
+            "finish" => Work::Finish,
+            _ => Work::Once,
+        };
         let (level, threads) = (Level::current()?, thread_count(threads)?);
         watched(py, progress, |watch| {
             let file = open(&source)?;
@@ -216,7 +278,11 @@ pub(super) fn convert(
                 plan.shard(size);
             }
             let (block, peak) = plan.within(memory_limit)?;
-            let how = How { nonfinite, scales, resume, block };
+            let how = How { nonfinite, scales, work, block };
+            let job = match plan.shards().filter(|_| how.work != Work::Once) {
+                Some((names, of_steps)) => Some((plan.fingerprint(&file, &how)?, names, of_steps)),
+                None => None,
+            };
             let effects = match target {
                 None => vec![Effect::default(); plan.steps.len()],
                 Some(target) => {
@@ -231,7 +297,7 @@ pub(super) fn convert(
                     })?
                 }
             };
-            Ok((plan.steps.into_iter().zip(effects).map(|(step, effect)| row(step, effect)).collect(), peak))
+            Ok((plan.steps.into_iter().zip(effects).map(|(step, effect)| row(step, effect)).collect(), peak, job))
         })
     })
 }
@@ -271,6 +337,15 @@ fn named_fallback(name: &str) -> Result<Fallback> {
     if name == "llama.cpp" { Ok(Fallback::Llama) } else { Ok(Fallback::Format(formats::find(name)?.spec())) }
 }
 
+fn named_rule((pattern, format): GivenRule<'_>) -> PyResult<Rule> {
+    let named = |(name, group_size, scale_dtype, options): (String, _, Option<String>, Option<Bound<'_, PyDict>>)| {
+        let (format, options) = chosen(&name, options.as_ref())?;
+        let scale_dtype = scale_dtype.as_deref().map(named_scale_dtype).transpose()?;
+        Ok::<_, PyErr>((format.spec(), Options { group_size, scale_dtype, ..options }))
+    };
+    Ok(Rule { pattern, format: format.map(named).transpose()? })
+}
+
 fn row(step: Step, effect: Effect) -> Row {
     let becomes = match &step.action {
         Action::Cast(dtype, _) => dtype.name(),
@@ -287,10 +362,10 @@ fn row(step: Step, effect: Effect) -> Row {
         Action::Cast(_, reason) => ("cast", Some(reason)),
     };
     let tensor = step.layout.as_ref().map(settled);
-    let errors = effect.errors.map(numbers);
     let bytes = (step.bytes_before, step.bytes_after);
-    let Effect { replaced, weights, .. } = effect;
-    (step.name, step.shape, step.dtype.name(), action, reason, tensor, bytes, errors, replaced, weights, becomes, fallback)
+    let Effect { errors, replaced, weights, seconds } = effect;
+    let done = (errors.map(numbers), replaced, weights, seconds);
+    (step.name, step.shape, step.dtype.name(), action, reason, step.rule, tensor, bytes, becomes, fallback, done)
 }
 
 /// What a file has under a name: format or dtype, shape, bytes.
@@ -330,6 +405,42 @@ pub(super) fn compare_files(
                 (compared.name, compared.reference.map(kept), compared.other.map(kept), verdict, errors)
             };
             Ok(compared.into_iter().map(tuple).collect())
+        })
+    })
+}
+
+/// What `verify_file` says of a tensor: its name, the verdict, the reason of a fault, the errors.
+type Verdicts = Vec<(String, &'static str, Option<String>, Option<Errors>)>;
+
+/// `verify_file(path, against, threads, progress)` gives a verdict for every tensor: `sound`, `same`, `reproduced`, `bounded` or `faulty`.
+#[pyfunction]
+pub(super) fn verify_file(
+    py: Python<'_>,
+    path: PathBuf,
+    against: Option<PathBuf>,
+    threads: Option<isize>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Verdicts> {
+    guarded(|| {
+        let (level, threads) = (Level::current()?, thread_count(threads)?);
+        watched(py, progress, |watch| {
+            let file = open(&path)?;
+            let against = against.as_deref().map(open).transpose()?;
+            let total = file.entries().iter().map(|entry| file.bytes(entry)).sum();
+            let interrupted = || watch.look(None).is_err();
+            let run = Run { level, threads, interrupted: &interrupted, reused: true };
+            let found = verify::verify(&file, against.as_ref(), &run, &mut watch.counter(total));
+            let tuple = |found: verify::Verified| {
+                let (verdict, reason) = match found.verdict {
+                    verify::Verdict::Sound => ("sound", None),
+                    verify::Verdict::Same => ("same", None),
+                    verify::Verdict::Reproduced => ("reproduced", None),
+                    verify::Verdict::Bounded => ("bounded", None),
+                    verify::Verdict::Faulty(reason) => ("faulty", Some(reason)),
+                };
+                (found.name, verdict, reason, found.errors.map(numbers))
+            };
+            Ok(found.map_err(|error| watch.exception(error, None))?.into_iter().map(tuple).collect())
         })
     })
 }

@@ -21,7 +21,7 @@ import quantize as qz
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MODULES = [
-    module.name for module in pkgutil.iter_modules(qz.__path__, "quantize.") if module.name not in ("quantize._core", "quantize.__main__")
+    module.name for module in pkgutil.walk_packages(qz.__path__, "quantize.") if module.name not in ("quantize._core", "quantize.__main__")
 ]
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -51,7 +52,9 @@ def run(
             if progress is not None:
                 progress(done, total, step.weight.name)
             if step.changes:
+                started = time.perf_counter()
                 _carry_out(model, step, how, surgeon)
+                step.seconds = time.perf_counter() - started
             done += step.before
         surgeon.finish()
         for tensor in tensors_of(model.message):

@@ -60,6 +60,7 @@ class Step:
     errors: tuple[Any, ...] | None = None
     replaced: int = 0
     weighted: str | None = None
+    seconds: float = 0.0
 
     @property
     def changes(self) -> bool:
@@ -68,11 +69,11 @@ class Step:
 
     def row(self) -> tuple[Any, ...]:
         """Give what a report is made of."""
-        weight, measured = self.weight, (self.errors, self.replaced, self.weighted)
+        weight, done = self.weight, (self.errors, self.replaced, self.weighted, self.seconds)
         tensor = None if self.layout is None else self.layout.tensor
         becomes = weight.dtype if tensor is None else tensor[0]
         sizes = (self.before, self.after)
-        return (weight.name, weight.shape, weight.dtype, self.action, self.reason, tensor, sizes, *measured, becomes, None)
+        return (weight.name, weight.shape, weight.dtype, self.action, self.reason, None, tensor, sizes, becomes, None, done)
 
 
 def plan(model: Model, how: How) -> list[Step]:

@@ -62,7 +62,7 @@ pub(super) struct Wish {
     pub(super) spec: &'static Spec,
     pub(super) options: Options,
     /// Why it is not what is asked of most.
-    why: Option<String>,
+    pub(super) why: Option<String>,
 }
 
 impl Wish {

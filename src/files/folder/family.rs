@@ -146,13 +146,45 @@ pub(crate) struct Texts {
     pub(crate) files: Vec<(&'static str, Value)>,
 }
 
-/// The config of a model whose weights are quantized as `spec` in groups of `group_size`, but for those of the modules `kept`.
-pub(crate) fn describe(config: &Map<String, Value>, spec: &'static Spec, group_size: GroupSize, kept: &[String]) -> Texts {
-    let elements = match group_size {
-        GroupSize::Elements(elements) => json!(elements),
-        GroupSize::Row | GroupSize::Tensor => json!(-1),
-    };
-    let symmetric = spec.scheme == Scheme::Symmetric || spec.choice == Some(Choice::Symmetric(true));
+/// Weights that are quantized alike.
+pub(crate) struct Kind {
+    pub(crate) spec: &'static Spec,
+    pub(crate) group_size: GroupSize,
+    /// The modules that they are of.
+    pub(crate) modules: Vec<String>,
+}
+
+impl Kind {
+    fn elements(&self) -> Value {
+        match self.group_size {
+            GroupSize::Elements(elements) => json!(elements),
+            GroupSize::Row | GroupSize::Tensor => json!(-1),
+        }
+    }
+
+    fn is_symmetric(&self) -> bool {
+        self.spec.scheme == Scheme::Symmetric || self.spec.choice == Some(Choice::Symmetric(true))
+    }
+}
+
+/// The config of a model whose weights are quantized as `kinds`, all of one format and at least one, but for those of the modules `kept`.
+/// What the first kind is holds of all weights, what the others are is said of each of their modules.
+///
+/// # Errors
+///
+/// [`Error::Value`] for several kinds where the config has no place for them.
+pub(crate) fn describe(config: &Map<String, Value>, kinds: &[Kind], kept: &[String]) -> Result<Texts> {
+    let [first, others @ ..] = kinds else { unreachable!("a folder has at least the kind that was asked for") };
+    let (spec, elements, symmetric) = (first.spec, first.elements(), first.is_symmetric());
+    let names_modules = matches!(spec.name, "compressed-tensors" | "mlx");
+    if let Some(other) = others.first().filter(|_| !names_modules) {
+        let advice = format!("config.json has one place for it with {}: give one, or take compressed-tensors or mlx", spec.name);
+        return Err(if other.group_size == first.group_size {
+            Error::value("symmetric", "true of some weights and false of others", advice)
+        } else {
+            Error::value("group_size", format!("{} and {}", first.group_size, other.group_size), advice)
+        });
+    }
     // The head of a model that shares it with the embedding is a module without a tensor.
     let mut kept = kept.to_vec();
     if !kept.iter().any(|module| module == "lm_head") {
@@ -162,7 +194,7 @@ pub(crate) fn describe(config: &Map<String, Value>, spec: &'static Spec, group_s
     let mut files = Vec::new();
     let mut config = floats(config);
     let quantization = match spec.name.split(':').next().expect("a split has a first part") {
-        "compressed-tensors" => compressed_tensors(spec, group_size, symmetric, &kept),
+        "compressed-tensors" => compressed_tensors(kinds, &kept),
         "gptq" => {
             let version = if spec.name == "gptq:v2" { "gptq_v2" } else { "gptq" };
             let described = json!({
@@ -201,41 +233,57 @@ pub(crate) fn describe(config: &Map<String, Value>, spec: &'static Spec, group_s
         }
         _ => {
             let mode = if spec.name == "mlx" { "affine" } else { kind(spec) };
-            let described = json!({"group_size": elements, "bits": 4, "mode": mode});
+            let mut described = json!({"group_size": elements, "bits": 4, "mode": mode});
+            for kind in others {
+                let own = json!({"group_size": kind.elements(), "bits": 4, "mode": mode});
+                kind.modules.iter().for_each(|module| described[module] = own.clone());
+            }
             config.insert("quantization".into(), described.clone());
             described
         }
     };
     config.insert("quantization_config".into(), quantization);
-    Texts { config, files }
+    Ok(Texts { config, files })
 }
 
-fn compressed_tensors(spec: &Spec, group_size: GroupSize, symmetric: bool, ignore: &[String]) -> Value {
-    let (format, weights) = match spec.name {
+fn compressed_tensors(kinds: &[Kind], ignore: &[String]) -> Value {
+    let format = match kinds[0].spec.name {
+        "compressed-tensors:nvfp4" => "nvfp4-pack-quantized",
+        "compressed-tensors:mxfp4" => "mxfp4-pack-quantized",
+        _ => "pack-quantized",
+    };
+    let group = |(index, kind): (usize, &Kind)| {
+        let targets = if index == 0 { json!(["Linear"]) } else { json!(kind.modules) };
+        let group = json!({"targets": targets, "weights": compressed_tensors_weights(kind), "input_activations": null});
+        (format!("group_{index}"), group)
+    };
+    let groups: Map<String, Value> = kinds.iter().enumerate().map(group).collect();
+    json!({
+        "quant_method": "compressed-tensors", "format": format, "quantization_status": "compressed", "ignore": ignore,
+        "config_groups": groups,
+    })
+}
+
+fn compressed_tensors_weights(kind: &Kind) -> Value {
+    match kind.spec.name {
         "compressed-tensors:nvfp4" => {
-            let weights = json!({"num_bits": 4, "type": "float", "symmetric": true, "strategy": "tensor_group", "group_size": 16});
-            ("nvfp4-pack-quantized", weights)
+            json!({"num_bits": 4, "type": "float", "symmetric": true, "strategy": "tensor_group", "group_size": 16})
         }
         "compressed-tensors:mxfp4" => {
-            let weights = json!({"num_bits": 4, "type": "float", "symmetric": true, "strategy": "group", "group_size": 32});
-            ("mxfp4-pack-quantized", weights)
+            json!({"num_bits": 4, "type": "float", "symmetric": true, "strategy": "group", "group_size": 32})
         }
         _ => {
-            let mut weights = json!({"num_bits": 4, "type": "int", "symmetric": symmetric});
-            match group_size {
+            let mut weights = json!({"num_bits": 4, "type": "int", "symmetric": kind.is_symmetric()});
+            match kind.group_size {
                 GroupSize::Elements(elements) => {
                     weights["strategy"] = json!("group");
                     weights["group_size"] = json!(elements);
                 }
                 GroupSize::Row | GroupSize::Tensor => weights["strategy"] = json!("channel"),
             }
-            ("pack-quantized", weights)
+            weights
         }
-    };
-    json!({
-        "quant_method": "compressed-tensors", "format": format, "quantization_status": "compressed", "ignore": ignore,
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": null}},
-    })
+    }
 }
 
 /// The config of the same model with nothing quantized.

@@ -4,7 +4,8 @@
 //! is never written into, unless it is empty: shards of two models in one folder are one broken model.
 //!
 //! A job that can be resumed writes to a folder of a name of its own, `.NAME.partial`, which stays when the job ends early. It holds the
-//! job's fingerprint: shards of another job are not taken up. A lock keeps a second process out.
+//! job's fingerprint: shards of another job are not taken up. A lock keeps a second process out, but for those that share the work: each
+//! writes shards of its own there, a shard appears when it is whole, and two that write the same one write the same bytes.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -17,6 +18,7 @@ use tempfile::TempDir;
 
 use super::{CONFIG, INDEX, SINGLE};
 use crate::error::{Error, Result};
+use crate::files::convert::Work;
 use crate::files::output::{Output, TensorWriter, Writer, folder_of, sync_folder};
 use crate::files::{Tensor, safetensors};
 
@@ -33,6 +35,16 @@ pub(crate) struct Contents {
     pub(crate) source: PathBuf,
     /// See [`Contents::source`].
     pub(crate) side_files: Vec<PathBuf>,
+}
+
+impl Contents {
+    /// The file of a shard.
+    pub(crate) fn shard_name(&self, shard: usize) -> String {
+        match self.shards.len() {
+            1 => SINGLE.into(),
+            count => format!("model-{:05}-of-{count:05}.safetensors", shard + 1),
+        }
+    }
 }
 
 /// The shard of each step: a new one where the last would grow beyond `limit` bytes. All tensors of a step are in one.
@@ -66,20 +78,33 @@ impl Workshop {
     }
 
     /// The workshop of a job with this fingerprint that will be `target`: with what it has done before.
-    fn kept(target: &Path, fingerprint: &str) -> Result<Workshop> {
+    fn kept(target: &Path, fingerprint: &str, work: &Work) -> Result<Workshop> {
         let mut name = OsString::from(".");
         name.push(target.file_name().unwrap_or_default());
         name.push(".partial");
         let folder = folder_of(target).join(name);
         let failed = |source| Error::Io { source, path: folder.clone() };
         fs::create_dir_all(&folder).map_err(failed)?;
-        let lock = File::create(folder.join(LOCK)).map_err(failed)?;
-        lock.try_lock().map_err(|error| match error {
+        let lock = File::options().create(true).truncate(false).write(true).open(folder.join(LOCK)).map_err(failed)?;
+        let is_shared = matches!(work, Work::Shards(_));
+        let locked = if is_shared { lock.try_lock_shared() } else { lock.try_lock() };
+        locked.map_err(|error| match error {
             fs::TryLockError::WouldBlock => failed(io::Error::new(io::ErrorKind::ResourceBusy, "another process is at work here")),
             fs::TryLockError::Error(error) => failed(error),
         })?;
+        if is_shared && !folder.join(FINGERPRINT).exists() {
+            // Another job may be the first.
+            match write_text(&folder.join(FINGERPRINT), fingerprint, false) {
+                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
+                done => done?,
+            }
+        }
         let is_same = fs::read(folder.join(FINGERPRINT)).ok().as_deref() == Some(fingerprint.as_bytes());
-        for entry in fs::read_dir(&folder).map_err(failed)? {
+        if !is_same && *work != Work::Rest {
+            let expected = "that of the plan: remove the folder, or take the plan that it was begun with";
+            return Err(Error::value(format!("the job of {}", folder.display()), "another one", expected));
+        }
+        for entry in fs::read_dir(&folder).map_err(failed)?.take_while(|_| !is_shared) {
             let path = entry.map_err(failed)?.path();
             // A shard has its name once it is whole; what else an earlier job left, such as a file that it had begun, is made anew.
             let is_named = |name: &str| path.file_name().is_some_and(|found| found == name);
@@ -91,9 +116,7 @@ impl Workshop {
             }
         }
         if !is_same {
-            let mut output = Output::create(&folder.join(FINGERPRINT), true)?;
-            output.write(0, fingerprint.as_bytes())?;
-            output.finish()?;
+            write_text(&folder.join(FINGERPRINT), fingerprint, true)?;
         }
         Ok(Workshop::Kept(folder, lock))
     }
@@ -101,18 +124,21 @@ impl Workshop {
     /// Give the folder its name.
     fn finish(self, target: &Path) -> Result<()> {
         let failed = |source| Error::Io { source, path: target.to_path_buf() };
-        if let Workshop::Kept(folder, _) = &self {
-            fs::remove_file(folder.join(FINGERPRINT)).map_err(failed)?;
-        }
         fs::rename(self.path(), target).map_err(failed)?;
         match self {
             // It is no longer there to be removed.
             Workshop::Temporary(folder) => drop(folder.keep()),
-            // Not before: without it a second process would begin in this folder.
-            Workshop::Kept(..) => fs::remove_file(target.join(LOCK)).map_err(failed)?,
+            // Not before: without the lock a second process would begin in this folder, without the fingerprint none could end it.
+            Workshop::Kept(..) => [FINGERPRINT, LOCK].iter().try_for_each(|name| fs::remove_file(target.join(name))).map_err(failed)?,
         }
         sync_folder(target)
     }
+}
+
+fn write_text(path: &Path, text: &str, overwrite: bool) -> Result<()> {
+    let mut output = Output::create(path, overwrite)?;
+    output.write(0, text.as_bytes())?;
+    output.finish()
 }
 
 /// What job a kept folder is of.
@@ -126,6 +152,7 @@ pub(crate) struct FolderWriter<'a> {
     folder: Workshop,
     target: PathBuf,
     contents: &'a Contents,
+    work: &'a Work,
     /// The shard and the place in it of each tensor.
     places: Vec<(usize, usize)>,
     /// The shard that is being written.
@@ -133,12 +160,13 @@ pub(crate) struct FolderWriter<'a> {
 }
 
 impl<'a> FolderWriter<'a> {
-    /// Begin a folder that will be `path`; with a fingerprint one that is taken up where an earlier job with the same one ended.
+    /// Begin a folder that will be `path`, or take it up where other jobs with the same fingerprint ended.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`]: `path` exists and is no empty folder, its parent is missing or cannot be written, or another process is at work.
-    pub(crate) fn create(path: &Path, contents: &'a Contents, fingerprint: Option<&str>) -> Result<FolderWriter<'a>> {
+    /// [`Error::Io`]: `path` exists and is no empty folder, its parent is missing or cannot be written, or another process is at work;
+    /// [`Error::Value`] where what was begun is of another job, or a shard is missing that is not this one's to do.
+    pub(crate) fn create(path: &Path, contents: &'a Contents, work: &'a Work, fingerprint: &str) -> Result<FolderWriter<'a>> {
         let failed = |source| Error::Io { source, path: path.to_path_buf() };
         match fs::read_dir(path).map(|mut entries| entries.next().is_some()) {
             Ok(true) => return Err(failed(io::ErrorKind::AlreadyExists.into())),
@@ -149,18 +177,34 @@ impl<'a> FolderWriter<'a> {
         builder.prefix(".quantize-").suffix(".tmp");
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-        let folder = match fingerprint {
-            None => Workshop::Temporary(builder.tempdir_in(folder_of(path)).map_err(failed)?),
-            Some(fingerprint) => Workshop::kept(path, fingerprint)?,
+        let folder = match work {
+            Work::Once => Workshop::Temporary(builder.tempdir_in(folder_of(path)).map_err(failed)?),
+            _ => Workshop::kept(path, fingerprint, work)?,
         };
         let places = contents.shards.iter().enumerate().flat_map(|(shard, tensors)| (0..tensors.len()).map(move |place| (shard, place)));
-        Ok(FolderWriter { folder, target: path.to_path_buf(), contents, places: places.collect(), open: None })
+        let writer = FolderWriter { folder, target: path.to_path_buf(), contents, work, places: places.collect(), open: None };
+        let missing = (0..contents.shards.len()).find(|&shard| *work == Work::Finish && !writer.is_done(shard));
+        match missing {
+            Some(shard) => {
+                Err(Error::value("the plan", format!("not done: {} is missing", contents.shard_name(shard)), "run its part first"))
+            }
+            None => Ok(writer),
+        }
     }
 
-    fn shard_name(&self, shard: usize) -> String {
-        match self.contents.shards.len() {
-            1 => SINGLE.into(),
-            count => format!("model-{:05}-of-{count:05}.safetensors", shard + 1),
+    fn shard_path(&self, shard: usize) -> PathBuf {
+        self.folder.path().join(self.contents.shard_name(shard))
+    }
+
+    fn is_done(&self, shard: usize) -> bool {
+        self.shard_path(shard).exists()
+    }
+
+    fn is_mine(&self, shard: usize) -> bool {
+        match self.work {
+            Work::Once | Work::Rest => true,
+            Work::Shards(shards) => shards.contains(&shard),
+            Work::Finish => false,
         }
     }
 
@@ -172,7 +216,8 @@ impl<'a> FolderWriter<'a> {
     fn open(&mut self, shard: usize) -> Result<&mut Writer> {
         if self.open.as_ref().is_none_or(|(open, _)| *open != shard) {
             self.finish_shard()?;
-            let output = Output::create(&self.folder.path().join(self.shard_name(shard)), false)?;
+            // Another job may do the same at the same time.
+            let output = Output::create(&self.shard_path(shard), true)?;
             let writer = safetensors::create(output, &self.contents.shards[shard], &self.contents.metadata)?;
             self.open = Some((shard, writer));
         }
@@ -182,9 +227,7 @@ impl<'a> FolderWriter<'a> {
     fn text(&self, name: &str, value: &Value) -> Result<()> {
         let text = serde_json::to_string_pretty(value).expect("a value of JSON has a text") + "\n";
         // A job that ended here may have written it.
-        let mut output = Output::create(&self.folder.path().join(name), true)?;
-        output.write(0, text.as_bytes())?;
-        output.finish()
+        write_text(&self.folder.path().join(name), &text, true)
     }
 
     /// Which shard each tensor lies in, where there are several.
@@ -194,7 +237,7 @@ impl<'a> FolderWriter<'a> {
         let map: BTreeMap<&str, String> = shards
             .iter()
             .enumerate()
-            .flat_map(|(shard, tensors)| tensors.iter().map(move |tensor| (tensor.name.as_str(), self.shard_name(shard))))
+            .flat_map(|(shard, tensors)| tensors.iter().map(move |tensor| (tensor.name.as_str(), self.contents.shard_name(shard))))
             .collect();
         (shards.len() > 1).then(|| json!({"metadata": {"total_size": total}, "weight_map": map}))
     }
@@ -204,7 +247,7 @@ impl TensorWriter for FolderWriter<'_> {
     fn has(&self, index: usize) -> bool {
         let (shard, _) = self.places[index];
         let is_open = self.open.as_ref().is_some_and(|(open, _)| *open == shard);
-        !is_open && self.folder.path().join(self.shard_name(shard)).exists()
+        !self.is_mine(shard) || !is_open && self.is_done(shard)
     }
 
     fn write(&mut self, index: usize, offset: u64, bytes: &[u8]) -> Result<()> {
@@ -215,11 +258,14 @@ impl TensorWriter for FolderWriter<'_> {
     fn finish(mut self: Box<Self>) -> Result<()> {
         // Tensors without elements are never written: a shard of such alone has not been opened.
         for shard in 0..self.contents.shards.len() {
-            if !self.folder.path().join(self.shard_name(shard)).exists() {
+            if self.is_mine(shard) && !self.is_done(shard) {
                 self.open(shard)?;
             }
         }
         self.finish_shard()?;
+        if matches!(self.work, Work::Shards(_)) {
+            return Ok(());
+        }
         for path in &self.contents.side_files {
             let (from, to) = (self.contents.source.join(path), self.folder.path().join(path));
             let failed = |source| Error::Io { source, path: from.clone() };

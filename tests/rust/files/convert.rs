@@ -10,7 +10,7 @@ use quantize::engine;
 use quantize::engine::{NonFinite, Run, Sums};
 use quantize::error::Error;
 use quantize::files::StoredDtype;
-use quantize::files::convert::{Action, Failure, How, Plan, Selection, Step, Target};
+use quantize::files::convert::{Action, Failure, How, Plan, Rule, Selection, Step, Target};
 use quantize::formats::{self, FORMATS};
 use quantize::layout::{Layout, Options};
 use quantize::level::Level;
@@ -275,6 +275,39 @@ fn a_limit_of_memory_cuts_tensors_or_names_the_one_that_cannot_be_cut() {
     let message = plan("hqq").within(100_000).unwrap_err().to_string();
     assert!(message.contains("tensor 'w' takes 786432 bytes"), "{message}");
     assert_eq!(plan("hqq").within(1 << 20).unwrap().1, 786_432);
+}
+
+#[test]
+fn the_first_rule_that_matches_decides() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("in");
+    write_file(&path, &["a.up", "a.down", "b.up", "b.down"].map(|name| float_tensor(name, StoredDtype::F32, &[2, 64])), &[]);
+    let rule = |pattern: &str, format: Option<&str>| {
+        let format = format.map(|name| (formats::find(name).unwrap().spec(), Options::default()));
+        Rule { pattern: pattern.into(), format }
+    };
+    let rules = vec![rule("a.*", Some("uint4")), rule("*.down", Some("gguf:q4_0")), rule("b.u?", None), rule("*", Some("awq"))];
+    let selection = Selection { exclude: vec!["a.down".into()], rules, ..Selection::default() };
+    let plan = Plan::new(&checkpoint(&path), target("int4", None), &selection).unwrap();
+    let told = |step: &Step| {
+        let becomes = match &step.action {
+            Action::Keep(reason) => reason.clone(),
+            _ => step.layout.as_ref().unwrap().spec.name.to_string(),
+        };
+        (step.name.clone(), becomes, step.rule.clone().unwrap_or_default())
+    };
+    let mut told: Vec<_> = plan.steps.iter().map(told).collect();
+    told.sort();
+    let expected = [
+        ("a.down", "excluded by 'a.down'", ""),
+        ("a.up", "uint4", "a.*"),
+        ("b.down", "gguf:q4_0", "*.down"),
+        ("b.up", "kept by rule 'b.u?'", "b.u?"),
+    ];
+    assert_eq!(told, expected.map(|(name, becomes, rule)| (name.into(), becomes.into(), rule.into())));
+    let misspelt = Selection { rules: vec![rule("c.*", None)], ..Selection::default() };
+    let message = Plan::new(&checkpoint(&path), target("int4", None), &misspelt).unwrap_err().to_string();
+    assert_eq!(message, "a rule is 'c.*'; no tensor of the file matches it");
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod input;
 mod npy;
 mod output;
 mod safetensors;
+mod verify;
 
 use std::fs;
 use std::path::Path;

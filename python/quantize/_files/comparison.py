@@ -1,0 +1,110 @@
+"""Two files compared, tensor by tensor."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from quantize import _core, _onnx
+from quantize._files.errors import Errors, overall, plain_data
+from quantize._files.progress import Progress, shown_progress
+from quantize._threads import requested
+
+
+@dataclass(frozen=True)
+class TensorComparison:
+    """How the tensors that two files have under one name relate."""
+
+    name: str
+    """The name."""
+    verdict: Literal["measured", "same", "different", "shapes", "dtypes", "only first", "only second"]
+    """``measured``: numbers. ``same``, ``different``: bytes of a dtype that is not measured. ``shapes``, ``dtypes``: those differ."""
+    first: str | None
+    """The format or dtype in the first file."""
+    second: str | None
+    """The format or dtype in the second file."""
+    shape: tuple[int, ...]
+    """The shape, of the first file where they differ."""
+    rmse: float | None
+    """Root of the mean square of the errors; None where nothing was measured."""
+    max_abs_error: float | None
+    """The largest error."""
+    sqnr_db: float | None
+    """Signal to noise in dB, the first file being the signal; infinite without errors."""
+    cosine: float | None
+    """Cosine of the angle between both."""
+
+
+@dataclass(frozen=True)
+class FileComparison:
+    """How the tensors of two files relate."""
+
+    first: str
+    """The file that is the reference."""
+    second: str
+    """The file that is measured."""
+    sqnr_db: float | None
+    """Signal to noise over all elements that were measured, in dB."""
+    worst: str | None
+    """The tensor of the lowest SQNR."""
+    tensors: tuple[TensorComparison, ...]
+    """Name by name, in the order of the first file."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give everything as plain data for JSON. Numbers that are not finite are None."""
+        return plain_data(self)
+
+
+def compare_files(
+    first: str | os.PathLike[str], second: str | os.PathLike[str], *, threads: int | None = None, progress: Progress | bool = False
+) -> FileComparison:
+    """Measure how far the tensors of one file are from those of the same name in another, quantized or not.
+
+    Parameters
+    ----------
+    first : path
+        The reference.
+    second : path
+    threads : int, optional
+        At most so many threads; see :func:`set_threads`.
+    progress : callable or bool
+        As for :func:`convert`.
+
+    Returns
+    -------
+    FileComparison
+
+    Raises
+    ------
+    CorruptFileError
+        A file breaks the rules of its container.
+    OSError
+        A file cannot be read.
+
+    Examples
+    --------
+    >>> import numpy as np, quantize as qz, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/weights.npy", np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 64))
+    ...     report = qz.convert(f"{folder}/weights.npy", f"{folder}/weights.safetensors")
+    ...     compared = qz.compare_files(f"{folder}/weights.npy", f"{folder}/weights.safetensors")
+    >>> compared.worst, round(compared.sqnr_db, 1)
+    ('weights', 26.2)
+    """
+    first, second = os.fspath(first), os.fspath(second)
+    with shown_progress(progress) as callback:
+        compare = _onnx.compare if _onnx.is_onnx(first) or _onnx.is_onnx(second) else _core.compare_files
+        rows = compare(first, second, requested(threads), callback)
+    tensors: list[TensorComparison] = []
+    errors: list[tuple[str, Errors]] = []
+    for name, one, other, verdict, sums in rows:
+        kinds = (one[0] if one else None, other[0] if other else None)
+        shape = tuple((one or other)[1])
+        measured: tuple[float | None, float | None, float | None, float | None] = (None, None, None, None)
+        if sums is not None:
+            own = Errors(*sums)
+            errors.append((name, own))
+            measured = (own.rmse, own.max_abs_error, own.sqnr_db, own.cosine)
+        tensors.append(TensorComparison(name, verdict or ("only first" if one else "only second"), *kinds, shape, *measured))
+    return FileComparison(first, second, *overall(errors), tuple(tensors))
