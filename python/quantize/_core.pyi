@@ -109,13 +109,15 @@ def convert(
     keep: list[str],
     fallback: str | None,
     requantize: bool,
+    arch: str | None,
+    names: list[tuple[str, str]],
     shard_size: int | None,
     memory_limit: int,
     resume: bool,
     overwrite: bool,
     threads: int | None,
     progress: Callable[[int, int, str], object] | None,
-) -> tuple[list[tuple[Any, ...]], int]: ...
+) -> tuple[list[tuple[Any, ...]], int, str | None]: ...
 def compare_files(
     reference: str, other: str, threads: int | None, progress: Callable[[int, int, str], object] | None
 ) -> list[tuple[Any, ...]]: ...

@@ -81,12 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = _command(commands, "convert", _convert, "quantize the matrices of a file, or decode them back")
-    command.add_argument("source", metavar="IN", help="a safetensors, GGUF, npy or ONNX file, or a Hugging Face folder")
+    command.add_argument("source", metavar="IN", help="a safetensors, GGUF, npy, npz or ONNX file, or a Hugging Face folder")
     command.add_argument(
         "target",
         metavar="OUT",
         nargs="?",
-        help="what to write: GGUF from GGUF, ONNX from ONNX, a folder from a folder, else safetensors; not needed for a dry run",
+        help="what to write: GGUF from GGUF or with --arch, ONNX from ONNX, a folder from a folder, else safetensors; not needed for a dry run",
     )
     kind = command.add_mutually_exclusive_group()
     kind.add_argument(
@@ -108,6 +108,11 @@ def _parser() -> argparse.ArgumentParser:
         help="whether all zero points are in the middle, where the format leaves a choice",
     )
     command.add_argument(
+        "--double-quant",
+        action=argparse.BooleanOptionalAction,
+        help="whether scales are quantized in turn, where the format leaves a choice (bnb:nf4, bnb:fp4)",
+    )
+    command.add_argument(
         "--method", choices=["nearest", "optimal", "fast"], default="nearest", help="how scales are chosen (default: nearest)"
     )
     command.add_argument(
@@ -115,7 +120,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="what --method optimal weights errors with: a vector for each tensor name; without it, magnitudes",
     )
-    command.add_argument("--shard-size", type=_bytes, metavar="SIZE", help="of a folder's files, such as 2GB or 500MB (default: 5GB)")
+    command.add_argument(
+        "--shard-size",
+        type=_bytes,
+        metavar="SIZE",
+        help="of the files of a folder, such as 2GB or 500MB (default: 5GB), or of a GGUF model",
+    )
     command.add_argument(
         "--memory-limit",
         type=_bytes,
@@ -140,6 +150,10 @@ def _parser() -> argparse.ArgumentParser:
         "--requantize", action="store_true", help="quantize anew what is quantized already and cannot be held without loss; else it refuses"
     )
     command.add_argument(
+        "--arch", metavar="NAME", help="make a GGUF file of a safetensors file: a model of images of this architecture, such as flux"
+    )
+    command.add_argument("--names", metavar="FILE", help="with --arch: a JSON object of tensors' names, the old one to the new one")
+    command.add_argument(
         "--resume", action="store_true", help="of a folder: keep the shards that are done if the work ends early, and take them up"
     )
     _add_report(command)
@@ -148,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_work_options(command)
 
     command = _command(commands, "inspect", _inspect, "list the tensors of a file, from its header alone")
-    command.add_argument("file", metavar="FILE", help="a safetensors, GGUF, npy or ONNX file, or a Hugging Face folder")
+    command.add_argument("file", metavar="FILE", help="a safetensors, GGUF, npy, npz or ONNX file, or a Hugging Face folder")
 
     command = _command(commands, "compare", _compare, "measure how far the tensors of one file are from those of another")
     command.add_argument("first", metavar="A", help="the reference")
@@ -191,7 +205,8 @@ def _bytes(text: str) -> int:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    symmetry = {} if options.symmetric is None else {"symmetric": options.symmetric}
+    given = {"symmetric": options.symmetric, "double_quant": options.double_quant}
+    variant = {name: value for name, value in given.items() if value is not None}
     report = _files.convert(
         options.source,
         options.target,
@@ -211,11 +226,13 @@ def _convert(options: argparse.Namespace) -> None:
         fallback=options.fallback,
         requantize=options.requantize,
         dequantize=options.dequantize,
+        arch=options.arch,
+        names=options.names,
         overwrite=options.overwrite,
         dry_run=options.dry_run,
         threads=options.threads,
         progress=not options.quiet,
-        **symmetry,
+        **variant,
     )
     if options.report and not report.dry_run:
         _report.report(options.source, options.target, conversion=report, progress=not options.quiet).write(options.report)

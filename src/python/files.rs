@@ -21,6 +21,7 @@ use crate::files::checkpoint::{Checkpoint, Entry, part_tensors};
 use crate::files::compare::{self, Compared, Verdict};
 use crate::files::convert::{Action, Effect, Failure, Fallback, How, Plan, Scales, Selection, Step, Target};
 use crate::files::gguf::Value;
+use crate::files::gguf::image::Image;
 use crate::files::gguf::mixture::{self, Mixture};
 use crate::formats::{self, Format};
 use crate::layout::{Layout, Options};
@@ -165,8 +166,8 @@ type Row = (
 );
 
 /// `convert(source, target, format, group_size, scale_dtype, options, method, importance, nonfinite, include, exclude, keep, fallback,
-/// requantize, shard_size, memory_limit, resume, overwrite, threads, progress)` gives one row a tensor, and the bytes of memory that tensors take
-/// at a time. Without a format: back to floats, of `scale_dtype` if there is one. Without a target: the plan alone.
+/// requantize, arch, names, shard_size, memory_limit, resume, overwrite, threads, progress)` gives one row a tensor, and the bytes of memory that tensors take
+/// at a time, and the path of what was made. Without a format: back to floats, of `scale_dtype` if there is one. Without a target: the plan alone.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "the options of the public function, one each")]
 pub(super) fn convert(
@@ -185,13 +186,15 @@ pub(super) fn convert(
     keep: Vec<String>,
     fallback: Option<&str>,
     requantize: bool,
+    arch: Option<&str>,
+    names: Vec<(String, String)>,
     shard_size: Option<u64>,
     memory_limit: u64,
     resume: bool,
     overwrite: bool,
     threads: Option<isize>,
     progress: Option<Py<PyAny>>,
-) -> PyResult<(Vec<Row>, u64)> {
+) -> PyResult<(Vec<Row>, u64, Option<PathBuf>)> {
     guarded(|| {
         let format = format.map(|name| Ok::<_, PyErr>((name, named_format(name, options)?))).transpose()?;
         let floats = scale_dtype.and_then(StoredDtype::from_name);
@@ -203,7 +206,8 @@ pub(super) fn convert(
             _ => Scales::Searched { importance: importance.as_deref().map(open).transpose()?, fast: method == "fast" },
         };
         let nonfinite = named_policy(nonfinite)?;
-        let selection = Selection { include, exclude, keep, fallback, requantize };
+        let image = arch.map(|arch| Image::new(arch, names.into_iter().collect())).transpose()?;
+        let selection = Selection { include, exclude, keep, fallback, requantize, image };
         let (level, threads) = (Level::current()?, thread_count(threads)?);
         watched(py, progress, |watch| {
             let file = open(&source)?;
@@ -217,6 +221,7 @@ pub(super) fn convert(
             }
             let (block, peak) = plan.within(memory_limit)?;
             let how = How { nonfinite, scales, resume, block };
+            let made = target.as_deref().map(|target| plan.made(target));
             let effects = match target {
                 None => vec![Effect::default(); plan.steps.len()],
                 Some(target) => {
@@ -231,7 +236,7 @@ pub(super) fn convert(
                     })?
                 }
             };
-            Ok((plan.steps.into_iter().zip(effects).map(|(step, effect)| row(step, effect)).collect(), peak))
+            Ok((plan.steps.into_iter().zip(effects).map(|(step, effect)| row(step, effect)).collect(), peak, made))
         })
     })
 }
