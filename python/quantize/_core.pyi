@@ -151,6 +151,8 @@ def convert(
     rules: Sequence[tuple[str, tuple[str, int | str | None, str | None, dict[str, Any] | None] | None]],
     fallback: str | None,
     requantize: bool,
+    arch: str | None,
+    names: list[tuple[str, str]],
     shard_size: int | None,
     memory_limit: int,
     work: str,
@@ -158,7 +160,7 @@ def convert(
     overwrite: bool,
     threads: int | None,
     progress: Callable[[int, int, str], object] | None,
-) -> tuple[list[tuple[Any, ...]], int, tuple[str, list[str], list[int]] | None]: ...
+) -> tuple[list[tuple[Any, ...]], int, tuple[str, list[str], list[int]] | None, str | None]: ...
 def verify_file(
     path: str, against: str | None, threads: int | None, progress: Callable[[int, int, str], object] | None
 ) -> list[tuple[Any, ...]]: ...

@@ -81,12 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = _command(commands, "convert", _convert, "quantize the matrices of a file, or decode them back")
-    command.add_argument("source", metavar="IN", nargs="?", help="a safetensors, GGUF, npy or ONNX file, or a Hugging Face folder")
+    command.add_argument("source", metavar="IN", nargs="?", help="a safetensors, GGUF, npy, npz or ONNX file, or a Hugging Face folder")
     command.add_argument(
         "target",
         metavar="OUT",
         nargs="?",
-        help="what to write: GGUF from GGUF, ONNX from ONNX, a folder from a folder, else safetensors; not needed for a dry run",
+        help="what to write: GGUF from GGUF or with --arch, ONNX from ONNX, a folder from a folder, else safetensors; not needed for a dry run",
     )
     _add_wanted(command)
     _add_memory_limit(command)
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--quiet", action="store_true", help="no table; errors and JSON still come")
 
     command = _command(commands, "inspect", _inspect, "list the tensors of a file, and look for what is wrong with the quantized ones")
-    command.add_argument("file", metavar="FILE", help="a safetensors, GGUF, npy or ONNX file, or a Hugging Face folder")
+    command.add_argument("file", metavar="FILE", help="a safetensors, GGUF, npy, npz or ONNX file, or a Hugging Face folder")
     command.add_argument("--no-check", dest="check", action="store_false", help="read the header alone")
     command.add_argument("--strict", action="store_true", help="exit with 4 where something is certainly wrong")
     command.add_argument("--quiet", action="store_true", help="no progress and no tables; errors and JSON still come")
@@ -163,6 +163,11 @@ def _add_wanted(command: argparse.ArgumentParser) -> None:
         help="whether all zero points are in the middle, where the format leaves a choice",
     )
     command.add_argument(
+        "--double-quant",
+        action=argparse.BooleanOptionalAction,
+        help="whether scales are quantized in turn, where the format leaves a choice (bnb:nf4, bnb:fp4)",
+    )
+    command.add_argument(
         "--method", choices=["nearest", "optimal", "fast"], default="nearest", help="how scales are chosen (default: nearest)"
     )
     command.add_argument(
@@ -170,7 +175,12 @@ def _add_wanted(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="what --method optimal weights errors with: a vector for each tensor name; without it, magnitudes",
     )
-    command.add_argument("--shard-size", type=_bytes, metavar="SIZE", help="of a folder's files, such as 2GB or 500MB (default: 5GB)")
+    command.add_argument(
+        "--shard-size",
+        type=_bytes,
+        metavar="SIZE",
+        help="of the files of a folder, such as 2GB or 500MB (default: 5GB), or of a GGUF model",
+    )
     command.add_argument(
         "--nonfinite",
         choices=["raise", "zero", "clip"],
@@ -196,6 +206,10 @@ def _add_wanted(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--requantize", action="store_true", help="quantize anew what is quantized already and cannot be held without loss; else it refuses"
     )
+    command.add_argument(
+        "--arch", metavar="NAME", help="make a GGUF file of a safetensors file: a model of images of this architecture, such as flux"
+    )
+    command.add_argument("--names", metavar="FILE", help="with --arch: a JSON object of tensors' names, the old one to the new one")
 
 
 def _add_memory_limit(command: argparse.ArgumentParser) -> None:
@@ -251,14 +265,17 @@ _WANTED = (
     "requantize",
     "dequantize",
     "dtype",
+    "arch",
+    "names",
     "shard_size",
 )
 
 
 def _wanted(options: argparse.Namespace) -> dict[str, Any]:
     """Give the options that decide the bytes as arguments."""
-    symmetry = {} if options.symmetric is None else {"symmetric": options.symmetric}
-    return {name: getattr(options, name) for name in _WANTED} | {"rules": options.rule} | symmetry
+    given = {"symmetric": options.symmetric, "double_quant": options.double_quant}
+    variant = {name: value for name, value in given.items() if value is not None}
+    return {name: getattr(options, name) for name in _WANTED} | {"rules": options.rule} | variant
 
 
 def _convert(options: argparse.Namespace) -> None:

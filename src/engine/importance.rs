@@ -17,6 +17,8 @@ pub enum Importance<'a> {
     Magnitude,
     /// By an array: one weight for each place along the group axis, or one for each element. They are 0 or more.
     Array(&'a Source<'a>),
+    /// The same of some rows of an array: all of their weights may be 0, where others are not.
+    Rows(&'a Source<'a>),
 }
 
 /// Weights that are known to be good.
@@ -42,13 +44,13 @@ impl<'a> Weights<'a> {
         match importance {
             Importance::Equal => Ok(Weights::Equal),
             Importance::Magnitude => mean_squares(source, columns, run).map(Weights::Magnitude),
-            Importance::Array(array) => {
+            Importance::Array(array) | Importance::Rows(array) => {
                 let by_columns = array.shape() == [columns];
                 if !by_columns && array.shape() != source.shape() {
                     let expected = format!("expected ({columns},), the length of the group axis, or that of the array");
                     return Err(Error::shape("importance", format!("has shape {}", Index(array.shape())), expected));
                 }
-                check(array, run)?;
+                check(array, matches!(importance, Importance::Rows(_)), run)?;
                 if !by_columns {
                     return Ok(Weights::Elements(array));
                 }
@@ -120,9 +122,9 @@ fn mean_squares(source: &Source<'_>, columns: usize, run: &Run<'_>) -> Result<Ve
     Ok(means)
 }
 
-/// Whether all weights are finite, none is negative, and one is not 0.
-fn check(array: &Source<'_>, run: &Run<'_>) -> Result<()> {
-    let found = Mutex::new((None::<usize>, array.is_empty()));
+/// Whether all weights are finite, none is negative, and one is not 0, unless all may be.
+fn check(array: &Source<'_>, may_be_zero: bool, run: &Run<'_>) -> Result<()> {
+    let found = Mutex::new((None::<usize>, may_be_zero || array.is_empty()));
     let tasks = (0..array.len()).step_by(TASK).map(|start| (start, TASK.min(array.len() - start)));
     pool::for_each(tasks, run.threads, run.interrupted, |(start, len)| {
         let mut weights = [0.0; SPAN];

@@ -13,10 +13,11 @@
 //! A variant of a format that is not its default has its option too (`"symmetric": false`), and `mlx:nvfp4` its `global_scale`.
 //! `dtype` is what the tensor was before; `group_size` is a number, `"row"` or `"tensor"`; `axis` is the last one.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Value, json};
 
+use super::folder::Folder;
 use super::folder::family::{self, Found};
 use super::rows::{self, Cut, Share};
 use super::{Container, StoredDtype, Tensor, buffer, gguf, shown};
@@ -96,13 +97,18 @@ impl Checkpoint {
             entries.push(Entry { name, dtype, shape, content: Content::Quantized { layout, parts } });
         }
         let mut unread = None;
+        let mut texts = Vec::new();
         if let Some(folder) = container.folder() {
             match family::recognise(folder.config(), &*container)? {
                 Err(method) => unread = Some(method),
                 Ok(found) => {
-                    for Found { name, layout, dtype, parts, constants } in found {
+                    for Found { name, layout, dtype, mut parts, constants, offset } in found {
                         parts.iter().chain(&constants).for_each(|&part| is_part[part] = true);
                         order.push(parts.iter().min().copied());
+                        if let Some(offset) = offset {
+                            parts.push(tensors.len() + texts.len());
+                            texts.push((part_name(&name, "offset"), offset));
+                        }
                         let shape = layout.shape.clone();
                         entries.push(Entry { name, dtype, shape, content: Content::Quantized { layout, parts } });
                     }
@@ -124,6 +130,7 @@ impl Checkpoint {
         let mut entries: Vec<_> = order.into_iter().zip(entries).collect();
         entries.sort_by_key(|(place, _)| *place);
         let entries = entries.into_iter().map(|(_, entry)| entry).collect();
+        let container = if texts.is_empty() { container } else { Box::new(WithNumbers::new(container, texts)) };
         Ok(Checkpoint { container, entries, unread })
     }
 
@@ -230,10 +237,10 @@ impl Checkpoint {
                 Some(layout) => rows::share(layout, part, first, count),
                 None => {
                     let row = tensor.bytes() / rows::lengths(&tensor.shape).1.max(1) as u64;
-                    Some(Share { start: first as u64 * row, len: count * row as usize, stride: 0, pieces: 1 })
+                    Some(Share::piece(first as u64 * row, count * row as usize))
                 }
             };
-            let share = share.unwrap_or(Share { start: 0, len: tensor.bytes() as usize, stride: 0, pieces: 1 });
+            let share = share.unwrap_or(Share::piece(0, tensor.bytes() as usize));
             if out.len() != share.bytes() {
                 *out = buffer(share.bytes() as u64, || format!("tensor {}", shown(&tensor.name)))?;
             }
@@ -243,6 +250,54 @@ impl Checkpoint {
             read += share.bytes() as u64;
         }
         Ok(read)
+    }
+}
+
+/// A container whose tensors are followed by numbers that it has in texts.
+struct WithNumbers {
+    container: Box<dyn Container>,
+    tensors: Vec<Tensor>,
+    numbers: Vec<f32>,
+}
+
+impl WithNumbers {
+    fn new(container: Box<dyn Container>, named: Vec<(String, f32)>) -> WithNumbers {
+        let numbers = named.iter().map(|(_, number)| *number).collect();
+        let number = |(name, _)| Tensor { name, dtype: StoredDtype::F32, shape: Vec::new() };
+        let tensors = container.tensors().iter().cloned().chain(named.into_iter().map(number)).collect();
+        WithNumbers { container, tensors, numbers }
+    }
+}
+
+impl Container for WithNumbers {
+    fn container(&self) -> &'static str {
+        self.container.container()
+    }
+
+    fn metadata(&self) -> &BTreeMap<String, String> {
+        self.container.metadata()
+    }
+
+    fn keys(&self) -> &[gguf::Key] {
+        self.container.keys()
+    }
+
+    fn folder(&self) -> Option<&Folder> {
+        self.container.folder()
+    }
+
+    fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    fn read(&self, index: usize, offset: u64, out: &mut [u8]) -> Result<()> {
+        match index.checked_sub(self.tensors.len() - self.numbers.len()) {
+            None => self.container.read(index, offset, out),
+            Some(number) => {
+                out.copy_from_slice(&self.numbers[number].to_le_bytes()[offset as usize..][..out.len()]);
+                Ok(())
+            }
+        }
     }
 }
 

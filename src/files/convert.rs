@@ -2,7 +2,7 @@
 //!
 //! A tensor is quantized if it is of float16, bfloat16, float32 or float64, has two axes or more, and a last axis that holds at
 //! least one group (whole ones only, where the format needs that). Everything else is copied byte for byte, and the plan says why.
-//! A block of rows of one tensor is in memory at a time. The parts of a tensor are stored as [`super::checkpoint`] describes.
+//! Tensors are read, converted and written a block of rows at a time, each while the blocks beside it are. The parts of a tensor are stored as [`super::checkpoint`] describes.
 //!
 //! A GGUF file becomes a GGUF file, a folder of Hugging Face a folder, anything else a safetensors file. The readers of GGUF expect some
 //! tensors to stay floats and all others to be of the type that was asked for: there `gguf::llama` says which are kept, vectors become
@@ -14,18 +14,23 @@
 //! |---|---|
 //! | `choice` | what happens to one tensor |
 //! | `work` | doing it |
+//! | `importance` | what errors are weighted with, where scales are searched for |
+//! | `flow` | reading ahead of the work, and writing behind it |
 
 mod choice;
+mod flow;
+mod importance;
 mod work;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
 
 use super::checkpoint::{Checkpoint, Entry, KEY, part_tensors, write_scheme};
 use super::folder::output::{Contents, FolderWriter};
 use super::folder::{self, family, modules};
+use super::gguf::image::{self, Image};
 use super::gguf::mixture::Mixture;
+use super::gguf::split::SplitWriter;
 use super::gguf::{self, Key, llama};
 use super::output::{Output, TensorWriter};
 use super::rows::{BLOCK_ELEMENTS, Cut, ELEMENT_BYTES};
@@ -35,7 +40,6 @@ use crate::error::{Error, Result};
 use crate::layout::{Layout, Options};
 use crate::spec::{GroupSize, Spec};
 use choice::{Convention, Rules};
-use work::Conversion;
 
 /// What is wanted of the tensors that are selected.
 #[derive(Clone, Copy, Debug)]
@@ -126,6 +130,8 @@ pub struct Selection {
     pub fallback: Option<Fallback>,
     /// Whether a quantized tensor whose values the format cannot hold goes through floats; else it refuses the job.
     pub requantize: bool,
+    /// The GGUF file that another file becomes.
+    pub image: Option<Image>,
 }
 
 /// What tensors of some names become.
@@ -150,7 +156,8 @@ pub struct Plan {
 #[derive(Debug)]
 enum Head {
     Safetensors(BTreeMap<String, String>),
-    Gguf(Vec<Key>),
+    /// Its keys, and the tensors of each file where there may be several.
+    Gguf(Vec<Key>, Option<Vec<Vec<Tensor>>>),
     Folder(Contents),
 }
 
@@ -236,8 +243,7 @@ impl Plan {
     /// # Errors
     ///
     /// Those of [`Layout::new`] for options that the format does not take; [`Error::Value`] for a pattern or name that fits no
-    /// tensor, for a part that would take the name of another tensor, for a format that the container has no type for, for one
-    /// file of a split model and for a folder that is quantized in a way that is not read; those of looking for the files
+    /// tensor, for a part that would take the name of another tensor, for a format that the container has no type for, and for a folder that is quantized in a way that is not read; those of looking for the files
     /// that are copied with a folder.
     pub fn new(file: &Checkpoint, target: Target, selection: &Selection) -> Result<Plan> {
         if let Target::Format(spec, options) = target {
@@ -245,11 +251,14 @@ impl Plan {
             Layout::new(spec, &[0, 0], options)?;
         }
         let container = file.container();
-        let (is_gguf, folder) = (container.container() == "gguf", container.folder());
+        let (is_gguf, folder) = (container.container() == "gguf" || selection.image.is_some(), container.folder());
         check_container(file, target, selection)?;
-        llama::refuse_split(container.keys())?;
         selection.check(file)?;
-        let rules = Rules { convention: Convention::of(container, target), fallback: selection.fallback, requantize: selection.requantize };
+        let rules = Rules {
+            convention: Convention::of(container, target, selection.image.is_some()),
+            fallback: selection.fallback,
+            requantize: selection.requantize,
+        };
         let wishes = choice::wishes(file, target)?;
 
         let mut steps = Vec::with_capacity(file.entries().len());
@@ -270,7 +279,8 @@ impl Plan {
             };
             let is_made = matches!(action, Action::Quantize | Action::Repack | Action::Requantize | Action::Refuse(_));
             let wish = wish.filter(|_| is_made || matches!(action, Action::Cast(StoredDtype::F16, _)));
-            let plain = |dtype| Tensor { name: entry.name.clone(), dtype, shape: entry.shape.clone() };
+            let name = selection.image.as_ref().map_or(entry.name.as_str(), |image| image.name(&entry.name));
+            let plain = |dtype| Tensor { name: name.into(), dtype, shape: entry.shape.clone() };
             let first = tensors.len();
             match (&action, &layout) {
                 (Action::Quantize | Action::Repack | Action::Requantize, Some(layout)) => match folder {
@@ -280,6 +290,9 @@ impl Plan {
                 },
                 (Action::Dequantize, _) => tensors.push(plain(dequantized(entry, target))),
                 (&Action::Cast(dtype, _), _) => tensors.push(plain(dtype)),
+                // Blocks that lie in another file as bytes have a type here.
+                (_, Some(layout)) if is_gguf => tensors.push(plain(gguf::dtype(layout.spec)?)),
+                _ if selection.image.is_some() => tensors.push(plain(entry.dtype)),
                 _ => tensors.extend(file.stored(entry).map(|(_, tensor)| tensor.clone())),
             }
             let cut = work::cut(entry, layout.as_ref());
@@ -303,9 +316,14 @@ impl Plan {
         let head = if let Some(folder) = folder {
             Head::Folder(contents(folder, target, &steps)?)
         } else if is_gguf {
-            let changed = steps.iter().any(|step| !matches!(step.action, Action::Keep(_)));
+            let is_new = |step: &Step| !matches!(step.action, Action::Keep(_)) || selection.image.is_some() && step.layout.is_some();
+            let changed = steps.iter().any(is_new);
             let file_type = changed.then(|| file_type(target)).transpose()?;
-            Head::Gguf(llama::keys(container.keys(), file_type))
+            let keys = match &selection.image {
+                Some(image) => image.keys(file_type),
+                None => llama::keys(container.keys(), file_type),
+            };
+            Head::Gguf(keys, None)
         } else {
             let mut metadata = container.metadata().clone();
             metadata.remove(KEY);
@@ -316,18 +334,33 @@ impl Plan {
             Head::Safetensors(metadata)
         };
         let mut plan = Plan { steps, tensors, head };
-        plan.shard(SHARD_SIZE);
+        if folder.is_some() {
+            plan.shard(SHARD_SIZE);
+        }
         Ok(plan)
     }
 
-    /// Cut a folder into shards of at most `size` bytes; a tensor that is larger has one of its own. A file has no shards.
+    /// Cut a folder, or a GGUF file, into shards of at most `size` bytes; a tensor that is larger has one of its own. Other files have no
+    /// shards.
     pub fn shard(&mut self, size: u64) {
-        let Head::Folder(contents) = &mut self.head else { return };
         let of_steps = folder::output::shards(self.steps.iter().map(|step| step.bytes_after), size);
-        contents.shards = vec![Vec::new(); of_steps.last().map_or(1, |last| last + 1)];
+        let mut shards = vec![Vec::new(); of_steps.last().map_or(1, |last| last + 1)];
         let ends = self.steps.iter().skip(1).map(|step| step.first).chain([self.tensors.len()]);
         for ((step, end), shard) in self.steps.iter().zip(ends).zip(of_steps) {
-            contents.shards[shard].extend_from_slice(&self.tensors[step.first..end]);
+            shards[shard].extend_from_slice(&self.tensors[step.first..end]);
+        }
+        match &mut self.head {
+            Head::Folder(contents) => contents.shards = shards,
+            Head::Gguf(_, parts) => *parts = (shards.len() > 1).then_some(shards),
+            Head::Safetensors(_) => {}
+        }
+    }
+
+    /// What will be there when the plan is carried out for `path`: that, or of a model in several files the first.
+    pub fn made(&self, path: &Path) -> PathBuf {
+        match &self.head {
+            Head::Gguf(_, Some(parts)) => SplitWriter::path_of(path, 0, parts.len()),
+            _ => path.to_path_buf(),
         }
     }
 
@@ -377,22 +410,19 @@ impl Plan {
         if how.work != Work::Once && !matches!(self.head, Head::Folder(_)) {
             return Err(Error::value("the new file", "one file", "a folder can be made in parts: a file is made at once").into());
         }
-        let writer: Box<dyn TensorWriter + '_> = match &self.head {
+        let mut writer: Box<dyn TensorWriter + Send + '_> = match &self.head {
             Head::Safetensors(metadata) => Box::new(safetensors::create(Output::create(path, overwrite)?, &self.tensors, metadata)?),
-            Head::Gguf(keys) => Box::new(gguf::create(Output::create(path, overwrite)?, &self.tensors, keys)?),
+            Head::Gguf(keys, Some(parts)) => Box::new(SplitWriter::create(path, overwrite, parts, keys)?),
+            Head::Gguf(keys, None) => Box::new(gguf::create(Output::create(path, overwrite)?, &self.tensors, keys)?),
             Head::Folder(contents) => {
                 let fingerprint = if how.work == Work::Once { String::new() } else { self.fingerprint(&file, how)? };
                 Box::new(FolderWriter::create(path, contents, &how.work, &fingerprint)?)
             }
         };
-        let mut conversion = Conversion::new(self, file, writer, how, run);
-        let mut effects = Vec::with_capacity(self.steps.len());
-        for (index, step) in self.steps.iter().enumerate() {
-            let started = Instant::now();
-            let effect = conversion.step(index, step, advance)?;
-            effects.push(Effect { seconds: started.elapsed().as_secs_f64(), ..effect });
-        }
-        conversion.finish()?;
+        let effects = work::convert(self, &file, &mut *writer, how, run, advance)?;
+        // On some systems a file that is open cannot be replaced, and the new file may take the old one's name.
+        drop(file);
+        writer.finish()?;
         Ok(effects)
     }
 
@@ -449,12 +479,17 @@ impl Plan {
     /// The name of the new file must not promise another container.
     fn check_name(&self, path: &Path) -> Result<()> {
         let (others, is): (&[&str], _) = match self.head {
-            Head::Safetensors(_) => (&["gguf"], "one that ends in .safetensors"),
-            Head::Gguf(_) => (&["safetensors"], "one that ends in .gguf"),
-            Head::Folder(_) => (&["safetensors", "gguf", "npy"], "that of a folder"),
+            Head::Safetensors(_) => (&["gguf", "npz"], "one that ends in .safetensors"),
+            Head::Gguf(..) => (&["safetensors"], "one that ends in .gguf"),
+            Head::Folder(_) => (&["safetensors", "gguf", "npy", "npz"], "that of a folder"),
         };
+        if matches!(self.head, Head::Folder(_)) && is_named(path, "gguf") {
+            return Err(Error::value("the name of the new file", shown(&path.to_string_lossy()), image::LANGUAGE));
+        }
         if others.iter().any(|other| is_named(path, other)) {
-            let expected = format!("expected {is}: a file stays in its container, an npy file becomes safetensors");
+            let expected = format!(
+                "expected {is}: a file stays in its container, npy and npz files become safetensors, models of images GGUF with arch"
+            );
             return Err(Error::value("the name of the new file", shown(&path.to_string_lossy()), expected));
         }
         Ok(())
@@ -514,6 +549,15 @@ fn check_container(file: &Checkpoint, target: Target, selection: &Selection) -> 
             _ if is_gguf => drop(gguf::dtype(spec)?),
             _ => {}
         }
+    }
+    if let Some(image) = &selection.image {
+        if file.container().folder().is_some() {
+            return Err(Error::value("the source", "a folder", image::LANGUAGE));
+        }
+        if is_gguf {
+            return Err(Error::value("arch", "given", "the source is a GGUF file, which says itself what it is"));
+        }
+        image.check(file)?;
     }
     match (target, selection.fallback) {
         (Target::Floats(_), _) if !selection.rules.is_empty() => {

@@ -16,11 +16,14 @@
 //! A count or length is compared with what the file has before anything is allocated or repeated by it.
 
 mod header;
+pub mod image;
 mod key;
 pub(crate) mod llama;
 pub mod mixture;
+pub(crate) mod split;
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 
 pub use key::{Key, Value};
 
@@ -39,8 +42,8 @@ const ALIGNMENT: u64 = 32;
 /// The key that says otherwise.
 pub(crate) const ALIGNMENT_KEY: &str = "general.alignment";
 
-/// Longest name of a tensor that the reference reads, in bytes.
-const LONGEST_NAME: usize = 63;
+/// Longest name of a tensor that the reference reads, in bytes; and longest that the readers of models of images do.
+const LONGEST_NAMES: [usize; 2] = [63, 127];
 
 /// Most axes of a tensor.
 const MOST_AXES: usize = 4;
@@ -117,13 +120,13 @@ pub(crate) fn dtype(spec: &Spec) -> Result<StoredDtype> {
     })
 }
 
-/// A GGUF file, open for reading.
+/// A GGUF file, open for reading; or several that are one model.
 pub struct Gguf {
-    input: Input,
+    inputs: Vec<Input>,
     keys: Vec<Key>,
     tensors: Vec<Tensor>,
-    /// Where the bytes of each tensor begin, from the start of the file.
-    starts: Vec<u64>,
+    /// The file of each tensor, and where its bytes begin, from the start of the file.
+    starts: Vec<(usize, u64)>,
 }
 
 impl Gguf {
@@ -131,10 +134,41 @@ impl Gguf {
     ///
     /// # Errors
     ///
-    /// [`Error::Corrupt`] with the rule that is broken and the key or tensor that breaks it; [`Error::Io`].
+    /// [`Error::Corrupt`] with the rule that is broken and the key or tensor that breaks it, and for one file of several; [`Error::Io`].
     pub fn new(input: Input) -> Result<Gguf> {
-        let header::Header { keys, tensors, starts } = header::read(&input)?;
-        Ok(Gguf { input, keys, tensors, starts })
+        Gguf::of(input, None)
+    }
+
+    /// The same of the file `path`; of the first file of a model in several, with all others.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::new`], and for files that contradict each other.
+    pub(super) fn open(input: Input, path: &Path) -> Result<Gguf> {
+        Gguf::of(input, Some(path))
+    }
+
+    fn of(input: Input, path: Option<&Path>) -> Result<Gguf> {
+        let mut first = header::read(&input)?;
+        let others = match (split::count(&first.keys), path) {
+            (0 | 1, _) => Vec::new(),
+            (_, Some(path)) => split::rest(path, &mut first)?,
+            (count, None) => {
+                return Err(Error::Corrupt {
+                    container: "gguf",
+                    reason: format!("it is one of {count} files of a model, without the others"),
+                });
+            }
+        };
+        let mut gguf = Gguf { inputs: Vec::new(), keys: Vec::new(), tensors: Vec::new(), starts: Vec::new() };
+        gguf.keys = std::mem::take(&mut first.keys);
+        let inputs = std::iter::once((input, first)).chain(others);
+        for (input, header::Header { tensors, starts, .. }) in inputs {
+            gguf.starts.extend(starts.into_iter().map(|start| (gguf.inputs.len(), start)));
+            gguf.tensors.extend(tensors);
+            gguf.inputs.push(input);
+        }
+        Ok(gguf)
     }
 }
 
@@ -157,23 +191,25 @@ impl Container for Gguf {
     }
 
     fn read(&self, index: usize, offset: u64, out: &mut [u8]) -> Result<()> {
-        self.input.read("gguf", self.starts[index] + offset, out)
+        let (input, start) = self.starts[index];
+        self.inputs[input].read("gguf", start + offset, out)
     }
 }
 
 /// Begin a GGUF file of version 3: write its keys and the list of `tensors` to `output`, and the zeros between them. A tensor is later
-/// named by its place in `tensors`.
+/// named by its place in `tensors`. That of a model of images, as [`image`] has them, may have longer names.
 ///
 /// Tensors lie as llama.cpp's quantizer lays them: those of no layer first, then layer by layer, by name.
 ///
 /// # Errors
 ///
-/// [`Error::Value`]: a name that comes twice or has more than 63 bytes, a dtype that GGUF lacks, more than four axes; [`Error::Io`].
+/// [`Error::Value`]: a name that comes twice or is longer than readers take, a dtype that GGUF lacks, more than four axes; [`Error::Io`].
 ///
 /// # Panics
 ///
 /// For keys that state an alignment; that of the file is 32.
 pub fn create(mut output: Output, tensors: &[Tensor], keys: &[Key]) -> Result<Writer> {
+    let of_images = keys.iter().any(image::is_known);
     assert!(keys.iter().all(|key| key.name != ALIGNMENT_KEY), "the alignment is the writer's own");
     let mut order: Vec<usize> = (0..tensors.len()).collect();
     order.sort_by_key(|&index| llama::place(&tensors[index].name));
@@ -188,7 +224,7 @@ pub fn create(mut output: Output, tensors: &[Tensor], keys: &[Key]) -> Result<Wr
     let mut end = 0u64;
     for &index in &order {
         let tensor = &tensors[index];
-        let number = check(tensor)?;
+        let number = check(tensor, LONGEST_NAMES[usize::from(of_images)])?;
         if !names.insert(&tensor.name) {
             return Err(Error::value("the name of a tensor", shown(&tensor.name), "a GGUF file can hold that name only once"));
         }
@@ -215,10 +251,10 @@ pub fn create(mut output: Output, tensors: &[Tensor], keys: &[Key]) -> Result<Wr
 }
 
 /// The number of the type of a tensor that a GGUF file can hold.
-fn check(tensor: &Tensor) -> Result<u32> {
+fn check(tensor: &Tensor, longest: usize) -> Result<u32> {
     let named = |what: &str| format!("the {what} of tensor {}", shown(&tensor.name));
-    if tensor.name.len() > LONGEST_NAME {
-        let expected = format!("llama.cpp reads up to {LONGEST_NAME}");
+    if tensor.name.len() > longest {
+        let expected = format!("readers take up to {longest}");
         return Err(Error::value(named("name"), format!("{} bytes long", tensor.name.len()), expected));
     }
     if tensor.shape.len() > MOST_AXES {

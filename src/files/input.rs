@@ -45,6 +45,11 @@ impl Input {
         Input { stream: Mutex::new(Box::new(Cursor::new(bytes))), path: PathBuf::new(), length }
     }
 
+    /// Where the file is; empty for bytes in memory.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// How many bytes the file had when it was opened.
     pub fn length(&self) -> u64 {
         self.length

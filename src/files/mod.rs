@@ -2,7 +2,8 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`safetensors`], [`gguf`], [`npy`] | one container each: a [`Container`] to read, for the first two `create` too, which begins a file |
+//! | [`safetensors`], [`gguf`], [`npy`], [`npz`] | one container each: a [`Container`] to read, for the first two `create` too, which begins a file |
+//! | [`imatrix`] | the mean squares of the inputs of layers, as llama.cpp has them |
 //! | [`folder`] | a model as Hugging Face lays it out: safetensors in shards, an index, a config |
 //! | [`checkpoint`] | the tensors of a file as its user sees them: the parts of a quantized tensor are one entry |
 //! | [`convert`] | plan (from headers alone), then stream every tensor from one file into another |
@@ -17,8 +18,10 @@ pub mod convert;
 pub mod folder;
 pub mod gguf;
 mod glob;
+pub mod imatrix;
 pub mod input;
 pub mod npy;
+pub mod npz;
 pub mod output;
 pub mod rows;
 pub mod safetensors;
@@ -33,7 +36,7 @@ use input::Input;
 
 /// A file of named tensors, open for reading; its header is known to agree with its length.
 pub trait Container: Send + Sync {
-    /// The name of the container: `safetensors`, `gguf`, `npy`, `huggingface`.
+    /// The name of the container: `safetensors`, `gguf`, `npy`, `npz`, `imatrix`, `huggingface`.
     fn container(&self) -> &'static str;
 
     /// Free text that the file carries, by key.
@@ -60,7 +63,8 @@ pub trait Container: Send + Sync {
     fn read(&self, index: usize, offset: u64, out: &mut [u8]) -> Result<()>;
 }
 
-/// Open `path`: a folder as a model of Hugging Face, a GGUF or npy file by its magic bytes or its ending, anything else as safetensors.
+/// Open `path`: a folder as a model of Hugging Face, a GGUF, npy or npz file by its magic bytes or its ending, `imatrix.dat` by
+/// its ending, anything else as safetensors.
 ///
 /// # Errors
 ///
@@ -72,11 +76,17 @@ pub fn open(path: &Path) -> Result<Box<dyn Container>> {
     let input = Input::open(path)?;
     let start = input.start()?;
     if start.starts_with(gguf::MAGIC) || is_named(path, "gguf") {
-        return Ok(Box::new(gguf::Gguf::new(input)?));
+        return Ok(Box::new(gguf::Gguf::open(input, path)?));
     }
     if start.starts_with(npy::MAGIC) || is_named(path, "npy") {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         return Ok(Box::new(npy::Npy::new(input, name)?));
+    }
+    if is_named(path, "dat") || is_named(path, "imatrix") {
+        return Ok(Box::new(imatrix::Imatrix::new(input)?));
+    }
+    if npz::MAGIC.iter().any(|magic| start.starts_with(magic)) || is_named(path, "npz") {
+        return Ok(Box::new(npz::Npz::new(input)?));
     }
     Ok(Box::new(safetensors::Safetensors::new(input)?))
 }

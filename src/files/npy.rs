@@ -22,11 +22,39 @@ pub const MAGIC: &[u8] = b"\x93NUMPY";
 /// Longest description that is read; numpy itself warns above 10 000 characters.
 const LONGEST_DESCRIPTION: u64 = 1 << 20;
 
+/// Bytes that an array is read from: a file, or the member of an archive.
+pub(super) trait Bytes {
+    /// How many there are.
+    fn length(&self) -> u64;
+
+    /// Read `out.len()` bytes from `offset` on.
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<()>;
+}
+
+impl Bytes for Input {
+    fn length(&self) -> u64 {
+        Input::length(self)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        Input::read(self, CONTAINER, offset, out)
+    }
+}
+
+/// The name of the container in messages.
+const CONTAINER: &str = "npy";
+
 /// An npy file, open for reading: a container of one tensor.
 pub struct Npy {
-    input: Input,
+    array: Array<Input>,
     metadata: BTreeMap<String, String>,
+}
+
+/// An array in the form of npy.
+pub(super) struct Array<B> {
+    bytes: B,
     tensor: Tensor,
+    /// Where its elements begin.
     data: u64,
     big_endian: bool,
     fortran_order: bool,
@@ -41,7 +69,15 @@ impl Npy {
     ///
     /// [`Error::Corrupt`] with the rule that is broken; [`Error::Io`].
     pub fn new(input: Input, name: String) -> Result<Npy> {
-        let start = input.start()?;
+        Ok(Npy { array: Array::new(input, name)?, metadata: BTreeMap::new() })
+    }
+}
+
+impl<B: Bytes> Array<B> {
+    /// Read and check the description.
+    pub(super) fn new(bytes: B, name: String) -> Result<Array<B>> {
+        let mut start = vec![0; bytes.length().min(64) as usize];
+        bytes.read(0, &mut start)?;
         let Some(&[major, _]) = start.strip_prefix(MAGIC).and_then(|rest| rest.first_chunk::<2>()) else {
             return Err(corrupt(looks_like(&start).unwrap_or("the file does not begin as one").into()));
         };
@@ -54,28 +90,28 @@ impl Npy {
         if length > LONGEST_DESCRIPTION {
             return Err(corrupt(format!("the description claims {length} bytes; the limit is {LONGEST_DESCRIPTION}")));
         }
-        if length > input.length() - data {
-            let follow = input.length() - data;
+        if length > bytes.length() - data {
+            let follow = bytes.length() - data;
             return Err(corrupt(format!("the description claims {length} bytes; {follow} follow: the file is cut short")));
         }
         let mut description = buffer(length, || "the description".into())?;
-        input.read("npy", data, &mut description)?;
+        bytes.read(data, &mut description)?;
         let data = data + length;
 
         let Description { descr, fortran_order, shape } = Parser::new(&description).description()?;
         let (dtype, big_endian) = dtype(&descr)?;
         let tensor = Tensor { name, dtype, shape };
-        let Some(bytes) = tensor.checked_bytes() else {
+        let Some(needed) = tensor.checked_bytes() else {
             return Err(corrupt(format!("the shape {} is more than 64 bits can count", Index(&tensor.shape))));
         };
-        let found = input.length() - data;
-        if found != bytes {
-            let claim = format!("{descr} of shape {} takes {bytes} bytes", Index(&tensor.shape));
+        let found = bytes.length() - data;
+        if found != needed {
+            let claim = format!("{descr} of shape {} takes {needed} bytes", Index(&tensor.shape));
             return Err(corrupt(format!("{claim}, but {found} follow the description")));
         }
         // An array of one axis lies alike in both orders.
         let fortran_order = fortran_order && tensor.shape.len() > 1;
-        Ok(Npy { input, metadata: BTreeMap::new(), tensor, data, big_endian, fortran_order, ordered: OnceLock::new() })
+        Ok(Array { bytes, tensor, data, big_endian, fortran_order, ordered: OnceLock::new() })
     }
 
     /// The array in little-endian C order.
@@ -84,7 +120,7 @@ impl Npy {
             return Ok(ordered);
         }
         let mut bytes = buffer(self.tensor.bytes(), || "the array".into())?;
-        self.input.read("npy", self.data, &mut bytes)?;
+        self.bytes.read(self.data, &mut bytes)?;
         let item = self.tensor.dtype.block().bytes as usize;
         if self.big_endian {
             // A complex number is two numbers, each with its own order of bytes.
@@ -99,11 +135,26 @@ impl Npy {
         // Two threads may both have come here; their bytes are the same.
         Ok(self.ordered.get_or_init(|| bytes))
     }
+
+    /// What it is.
+    pub(super) fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// Read `out.len()` bytes of the elements, in little-endian C order, from byte `offset` of them on.
+    pub(super) fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        if self.big_endian || self.fortran_order {
+            let start = offset as usize;
+            out.copy_from_slice(&self.ordered()?[start..start + out.len()]);
+            return Ok(());
+        }
+        self.bytes.read(self.data + offset, out)
+    }
 }
 
 impl Container for Npy {
     fn container(&self) -> &'static str {
-        "npy"
+        CONTAINER
     }
 
     fn metadata(&self) -> &BTreeMap<String, String> {
@@ -111,16 +162,11 @@ impl Container for Npy {
     }
 
     fn tensors(&self) -> &[Tensor] {
-        slice::from_ref(&self.tensor)
+        slice::from_ref(&self.array.tensor)
     }
 
     fn read(&self, _index: usize, offset: u64, out: &mut [u8]) -> Result<()> {
-        if self.big_endian || self.fortran_order {
-            let start = offset as usize;
-            out.copy_from_slice(&self.ordered()?[start..start + out.len()]);
-            return Ok(());
-        }
-        self.input.read("npy", self.data + offset, out)
+        self.array.read(offset, out)
     }
 }
 
@@ -172,7 +218,7 @@ fn dtype(descr: &str) -> Result<(StoredDtype, bool)> {
 }
 
 fn corrupt(reason: String) -> Error {
-    Error::Corrupt { container: "npy", reason }
+    Error::Corrupt { container: CONTAINER, reason }
 }
 
 /// What the dict says.

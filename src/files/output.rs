@@ -10,7 +10,7 @@ use std::fs;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
 use super::Tensor;
 use crate::error::{Error, Result};
@@ -74,15 +74,39 @@ impl Output {
     ///
     /// [`Error::Io`]; the target is then as it was.
     pub fn finish(self) -> Result<()> {
+        self.ready()?.name()
+    }
+
+    /// Sync the file, which has all its bytes.
+    fn ready(self) -> Result<Ready> {
         self.file.as_file().sync_all().map_err(|source| self.failed(source))?;
         let Output { file, target, overwrite } = self;
-        let persisted = if overwrite { file.persist(&target) } else { file.persist_noclobber(&target) };
-        persisted.map_err(|error| Error::Io { source: error.error, path: target.clone() })?;
-        sync_folder(&target)
+        Ok(Ready { file: file.into_temp_path(), target, overwrite })
     }
 
     fn failed(&self, source: io::Error) -> Error {
         Error::Io { source, path: self.target.clone() }
+    }
+}
+
+/// A file that is whole and synced, but has not its name yet. Dropping it removes it.
+pub(super) struct Ready {
+    file: TempPath,
+    target: PathBuf,
+    overwrite: bool,
+}
+
+impl Ready {
+    /// Put the file under its name, durably.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`]; the target is then as it was.
+    pub(super) fn name(self) -> Result<()> {
+        let Ready { file, target, overwrite } = self;
+        let persisted = if overwrite { file.persist(&target) } else { file.persist_noclobber(&target) };
+        persisted.map_err(|error| Error::Io { source: error.error, path: target.clone() })?;
+        sync_folder(&target)
     }
 }
 
@@ -122,8 +146,13 @@ impl Writer {
     ///
     /// Where bytes of a tensor have not been written.
     pub fn finish(self) -> Result<()> {
+        self.ready()?.name()
+    }
+
+    /// Sync the file, of which all bytes have been written.
+    pub(super) fn ready(self) -> Result<Ready> {
         assert!(self.missing.iter().all(|&bytes| bytes == 0), "every tensor of the header has been written");
-        self.output.finish()
+        self.output.ready()
     }
 }
 

@@ -4,11 +4,12 @@
 use crate::layout::Layout;
 use crate::spec::{Extent, GroupSize};
 
-/// Elements of a block where nothing else is asked for: 16 MiB of f32, enough for all threads to have work.
-pub const BLOCK_ELEMENTS: usize = 4 << 20;
+/// Elements of a block where nothing else is asked for: 8 MiB of f32, enough for all threads to have work.
+pub const BLOCK_ELEMENTS: usize = 2 << 20;
 
-/// Bytes of memory for an element of a block at most: the element, what it becomes, and both as floats to measure the error.
-pub const ELEMENT_BYTES: u64 = 24;
+/// Bytes of memory for an element of a block at most: the element and what it becomes, each also of the blocks that are read ahead and wait
+/// to be written, and both as floats to measure the error.
+pub const ELEMENT_BYTES: u64 = 32;
 
 /// How a tensor is cut: a block has a multiple of so many rows, or all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +94,11 @@ pub(super) struct Share {
 }
 
 impl Share {
+    /// `len` bytes from `start` on.
+    pub(super) fn piece(start: u64, len: usize) -> Share {
+        Share { start, len, stride: 0, pieces: 1 }
+    }
+
     /// Where each piece begins in the part, and its place in the bytes of all pieces.
     pub(super) fn places(self) -> impl Iterator<Item = (u64, std::ops::Range<usize>)> {
         (0..self.pieces).map(move |piece| (self.start + piece as u64 * self.stride, piece * self.len..(piece + 1) * self.len))
@@ -125,12 +131,12 @@ pub(super) fn share(layout: &Layout, index: usize, first: usize, count: usize) -
         Extent::GroupPairsTransposed if count < rows => across(groups, 4),
         Extent::GroupWordsAcrossRows => {
             let word = groups * item;
-            Some(Share { start: (first / 8 * word) as u64, len: count.div_ceil(8) * word, stride: 0, pieces: 1 })
+            Some(Share::piece((first / 8 * word) as u64, count.div_ceil(8) * word))
         }
         _ => {
             let bytes = layout.part_bytes(index);
             let at = |row: usize| if row == rows { bytes } else { bytes_before(layout, index, row) };
-            Some(Share { start: at(first) as u64, len: at(first + count) - at(first), stride: 0, pieces: 1 })
+            Some(Share::piece(at(first) as u64, at(first + count) - at(first)))
         }
     }
 }

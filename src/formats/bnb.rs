@@ -366,6 +366,11 @@ impl<T: Table> Nest for Nested<T> {
     }
 }
 
+/// The numbers of the 8-bit codes that nested scales have.
+pub(crate) fn nested_numbers() -> &'static [f32; 256] {
+    &MAP.numbers
+}
+
 /// The numbers of the 8-bit codes, and the table that finds the nearest.
 struct Map {
     numbers: [f32; 256],

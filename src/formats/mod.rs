@@ -8,7 +8,7 @@
 
 mod awq;
 mod blocks;
-mod bnb;
+pub(crate) mod bnb;
 mod compressed_tensors;
 mod e2m1;
 mod gptq;

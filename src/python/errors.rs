@@ -1,5 +1,6 @@
 //! Errors and warnings as Python sees them; no panic crosses.
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
 use std::sync::Mutex;
 
@@ -42,9 +43,9 @@ impl From<Error> for PyErr {
             Error::Corrupt { .. } => CorruptFileError::new_err(message),
             Error::Memory { .. } => PyMemoryError::new_err(message),
             // With these three arguments Python itself chooses the subclass, FileNotFoundError and the like.
-            Error::Io { source, path } => match source.raw_os_error() {
+            Error::Io { source, path } => match source.raw_os_error().or_else(|| number(source.kind())) {
                 Some(number) => {
-                    let text = source.to_string();
+                    let text = io::Error::from_raw_os_error(number).to_string();
                     let text = text.trim_end_matches(&format!(" (os error {number})")).to_owned();
                     PyOSError::new_err((number, text, path.into_os_string()))
                 }
@@ -53,6 +54,17 @@ impl From<Error> for PyErr {
             // A caller that passes `interrupted` has the exception that interrupted and raises that one.
             Error::Cancelled => PyRuntimeError::new_err(message),
         }
+    }
+}
+
+/// The number of an error that came by way of another crate, which kept its kind alone.
+fn number(kind: io::ErrorKind) -> Option<i32> {
+    match kind {
+        io::ErrorKind::NotFound => Some(2),
+        io::ErrorKind::PermissionDenied => Some(13),
+        io::ErrorKind::StorageFull => Some(28),
+        io::ErrorKind::ReadOnlyFilesystem => Some(30),
+        _ => None,
     }
 }
 

@@ -21,6 +21,7 @@ use crate::files::checkpoint::{Checkpoint, Entry, part_tensors};
 use crate::files::compare::{self, Compared, Verdict};
 use crate::files::convert::{Action, Effect, Failure, Fallback, How, Plan, Rule, Scales, Selection, Step, Target, Work};
 use crate::files::gguf::Value;
+use crate::files::gguf::image::Image;
 use crate::files::gguf::mixture::{self, Mixture};
 use crate::files::verify;
 use crate::formats::{self, Format};
@@ -216,10 +217,13 @@ type GivenRule<'py> = (String, Option<(String, Option<GroupSize>, Option<String>
 /// What a job is told by, the names of the new shards, and the one that each tensor goes to.
 type Job = (String, Vec<String>, Vec<usize>);
 
+/// What a conversion tells: a row for each tensor, bytes of memory, the job, and the path of what was made.
+type Told = (Vec<Row>, u64, Option<Job>, Option<PathBuf>);
+
 /// `convert(source, target, format, group_size, scale_dtype, options, method, importance, nonfinite, include, exclude, keep, rules, fallback,
-/// requantize, shard_size, memory_limit, work, shards, overwrite, threads, progress)` gives one row a tensor, the bytes of memory that tensors
-/// take at a time, and of a folder that is not made at once what its shards are. Without a format: back to floats, of `scale_dtype` if there is one. Without a target:
-/// the plan alone. `work` is `once`, `rest`, `shards` or `finish`.
+/// requantize, arch, names, shard_size, memory_limit, work, shards, overwrite, threads, progress)` gives one row a tensor, the bytes of
+/// memory that tensors take at a time, of a folder that is not made at once what its shards are, and the path of what was made. Without a
+/// format: back to floats, of `scale_dtype` if there is one. Without a target: the plan alone. `work` is `once`, `rest`, `shards` or `finish`.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "the options of the public function, one each")]
 pub(super) fn convert(
@@ -239,6 +243,8 @@ pub(super) fn convert(
     rules: Vec<GivenRule<'_>>,
     fallback: Option<&str>,
     requantize: bool,
+    arch: Option<&str>,
+    names: Vec<(String, String)>,
     shard_size: Option<u64>,
     memory_limit: u64,
     work: &str,
@@ -246,7 +252,7 @@ pub(super) fn convert(
     overwrite: bool,
     threads: Option<isize>,
     progress: Option<Py<PyAny>>,
-) -> PyResult<(Vec<Row>, u64, Option<Job>)> {
+) -> PyResult<Told> {
     guarded(|| {
         let format = format.map(|name| Ok::<_, PyErr>((name, named_format(name, options)?))).transpose()?;
         let floats = scale_dtype.and_then(StoredDtype::from_name);
@@ -259,7 +265,8 @@ pub(super) fn convert(
         };
         let nonfinite = named_policy(nonfinite)?;
         let rules = rules.into_iter().map(named_rule).collect::<PyResult<_>>()?;
-        let selection = Selection { include, exclude, keep, rules, fallback, requantize };
+        let image = arch.map(|arch| Image::new(arch, names.into_iter().collect())).transpose()?;
+        let selection = Selection { include, exclude, keep, rules, fallback, requantize, image };
         let work = match work {
             "rest" => Work::Rest,
             "shards" => Work::Shards(shards),
@@ -283,6 +290,7 @@ pub(super) fn convert(
                 Some((names, of_steps)) => Some((plan.fingerprint(&file, &how)?, names, of_steps)),
                 None => None,
             };
+            let made = target.as_deref().map(|target| plan.made(target));
             let effects = match target {
                 None => vec![Effect::default(); plan.steps.len()],
                 Some(target) => {
@@ -297,7 +305,7 @@ pub(super) fn convert(
                     })?
                 }
             };
-            Ok((plan.steps.into_iter().zip(effects).map(|(step, effect)| row(step, effect)).collect(), peak, job))
+            Ok((plan.steps.into_iter().zip(effects).map(|(step, effect)| row(step, effect)).collect(), peak, job, made))
         })
     })
 }

@@ -101,3 +101,34 @@ def test_the_package_reads_what_is_written_and_the_other_way_round(tmp_path):
     assert fields.pop("general.file_type")[1] == gguf.LlamaFileType.MOSTLY_Q4_0
     assert fields == kept_fields
     assert tensors == kept | {"w.weight": (Type.Q4_0, [512, 4], gguf.quantize(values, Type.Q4_0).tobytes())}
+
+
+def test_a_model_in_several_files_is_that_of_the_package(tmp_path):
+    """What the package splits is read as one; each part that is written is a file that the package reads, and has the keys it writes."""
+    random = np.random.default_rng(7)
+    arrays = {f"blk.{layer}.attn_q.weight": random.standard_normal((8, 64), np.float32) for layer in range(5)}
+    writer = gguf.GGUFWriter(tmp_path / "in.gguf", "llama", split_max_tensors=2)
+    writer.add_block_count(5)
+    for name, array in arrays.items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file(tmp_path / "in.gguf")
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    first = tmp_path / "in-00001-of-00003.gguf"
+    with qz.open(first) as file:
+        assert file.metadata["llama.block_count"] == 5
+        for name, array in arrays.items():
+            same(file[name], array)
+    qz.convert(first, tmp_path / "out.gguf", format="gguf:q4_0", shard_size=2 * 8 * 36)
+    number = ("split.no", "split.count", "split.tensors.count")
+    seen = {}
+    for theirs in sorted(tmp_path.glob("in-*.gguf")):
+        reader, before = gguf.GGUFReader(tmp_path / theirs.name.replace("in", "out")), gguf.GGUFReader(theirs)
+        for key in number:
+            assert reader.fields[key].contents() == before.fields[key].contents(), key
+            assert reader.fields[key].types == before.fields[key].types, key
+        seen |= {tensor.name: tensor.data for tensor in reader.tensors}
+    assert set(seen) == set(arrays)
+    for name, array in arrays.items():
+        same(np.ascontiguousarray(seen[name]), gguf.quantize(array, Type.Q4_0))

@@ -156,6 +156,58 @@ def test_the_state_of_bitsandbytes_is_its_own_text(tmp_path):
     assert found[f"{weight}.quant_map"][2] == bnb.NF4.astype(np.float32).tobytes()
 
 
+@pytest.mark.parametrize("format", ["bnb:nf4", "bnb:fp4"])
+def test_scales_of_bitsandbytes_that_are_quantized_in_turn(model, tmp_path, format):
+    qz.convert(model, tmp_path / "out", format=format, double_quant=True)
+    found, kind = stored(tmp_path / "out"), format.split(":")[1]
+    assert config(tmp_path / "out")["quantization_config"]["bnb_4bit_use_double_quant"] is True
+    for module in MODULES:
+        array = bfloat16_bits(weights()[f"{module}.weight"])
+        q = qz.quantize(array, format, dtype="bfloat16", double_quant=True)
+        own = {name.removeprefix(f"{module}.weight"): found.pop(name) for name in list(found) if name.startswith(f"{module}.weight")}
+        assert own.pop("") == ("U8", (array.size // 2, 1), q.parts["packed"].tobytes())
+        assert own.pop(".absmax") == ("U8", q.parts["absmax"].shape, q.parts["absmax"].tobytes())
+        assert own.pop(".nested_absmax") == ("F32", q.parts["nested_absmax"].shape, q.parts["nested_absmax"].tobytes())
+        assert own.pop(".quant_map")[:2] == ("F32", (16,))
+        assert own.pop(".nested_quant_map")[:2] == ("F32", (256,))
+        dtype, _, text = own.pop(f".quant_state.bitsandbytes__{kind}")
+        assert not own
+        assert dtype == "U8"
+        # What bitsandbytes 0.50.2 writes, and spaces.
+        assert list(json.loads(text)) == [
+            "quant_type",
+            "blocksize",
+            "dtype",
+            "shape",
+            "nested_blocksize",
+            "nested_dtype",
+            "nested_offset",
+        ]
+        offset = json.loads(text)["nested_offset"]
+        assert json.loads(text) == {
+            "quant_type": kind,
+            "blocksize": 64,
+            "dtype": "bfloat16",
+            "shape": list(array.shape),
+            "nested_blocksize": 256,
+            "nested_dtype": "float32",
+            "nested_offset": float(q.parts["offset"]),
+        }
+        with qz.open(tmp_path / "out") as file:
+            assert np.float32(offset) == q.parts["offset"]
+            assert file[f"{module}.weight"].identical(q)
+    assert set(found) == {name for name in weights() if name.removesuffix(".weight") not in MODULES}
+    # Undone without loss, decoded, and made anew from what is plain.
+    undone = qz.convert(tmp_path / "out", tmp_path / "plain", format=format, double_quant=False)
+    assert {tensor.action for tensor in undone.tensors} == {"keep", "repack"}
+    qz.convert(tmp_path / "out", tmp_path / "floats", dequantize=True)
+    with qz.open(tmp_path / "out") as nested, qz.open(tmp_path / "plain") as plain, qz.open(tmp_path / "floats") as floats:
+        for module in MODULES:
+            name = f"{module}.weight"
+            same(plain[name].dequantize(), nested[name].dequantize())
+            same(floats[name], as_bits(nested[name].dequantize(dtype="bfloat16")))
+
+
 @pytest.mark.parametrize(("format", "part"), [("compressed-tensors:nvfp4", "weight_global_scale"), ("modelopt:nvfp4", "weight_scale_2")])
 def test_weights_that_are_computed_together_share_a_second_level(tmp_path, format, part):
     # q, k and v lie in different shards.
@@ -512,6 +564,36 @@ def test_shards_that_are_missing_broken_or_say_the_same(model):
         qz.open(model)
 
 
+def test_a_shard_is_a_file(model):
+    """A pipe is never waited for; a link to a file is how caches hold models."""
+    shard = model / "model-00002-of-00002.safetensors"
+    shard.rename(model / "elsewhere")
+    os.mkfifo(shard)
+    with pytest.raises(OSError, match="not a regular file"):
+        qz.open(model)
+    shard.unlink()
+    shard.mkdir()
+    with pytest.raises(IsADirectoryError):
+        qz.open(model)
+    shard.rmdir()
+    shard.symlink_to("elsewhere")
+    assert set(qz.open(model)) == set(weights())
+    for name in ("", ".", "..", "a/b", "./model-00001-of-00002.safetensors", "model-00001-of-00002.safetensors/"):
+        rewritten(model, lambda index, name=name: index["weight_map"].update({"model.norm.weight": name}))
+        with pytest.raises(qz.CorruptFileError, match="a shard is a file of the folder itself"):
+            qz.open(model)
+
+
+def test_a_folder_is_not_written_into_its_source(model, tmp_path):
+    os.symlink(model, tmp_path / "link")
+    for target in (model / "out", tmp_path / "link" / "out", model / "sub" / ".." / "out"):
+        (model / "sub").mkdir(exist_ok=True)
+        for resume in (False, True):
+            with pytest.raises(ValueError, match="it lies in the folder that is read"):
+                qz.convert(model, target, format="gptq", resume=resume)
+    assert not (model / "out").exists()
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a": NaN}', "[" * 100_000])
 def test_a_config_that_is_no_object_is_refused(model, text):
     (model / "config.json").write_text(text)
@@ -555,6 +637,14 @@ def rewrite_shard(path, change):
 
 
 UP = "model.layers.0.mlp.up_proj"
+NESTED = "nested nf4"
+
+
+def state(tensors, **change):
+    """Change the state of bitsandbytes of one weight."""
+    name = f"{UP}.weight.quant_state.bitsandbytes__nf4"
+    text = json.dumps(json.loads(tensors[name][2]) | change).encode()
+    tensors[name] = "U8", (len(text),), text
 
 
 @pytest.mark.parametrize(
@@ -578,12 +668,18 @@ UP = "model.layers.0.mlp.up_proj"
                     + (b'{"nested_blocksize":256}',)
                 }
             ),
-            "nested",
+            "nested_blocksize and nested_dtype 256 and null",
         ),
+        (NESTED, lambda t: t.pop(f"{UP}.weight.nested_absmax"), r"weight\.nested_absmax' is missing"),
+        (NESTED, lambda t: t.pop(f"{UP}.weight.nested_quant_map"), r"weight\.nested_quant_map' is missing"),
+        (NESTED, lambda t: t.update({f"{UP}.weight.nested_quant_map": ("F32", (256,), bytes(1024))}), "other numbers than bitsandbytes"),
+        (NESTED, lambda t: state(t, nested_offset=None), "lacks the nested_offset"),
+        (NESTED, lambda t: state(t, nested_blocksize=128), "nested_blocksize and nested_dtype 128"),
     ],
 )
 def test_tensors_that_contradict_the_config_are_refused(tmp_path, format, change, message):
-    qz.convert(folder(tmp_path / "model", 1), tmp_path / "out", format=format)
+    options = {"format": "nf4", "double_quant": True} if format == NESTED else {"format": format}
+    qz.convert(folder(tmp_path / "model", 1), tmp_path / "out", **options)
     rewrite_shard(tmp_path / "out", change)
     with pytest.raises(qz.CorruptFileError, match=message):
         qz.open(tmp_path / "out")

@@ -70,7 +70,7 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
 
     @property
     def container(self) -> str:
-        """The file format: ``"safetensors"``, ``"gguf"``, ``"npy"``, ``"onnx"`` or, of a folder, ``"huggingface"``."""
+        """The file format: ``"safetensors"``, ``"gguf"``, ``"npy"``, ``"npz"``, ``"onnx"`` or, of a folder, ``"huggingface"``."""
         return self._open_file().container
 
     @property
@@ -154,12 +154,13 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
 
 
 def open(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a safetensors, GGUF, npy or ONNX file, or a Hugging Face folder.
+    """Open a safetensors, GGUF, npy, npz or ONNX file, or a Hugging Face folder.
 
     Parameters
     ----------
     path : path
-        The array of an npy file is called as the file is, without its ending. The tensors of a folder are those of all its shards; a
+        The array of an npy file is called as the file is, without its ending, and those of an npz file as they were saved. Of a GGUF model in
+        several files it is the first, with which all are read. The tensors of a folder are those of all its shards; a
         weight that its config says is quantized is one tensor, called as the weight of the module. The tensors of an ONNX file are the
         constants of its graphs; it needs the extra ``onnx``.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import shutil
@@ -10,6 +11,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from quantize import _core
@@ -78,7 +80,7 @@ class ConvertReport:
     source: str
     """The old file."""
     target: str | None
-    """The new file."""
+    """The new file; of a model in several files the first."""
     dry_run: bool
     """Whether this is the plan alone: then nothing was written and no error is known."""
     seconds: float
@@ -120,6 +122,8 @@ def convert(
     fallback: str | None = None,
     requantize: bool = False,
     dequantize: bool = False,
+    arch: str | None = None,
+    names: str | os.PathLike[str] | None = None,
     dtype: DTypeLike | Literal["bfloat16"] | None = None,
     shard_size: int | None = None,
     memory_limit: int | None = None,
@@ -130,7 +134,7 @@ def convert(
     progress: Progress | bool = False,
     **options: Any,
 ) -> ConvertReport:
-    """Quantize the matrices of a safetensors, npy, GGUF or ONNX file, or of a Hugging Face folder, or decode them back.
+    """Quantize the matrices of a safetensors, npy, npz, GGUF or ONNX file, or of a Hugging Face folder, or decode them back.
 
     A tensor is quantized if it is of float16, bfloat16, float32 or float64, has two axes or more and a last axis of at least one
     group (a multiple of the block where the format has blocks). All others are copied unchanged; the report says why. Tensors
@@ -151,7 +155,7 @@ def convert(
     Parameters
     ----------
     source : path
-        A safetensors file, also one that was converted before, a GGUF, npy or ONNX file, or a Hugging Face folder.
+        A safetensors file, also one that was converted before, a GGUF, npy, npz or ONNX file, or a Hugging Face folder.
     target : path or None
         What to write: GGUF from GGUF, ONNX from ONNX, a folder from a folder, else safetensors. None only for a dry run.
     format : str, optional
@@ -165,7 +169,8 @@ def convert(
         magnitude; the report says which.
     importance : path, optional
         A file of floats, one tensor for each that it weights, under the same name: the mean squares of the inputs of its layer, of shape
-        (columns,), or one number for each element. Of an importance matrix of llama.cpp in GGUF the sums ``NAME.in_sum2`` are taken.
+        (columns,), of a stack of experts (experts, columns), or one number for each element. An importance matrix of llama.cpp in GGUF, of
+        which the sums ``NAME.in_sum2`` are taken, or in its first form, ``imatrix.dat``.
     include, exclude : sequence of str
         Shell patterns of names: only tensors that match one of ``include``, none that matches one of ``exclude``.
     keep : sequence of str
@@ -183,10 +188,17 @@ def convert(
         refuses the job; one whose values it can hold is converted without loss.
     dequantize : bool
         Decode quantized tensors to the dtype that they had before, instead of quantizing.
+    arch : str, optional
+        Make a GGUF file of a safetensors, npy or npz file: a model of images of this architecture, such as ``"flux"``, whose tensors keep
+        their names. See the page on GGUF.
+    names : path, optional
+        With ``arch``: a file of JSON, an object that has the new name of each tensor which does not keep its own. The architecture may then
+        be any.
     dtype : float16, bfloat16 or float32, optional
         Decode to this dtype instead.
     shard_size : int, optional
-        Bytes of the tensors of one shard of a folder at most; a larger tensor has one of its own. Default: 5 GB.
+        Bytes of the tensors of one shard of a folder at most; a larger tensor has one of its own. Default: 5 GB. A GGUF file is cut only if
+        this is given and it is larger: into ``OUT-00001-of-00003.gguf`` and so on.
     memory_limit : int, optional
         Bytes that tensors and what they become may take at a time: larger ones are cut between rows. It is refused where a tensor cannot be
         cut so far. Default: a quarter of the memory of the machine or of its control group, at most 2 GiB.
@@ -217,7 +229,7 @@ def convert(
         divide while no ``fallback`` was named. The message names it.
     ValueError, TypeError
         Options that the format does not take, or names and patterns that fit no tensor; a format, or a name of the new file, that
-        is not of the container; one file of a split model.
+        is not of the container.
     OSError
         A file cannot be read or written, exists already, or the disk is full.
     ImportError
@@ -236,6 +248,8 @@ def convert(
     target = None if target is None else os.fspath(target)
     if target is None and not dry_run:
         raise ValueError("target is None; expected a path, or dry_run=True for the plan alone")
+    if arch is not None and resume:
+        raise ValueError("arch is given; it is for a GGUF file that is made of a safetensors, npy or npz file")
     if resume and not os.path.isdir(source):
         raise ValueError("resume is True; the source is one file, which is converted anew: expected a folder")
     wanted = asked(
@@ -253,6 +267,8 @@ def convert(
         requantize=requantize,
         dequantize=dequantize,
         dtype=dtype,
+        arch=arch,
+        names=names,
         shard_size=shard_size,
         **options,
     )
@@ -265,7 +281,7 @@ def convert(
         work: Work = "rest" if resume else "once"
         with shown_progress(progress) as callback:
             made = wanted.carry_out(source, target, limit=limit, work=work, overwrite=overwrite, threads=threads, progress=callback)
-    report = reported(source, target, dry_run, made, started)
+    report = reported(source, made.path or target, dry_run, made, started)
     replaced = sum(tensor.replaced for tensor in report.tensors)
     if replaced:
         elements = "element was" if replaced == 1 else "elements were"
@@ -289,6 +305,8 @@ def asked(
     fallback: str | None = None,
     requantize: bool = False,
     dequantize: bool = False,
+    arch: str | None = None,
+    names: str | os.PathLike[str] | None = None,
     shard_size: int | None = None,
     **options: Any,
 ) -> Wanted:
@@ -308,9 +326,22 @@ def asked(
         requantize=requantize,
         dequantize=dequantize,
         dtype=None if dtype is None else float_dtype(dtype)[0],
+        arch=arch,
+        names=None if names is None else _name_map(names),
         shard_size=shard_size,
         options=options,
     )
+
+
+def _name_map(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """Read the new names of tensors."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"names is {os.fspath(path)!r}, which is not JSON: {error}") from None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise ValueError(f"names is {os.fspath(path)!r}; expected a JSON object of names: the old one to the new one")
+    return list(found.items())
 
 
 def _names(given: Sequence[str]) -> list[str]:

@@ -30,6 +30,8 @@ class Made(NamedTuple):
     """Bytes that tensors take at a time."""
     job: tuple[str, list[str], list[int]] | None
     """What the job is told by, the names of its shards, and the shard of each tensor; of a folder that is not made at once."""
+    path: str | None
+    """Of what was made: the first of several files has a name of its own."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Wanted:
     requantize: bool = False
     dequantize: bool = False
     dtype: str | None = None
+    arch: str | None = None
+    names: list[tuple[str, str]] | None = None
     shard_size: int | None = None
     options: dict[str, Any] = field(default_factory=dict[str, Any])
 
@@ -66,6 +70,10 @@ class Wanted:
             raise ValueError('importance is given; method="nearest" has no use for it: say method="optimal"')
         if self.shard_size is not None and self.shard_size < 1:
             raise ValueError(f"shard_size is {self.shard_size}; expected 1 or more bytes")
+        if self.names is not None and self.arch is None:
+            raise ValueError("names is given; it is for a GGUF file that is made of another file: say arch too")
+        if self.arch is not None and _onnx.is_onnx(source):
+            raise ValueError("arch is given; it is for a GGUF file that is made of a safetensors, npy or npz file")
         if target is not None and _onnx.is_onnx(source) != _onnx.is_onnx(target):
             raise ValueError(f"target is {target!r}; an ONNX file becomes an ONNX file, which ends in .onnx, and no other file does")
         if _onnx.is_onnx(source):
@@ -98,7 +106,7 @@ class Wanted:
                 wanted = _onnx.How(
                     name, self.group_size, self.options, self.method, found, self.nonfinite, *names, self.requantize, requested(threads)
                 )
-                return Made(*_onnx.convert(source, target, wanted, limit, overwrite, progress), None)
+                return Made(*_onnx.convert(source, target, wanted, limit, overwrite, progress), None, target)
         format, given = self._format_and_rules()
         made = _core.convert(
             source,
@@ -116,6 +124,8 @@ class Wanted:
             given,
             self.fallback,
             self.requantize,
+            self.arch,
+            self.names or [],
             self.shard_size,
             limit,
             work,

@@ -7,7 +7,7 @@ use crate::files::checkpoint::{Checkpoint, Entry};
 use crate::files::convert::Failure;
 use crate::files::folder::{family, modules};
 use crate::files::gguf::mixture::{self, Part};
-use crate::files::gguf::{self, llama};
+use crate::files::gguf::{self, image, llama};
 use crate::files::{Container, StoredDtype, Tensor};
 use crate::formats;
 use crate::layout::{Layout, Options};
@@ -28,19 +28,22 @@ pub(super) enum Convention<'a> {
     Matrices,
     /// Those that llama.cpp quantizes.
     Gguf,
+    /// Those of a model of images.
+    Image,
     /// The linear layers of a model of this type, and its embeddings where that is usual; those that were quantized before, if any were.
     Folder { model_type: Option<&'a str>, embeddings: bool, quantized: bool },
 }
 
 impl<'a> Convention<'a> {
-    /// That of a file which becomes `target`.
-    pub(super) fn of(container: &'a dyn Container, target: Target) -> Convention<'a> {
+    /// That of a file which becomes `target`, a model of images or not.
+    pub(super) fn of(container: &'a dyn Container, target: Target, image: bool) -> Convention<'a> {
         match (container.folder(), target) {
             (Some(folder), Target::Format(spec, _)) => Convention::Folder {
                 model_type: folder.config().get("model_type").and_then(|name| name.as_str()),
                 embeddings: family::is_mlx(spec),
                 quantized: family::method(folder.config()).is_some(),
             },
+            _ if image => Convention::Image,
             _ if container.container() == "gguf" => Convention::Gguf,
             _ => Convention::Matrices,
         }
@@ -51,6 +54,7 @@ impl<'a> Convention<'a> {
         match self {
             Convention::Matrices => None,
             Convention::Gguf => llama::spares(&entry.name, &entry.shape),
+            Convention::Image => image::spares(entry),
             Convention::Folder { model_type, embeddings, .. } => modules::spares(entry, model_type, embeddings),
         }
     }
@@ -112,16 +116,20 @@ pub(super) fn action(entry: &Entry, wish: Option<&Wish>, rules: Rules) -> (Actio
     if matches!(convention, Convention::Folder { quantized: true, .. }) {
         return keep("not quantized before".into());
     }
-    let is_gguf = matches!(convention, Convention::Gguf);
-    if is_gguf && is_vector(entry) && matches!(entry.dtype, StoredDtype::F16 | StoredDtype::Bf16) {
-        return (Action::Cast(StoredDtype::F32, "a vector or norm, which llama.cpp reads as float32".into()), None);
+    let widened = match convention {
+        Convention::Gguf => is_vector(entry).then_some("a vector or norm, which llama.cpp reads as float32"),
+        Convention::Image => image::is_precise(entry).then_some("small, or one whose precision counts"),
+        _ => None,
+    };
+    if let Some(reason) = widened.filter(|_| matches!(entry.dtype, StoredDtype::F16 | StoredDtype::Bf16)) {
+        return (Action::Cast(StoredDtype::F32, reason.into()), None);
     }
     if let Some(reason) = no_matrix(entry).or_else(|| convention.spares(entry)) {
         return keep(reason);
     }
     match layout(entry, spec, options).map_err(|error| error.to_string()) {
         Ok(layout) => (Action::Quantize, Some(layout)),
-        Err(reason) if matches!(convention, Convention::Matrices) => keep(reason),
+        Err(reason) if matches!(convention, Convention::Matrices | Convention::Image) => keep(reason),
         Err(reason) => fall_back(entry, spec, rules.fallback, reason),
     }
 }

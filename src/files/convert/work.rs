@@ -1,116 +1,121 @@
 //! Doing what a plan says, tensor by tensor.
 
 use std::collections::HashMap;
+use std::time::Instant;
+use std::{mem, thread};
 
 use half::f16;
 
+use super::flow::{self, Ends, Flow, Made, Piece};
+use super::importance::Weights;
 use super::{Action, Effect, Failure, How, Plan, Scales, Step};
 use crate::element::{Dtype, Sink, Source};
 use crate::engine::{self, Importance, Method, Outcome, Run, Sums};
 use crate::error::{Error, Result};
-use crate::files::checkpoint::{Advance, BLOCK, Checkpoint, Entry};
+use crate::files::StoredDtype;
+use crate::files::checkpoint::{Advance, Checkpoint, Entry};
 use crate::files::compare::{Rows, Scratch, errors};
 use crate::files::folder::{family, modules};
 use crate::files::output::TensorWriter;
-use crate::files::rows::{self, Cut};
-use crate::files::{StoredDtype, shown};
+use crate::files::rows::{self, Cut, Share};
 use crate::layout::Layout;
 use crate::simd::ieee::Ieee;
 use crate::spec::Extent;
 use crate::tensor::Quantized;
 
-/// The end of the name under which an importance matrix of llama.cpp has the sums of squares of a tensor's inputs.
-const SUMS_OF_SQUARES: &str = ".in_sum2";
-
-impl Scales {
-    /// What the errors of a tensor are weighted with: the tensor of the file, read.
-    fn weights(&self, name: &str) -> Result<Option<(&Entry, Vec<u8>)>> {
-        let Scales::Searched { importance: Some(file), .. } = self else { return Ok(None) };
-        let names = [name.to_string(), format!("{name}{SUMS_OF_SQUARES}")];
-        let Some(entry) = file.entries().iter().find(|entry| names.contains(&entry.name)) else { return Ok(None) };
-        if entry.dtype.float().is_none() || entry.layout().is_some() {
-            let argument = format!("importance of tensor {}", shown(name));
-            return Err(Error::dtype(argument, entry.dtype.name(), "floats"));
-        }
-        Ok(file.load(entry)?.into_iter().next().map(|bytes| (entry, bytes)))
-    }
-
-    /// The name of what errors are weighted with, if there is a search.
-    fn named(&self, given: bool) -> Option<&'static str> {
-        match self {
-            Scales::Nearest => None,
-            Scales::Searched { .. } => Some(if given { "importance" } else { "magnitude" }),
-        }
-    }
-}
-
-/// Writes bytes of one of the tensors that a step makes: which, from which byte of it on, the bytes.
-type WritePart<'a> = &'a mut dyn FnMut(usize, u64, &[u8]) -> Result<()>;
-
 /// A plan at work.
-pub(super) struct Conversion<'a> {
+struct Conversion<'a> {
     plan: &'a Plan,
-    file: Checkpoint,
-    writer: Box<dyn TensorWriter + 'a>,
+    file: &'a Checkpoint,
     how: &'a How,
     run: &'a Run<'a>,
     /// The largest magnitude of weights that share the second level of their scales, by what they have in common.
     largest: HashMap<String, f32>,
 }
 
-impl<'a> Conversion<'a> {
-    pub(super) fn new(
-        plan: &'a Plan,
-        file: Checkpoint,
-        writer: Box<dyn TensorWriter + 'a>,
-        how: &'a How,
-        run: &'a Run<'a>,
-    ) -> Conversion<'a> {
-        Conversion { plan, file, writer, how, run, largest: HashMap::new() }
-    }
+/// Hears of bytes that are done and of the tensor at hand, and can stop the work.
+type Progress<'a> = &'a mut dyn FnMut(u64, &str) -> Result<()>;
 
-    /// Put the new file under its name.
-    pub(super) fn finish(self) -> Result<()> {
-        // On some systems a file that is open cannot be replaced, and the new file may take the old one's name.
-        drop(self.file);
-        self.writer.finish()
-    }
-
-    pub(super) fn step(
-        &mut self,
-        index: usize,
-        step: &Step,
-        advance: &mut dyn FnMut(u64, &str) -> Result<()>,
-    ) -> std::result::Result<Effect, Failure> {
-        if self.writer.has(step.first) {
-            advance(step.bytes_before, &step.name)?;
-            return Ok(Effect::default());
+/// Do what `plan` says with the tensors of `file`.
+pub(super) fn convert(
+    plan: &Plan,
+    file: &Checkpoint,
+    writer: &mut (dyn TensorWriter + Send),
+    how: &How,
+    run: &Run,
+    advance: Progress,
+) -> std::result::Result<Vec<Effect>, Failure> {
+    let done: Vec<bool> = plan.steps.iter().map(|step| writer.has(step.first)).collect();
+    let flow = Flow::new(file, writer);
+    thread::scope(|scope| {
+        let todo = file.entries().iter().zip(&plan.steps).zip(&done).filter(|(_, done)| !**done);
+        let pieces = todo.flat_map(|((entry, step), _)| pieces(file, entry, step, how.block).map(move |piece| (entry, piece)));
+        let ends = flow.ends(scope, run.threads, pieces);
+        let mut conversion = Conversion { plan, file, how, run, largest: HashMap::new() };
+        let mut effects = Vec::with_capacity(plan.steps.len());
+        for ((index, step), done) in plan.steps.iter().enumerate().zip(&done) {
+            if *done {
+                advance(step.bytes_before, &step.name)?;
+                effects.push(Effect::default());
+                continue;
+            }
+            let started = Instant::now();
+            let effect = conversion.step(index, step, &ends, advance)?;
+            effects.push(Effect { seconds: started.elapsed().as_secs_f64(), ..effect });
         }
+        ends.finish()?;
+        Ok(effects)
+    })
+}
+
+/// What is read of the tensor of a step, in its order.
+fn pieces<'f>(file: &'f Checkpoint, entry: &'f Entry, step: &Step, block: usize) -> Box<dyn Iterator<Item = Piece> + Send + 'f> {
+    match &step.action {
+        Action::Keep(_) => Box::new(flow::bytes(file, entry)),
+        Action::Cast(..) if entry.layout().is_none() => Box::new(flow::bytes(file, entry)),
+        Action::Cast(..) | Action::Dequantize => Box::new(flow::rows(cut(entry, None), entry, block)),
+        _ => Box::new(flow::rows(cut(entry, step.layout.as_ref()), entry, block)),
+    }
+}
+
+/// The tensor of a step, on its way from the old file to the new one.
+struct Passage<'a, 'e, 'f> {
+    entry: &'a Entry,
+    /// What is read of it, in its order.
+    pieces: Box<dyn Iterator<Item = Piece> + Send + 'a>,
+    /// The first of the new file's tensors that the step makes.
+    first: usize,
+    ends: &'a Ends<'e, 'f>,
+    run: &'a Run<'a>,
+}
+
+impl Conversion<'_> {
+    fn step(&mut self, index: usize, step: &Step, ends: &Ends, advance: Progress) -> std::result::Result<Effect, Failure> {
         let largest = self.shared_largest(step)?;
-        let Conversion { file, writer, how, run, .. } = self;
+        let Conversion { file, how, run, .. } = *self;
         let entry = &file.entries()[index];
         let advance = &mut |bytes| advance(bytes, &entry.name);
-        let mut write = |part: usize, offset: u64, bytes: &[u8]| writer.write(step.first + part, offset, bytes);
         let of_tensor = |error| {
             let of_values =
                 matches!(error, Error::NonFinite { .. } | Error::ScaleOverflow { .. } | Error::Lossy { .. } | Error::Value { .. });
             Failure { tensor: of_values.then(|| entry.name.clone()), error }
         };
         file.check_once(entry)?;
+        let passage = Passage { entry, pieces: pieces(file, entry, step, how.block), first: step.first, ends, run };
         match &step.action {
-            Action::Keep(_) => copy(file, entry, advance, &mut write)?,
+            Action::Keep(_) => passage.copy(advance)?,
             Action::Refuse(_) => unreachable!("a plan that refuses a tensor is not carried out"),
-            &Action::Cast(dtype, _) if entry.layout().is_some() => dequantize(file, entry, dtype, (how.block, run), advance, &mut write)?,
-            &Action::Cast(dtype, _) => cast(file, entry, dtype, run, advance, &mut write).map_err(of_tensor)?,
-            Action::Dequantize => dequantize(file, entry, step.dtype, (how.block, run), advance, &mut write)?,
+            &Action::Cast(dtype, _) if entry.layout().is_some() => passage.dequantize(dtype, advance)?,
+            &Action::Cast(dtype, _) => passage.cast(dtype, advance).map_err(of_tensor)?,
+            Action::Dequantize => passage.dequantize(step.dtype, advance)?,
             Action::Quantize | Action::Repack | Action::Requantize => {
                 let layout = step.layout.as_ref().expect("a step that quantizes has a layout");
-                let mut rewrite = Rewrite { file, entry, layout, repack: step.action == Action::Repack, largest, how, run };
-                let effect = rewrite.blocks(advance, &mut write).map_err(of_tensor)?;
+                let mut rewrite = Rewrite { file, passage, layout, repack: step.action == Action::Repack, largest, how };
+                let effect = rewrite.blocks(advance).map_err(of_tensor)?;
                 let constants = if file.container().folder().is_some() { family::constants(layout, entry.dtype) } else { Vec::new() };
-                for (index, constant) in constants.iter().enumerate() {
-                    write(layout.spec.parts.len() + index, 0, constant)?;
-                }
+                let place = step.first + layout.spec.parts.len();
+                let constants = constants.into_iter().enumerate();
+                ends.write(constants.map(|(index, constant)| (place + index, Share::piece(0, constant.len()), constant)).collect())?;
                 return Ok(effect);
             }
         }
@@ -131,7 +136,7 @@ impl<'a> Conversion<'a> {
         let mut all = 0.0f32;
         for (entry, other) in self.file.entries().iter().zip(&self.plan.steps) {
             if is_anew(other) && shared(other).as_ref() == Some(&common) {
-                all = all.max(largest(&self.file, entry, (self.how.block, self.run))?);
+                all = all.max(largest(self.file, entry, (self.how.block, self.run))?);
             }
         }
         self.largest.insert(common, all);
@@ -155,90 +160,82 @@ fn largest(file: &Checkpoint, entry: &Entry, (block, run): (usize, &Run)) -> Res
     Ok(largest)
 }
 
-/// Copy what an entry lies in, block by block.
-fn copy(file: &Checkpoint, entry: &Entry, advance: Advance, write: WritePart) -> Result<()> {
-    let mut block = Vec::new();
-    for (part, (index, tensor)) in file.stored(entry).enumerate() {
-        let bytes = tensor.bytes();
-        for offset in (0..bytes).step_by(BLOCK) {
-            block.resize((bytes - offset).min(BLOCK as u64) as usize, 0);
-            file.container().read(index, offset, &mut block)?;
-            write(part, offset, &block)?;
-            advance(block.len() as u64)?;
+impl Passage<'_, '_, '_> {
+    /// Copy what the entry lies in.
+    fn copy(self, advance: Advance) -> Result<()> {
+        for piece in self.pieces {
+            let mut block = self.ends.next(self.entry, piece)?;
+            let Piece::Bytes(part, offset, len) = piece else { unreachable!("what is copied is read as bytes") };
+            self.ends.write(vec![(self.first + part, Share::piece(offset, len), mem::take(&mut block.parts[0]))])?;
+            advance(block.read)?;
+            self.ends.done(block);
         }
+        Ok(())
     }
-    Ok(())
-}
 
-/// Store a plain tensor as floats of another dtype, block by block.
-fn cast(file: &Checkpoint, entry: &Entry, dtype: StoredDtype, run: &Run, advance: Advance, write: WritePart) -> Result<()> {
-    let from = entry.dtype.float().expect("only floats are cast");
-    let to = dtype.float().expect("to floats");
-    let _ieee = Ieee::enter();
-    let (mut block, mut floats, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
-    for (index, tensor) in file.stored(entry) {
-        for offset in (0..tensor.bytes()).step_by(BLOCK) {
-            block.resize((tensor.bytes() - offset).min(BLOCK as u64) as usize, 0);
-            file.container().read(index, offset, &mut block)?;
-            let len = block.len() / from.size();
+    /// Store a plain tensor as floats of another dtype.
+    fn cast(self, dtype: StoredDtype, advance: Advance) -> Result<()> {
+        let from = self.entry.dtype.float().expect("only floats are cast");
+        let to = dtype.float().expect("to floats");
+        let _ieee = Ieee::enter();
+        let mut floats = Vec::new();
+        for piece in self.pieces {
+            let block = self.ends.next(self.entry, piece)?;
+            let Piece::Bytes(_, offset, len) = piece else { unreachable!("what is cast is read as bytes") };
+            let len = len / from.size();
             floats.resize(len, 0.0);
-            Source::from_bytes(&block, from, &[len]).load(run.level, 0, &mut floats);
+            Source::from_bytes(&block.parts[0], from, &[len]).load(self.run.level, 0, &mut floats);
             if to == Dtype::F16
                 && let Some(beyond) = floats.iter().find(|x| f16::from_f32(**x).is_infinite() && x.is_finite())
             {
                 return Err(Error::value("an element", beyond.to_string(), "float16 reaches 65504: keep the tensor out with exclude"));
             }
-            bytes.resize(len * to.size(), 0);
-            Sink::from_bytes(&mut bytes, to, &[len]).store(run.level, 0, &floats);
-            write(0, offset / from.size() as u64 * to.size() as u64, &bytes)?;
-            advance(block.len() as u64)?;
+            let mut bytes = self.ends.buffer(len * to.size());
+            Sink::from_bytes(&mut bytes, to, &[len]).store(self.run.level, 0, &floats);
+            let start = offset / from.size() as u64 * to.size() as u64;
+            self.ends.write(vec![(self.first, Share::piece(start, bytes.len()), bytes)])?;
+            advance(block.read)?;
+            self.ends.done(block);
         }
+        Ok(())
     }
-    Ok(())
-}
 
-/// Decode a quantized tensor to `dtype`, block by block.
-fn dequantize(
-    file: &Checkpoint,
-    entry: &Entry,
-    dtype: StoredDtype,
-    (block, run): (usize, &Run),
-    advance: Advance,
-    write: WritePart,
-) -> Result<()> {
-    let layout = entry.layout().expect("only quantized tensors are planned to be decoded");
-    let dtype = dtype.float().expect("tensors are decoded to floats");
-    let row = rows::lengths(&entry.shape).0 * dtype.size();
-    let (mut parts, mut decoded) = (Vec::new(), Vec::new());
-    for (first, count) in cut(entry, None).blocks(&entry.shape, block) {
-        let read = file.read_rows(entry, first, count, &mut parts)?;
-        let layout = rows::layout_of(layout, count);
-        decoded.resize(count * row, 0);
-        let views: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
-        engine::dequantize(&layout, &views, Sink::from_bytes(&mut decoded, dtype, &layout.shape), run)?;
-        write(0, (first * row) as u64, &decoded)?;
-        advance(read)?;
+    /// Decode a quantized tensor to `dtype`.
+    fn dequantize(self, dtype: StoredDtype, advance: Advance) -> Result<()> {
+        let layout = self.entry.layout().expect("only quantized tensors are planned to be decoded");
+        let dtype = dtype.float().expect("tensors are decoded to floats");
+        let row = rows::lengths(&self.entry.shape).0 * dtype.size();
+        for piece in self.pieces {
+            let block = self.ends.next(self.entry, piece)?;
+            let Piece::Rows(first, count) = piece else { unreachable!("what is decoded is read as rows") };
+            let layout = rows::layout_of(layout, count);
+            let views: Vec<&[u8]> = block.parts.iter().map(Vec::as_slice).collect();
+            let mut decoded = self.ends.buffer(count * row);
+            engine::dequantize(&layout, &views, Sink::from_bytes(&mut decoded, dtype, &layout.shape), self.run)?;
+            self.ends.write(vec![(self.first, Share::piece((first * row) as u64, decoded.len()), decoded)])?;
+            advance(block.read)?;
+            self.ends.done(block);
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// A tensor that is written in the format `layout`.
-struct Rewrite<'a> {
+struct Rewrite<'a, 'e, 'f> {
     file: &'a Checkpoint,
-    entry: &'a Entry,
+    passage: Passage<'a, 'e, 'f>,
     layout: &'a Layout,
     /// Whether it keeps the values of the format that it is in.
     repack: bool,
     /// The largest magnitude of all that share the second level of its scales.
     largest: Option<f32>,
     how: &'a How,
-    run: &'a Run<'a>,
 }
 
-impl Rewrite<'_> {
+impl Rewrite<'_, '_, '_> {
     /// Convert block by block, measure and write.
-    fn blocks(&mut self, advance: Advance, write: WritePart) -> Result<Effect> {
-        let Rewrite { file, entry, layout, how, run, .. } = *self;
+    fn blocks(&mut self, advance: Advance) -> Result<Effect> {
+        let Rewrite { file, layout, how, passage: Passage { entry, ends, run, .. }, .. } = *self;
         let cut = cut(entry, Some(layout));
         let (columns, all) = rows::lengths(&entry.shape);
         let is_cut = cut.blocks(&entry.shape, how.block).nth(1).is_some();
@@ -250,19 +247,19 @@ impl Rewrite<'_> {
         {
             self.largest = Some(largest(file, entry, (how.block, run))?);
         }
-        let weights = how.scales.weights(&entry.name)?;
+        let weights = how.scales.weights(entry)?;
         let mut effect = Effect { errors: Some(Sums::default()), ..Effect::default() };
         if self.is_searched() {
             effect.weights = how.scales.named(weights.is_some());
         }
         // Elements that are not finite are counted to the end: how many, and the first.
         let mut not_finite: Option<(u64, Vec<usize>, f64)> = None;
-        let (mut parts, mut scratch, mut floats) = (Vec::new(), Scratch::default(), Vec::new());
-        for (first, count) in cut.blocks(&entry.shape, how.block) {
-            let read = file.read_rows(entry, first, count, &mut parts)?;
-            let block = rows::layout_of(layout, count);
-            let mut made = Quantized::zeroed(block)?;
-            let before = Rows::of(entry, count, &parts);
+        let (mut scratch, mut floats) = (Scratch::default(), Vec::new());
+        while let Some(piece) = self.passage.pieces.next() {
+            let block = ends.next(entry, piece)?;
+            let Piece::Rows(first, count) = piece else { unreachable!("what is quantized is read as rows") };
+            let mut made = Quantized::zeroed(rows::layout_of(layout, count))?;
+            let before = Rows::of(entry, count, &block.parts);
             let done = match &before {
                 Rows::Quantized(from, views) if self.repack => {
                     let mut slices: Vec<&mut [u8]> = made.parts.iter_mut().map(Vec::as_mut_slice).collect();
@@ -291,13 +288,14 @@ impl Rewrite<'_> {
             if not_finite.is_none() {
                 let after = Rows::Quantized(made.layout.clone(), made.views());
                 effect.errors = Some(errors(effect.errors.unwrap_or_default(), &before, &after, &mut scratch, run)?);
-                self.write(&made, first, count, write)?;
+                ends.write(self.places(made, first, count))?;
             }
-            advance(read)?;
+            advance(block.read)?;
+            ends.done(block);
         }
         if all == 0 {
             let made = Quantized::zeroed(layout.clone())?;
-            self.write(&made, 0, 0, write)?;
+            ends.write(self.places(made, 0, 0))?;
         }
         match not_finite {
             Some((count, first, value)) => Err(Error::NonFinite { count, first, value }),
@@ -313,56 +311,54 @@ impl Rewrite<'_> {
     fn quantize(
         &self,
         source: &Source,
-        weights: Option<&(&Entry, Vec<u8>)>,
+        weights: Option<&Weights>,
         (first, count): (usize, usize),
         made: &mut Quantized,
     ) -> Result<Outcome> {
         let Quantized { layout, parts } = made;
         let mut slices: Vec<&mut [u8]> = parts.iter_mut().map(Vec::as_mut_slice).collect();
-        let importance = weights.map(|(weights, bytes)| {
-            let dtype = weights.dtype.float().expect("it was looked at");
-            if weights.shape == self.entry.shape && weights.shape.len() > 1 {
-                let row = bytes.len() / rows::lengths(&weights.shape).1.max(1);
-                Source::from_bytes(&bytes[first * row..][..count * row], dtype, &layout.shape)
-            } else {
-                Source::from_bytes(bytes, dtype, &weights.shape)
-            }
-        });
-        let importance = importance.as_ref().map_or(Importance::Magnitude, Importance::Array);
+        let (mut scratch, columns) = (Vec::new(), rows::lengths(&layout.shape).0);
+        let rows = weights.map(|weights| (weights, weights.rows(first, count, columns, &mut scratch)));
+        let importance = rows.as_ref().map_or(Importance::Magnitude, |(weights, rows)| weights.importance(rows));
         let method = match self.how.scales {
             _ if !self.is_searched() => Method::Nearest,
             Scales::Nearest => Method::Nearest,
             Scales::Searched { fast: false, .. } => Method::Optimal(importance),
             Scales::Searched { fast: true, .. } => Method::Fast(importance),
         };
-        engine::quantize_sharing(source, layout, method, self.largest, self.how.nonfinite, &mut slices, self.run)
+        engine::quantize_sharing(source, layout, method, self.largest, self.how.nonfinite, &mut slices, self.passage.run)
     }
 
-    /// Write the rows of each part to their places, and with the first of them the parts that the tensor has once.
-    fn write(&self, made: &Quantized, first: usize, count: usize, write: WritePart) -> Result<()> {
-        for (index, (part, spec)) in made.parts.iter().zip(self.layout.spec.parts).enumerate() {
-            match rows::share(self.layout, index, first, count) {
-                Some(share) => share.places().try_for_each(|(at, place)| write(index, at, &part[place]))?,
-                None if first > 0 => {}
-                None if spec.extent == Extent::Lengths => {
-                    let lengths: Vec<u8> = self.layout.shape.iter().flat_map(|&length| (length as i64).to_le_bytes()).collect();
-                    write(index, 0, &lengths)?;
-                }
-                None => write(index, 0, part)?,
+    /// Where the rows of each part belong, and with the first of them the parts that the tensor has once.
+    fn places(&self, made: Quantized, first: usize, count: usize) -> Vec<Made> {
+        let in_folder = self.file.container().folder().is_some();
+        let place = |(index, mut part): (usize, Vec<u8>)| {
+            let tensor = self.passage.first + index;
+            if in_folder {
+                part = family::stored(self.layout, self.passage.entry.dtype, index, part);
             }
-        }
-        Ok(())
+            match rows::share(self.layout, index, first, count) {
+                Some(share) => Some((tensor, share, part)),
+                None if first > 0 => None,
+                None if self.layout.spec.parts[index].extent == Extent::Lengths => {
+                    let lengths: Vec<u8> = self.layout.shape.iter().flat_map(|&length| (length as i64).to_le_bytes()).collect();
+                    Some((tensor, Share::piece(0, lengths.len()), lengths))
+                }
+                None => Some((tensor, Share::piece(0, part.len()), part)),
+            }
+        };
+        made.parts.into_iter().enumerate().filter_map(place).collect()
     }
 
     /// Why the tensor as a whole cannot keep its values.
     fn repack_whole(&self) -> Error {
         let repacked = || {
-            let from = self.entry.layout().expect("only quantized tensors are repacked");
-            let loaded = self.file.load(self.entry)?;
+            let from = self.passage.entry.layout().expect("only quantized tensors are repacked");
+            let loaded = self.file.load(self.passage.entry)?;
             let parts: Vec<&[u8]> = loaded.iter().map(Vec::as_slice).collect();
             let mut made = Quantized::zeroed(self.layout.clone())?;
             let mut slices: Vec<&mut [u8]> = made.parts.iter_mut().map(Vec::as_mut_slice).collect();
-            engine::repack(from, &parts, self.layout, &mut slices, self.run)
+            engine::repack(from, &parts, self.layout, &mut slices, self.passage.run)
         };
         repacked().expect_err("a block of it was refused")
     }

@@ -7,7 +7,8 @@
 //! compressed-tensors:mxfp4    compressed-tensors   m.weight_packed, m.weight_scale
 //! gptq, gptq:v2               gptq                 m.qweight, m.qzeros, m.scales, m.g_idx
 //! awq                         awq                  m.qweight, m.qzeros, m.scales
-//! bnb:nf4, bnb:fp4            bitsandbytes         m.weight, m.weight.absmax, m.weight.quant_map, m.weight.quant_state.bitsandbytes__nf4
+//! bnb:nf4, bnb:fp4            bitsandbytes         m.weight, m.weight.absmax, m.weight.quant_map, m.weight.quant_state.bitsandbytes__nf4,
+//!                                                  nested m.weight.nested_absmax, m.weight.nested_quant_map
 //! mlx, mlx:mxfp4, mlx:nvfp4   (key quantization)   m.weight, m.scales, mlx alone m.biases
 //! modelopt:nvfp4              modelopt             m.weight, m.weight_scale, m.weight_scale_2
 //! ```
@@ -22,10 +23,10 @@ use super::{buffer, corrupt, shown};
 use crate::error::{Error, Index, Result};
 use crate::files::checkpoint::{part_name, part_tensors};
 use crate::files::{Container, StoredDtype, Tensor};
-use crate::formats;
+use crate::formats::{self, bnb};
 use crate::kernels::codebooks;
 use crate::layout::{Layout, Options};
-use crate::spec::{Choice, Codebook, GroupSize, ScaleDtype, Scheme, Spec};
+use crate::spec::{Choice, Codebook, GroupSize, NESTED, ScaleDtype, Scheme, Spec};
 
 /// Where readers before the config had a place for it look for what GPTQ did.
 pub(super) const GPTQ_CONFIG: &str = "quantize_config.json";
@@ -57,11 +58,6 @@ pub(crate) fn check(spec: &'static Spec) -> Result<()> {
     if !FORMATS.contains(&spec.name) {
         return Err(Error::value("format", spec.name, format!("a Hugging Face folder holds {}", FORMATS.join(", "))));
     }
-    if spec.choice == Some(Choice::DoubleQuant(true)) {
-        let expected =
-            "in a folder the offset of scales that are quantized in turn stands in a text whose length depends on it: use plain ones";
-        return Err(Error::value("double_quant", "True", expected));
-    }
     Ok(())
 }
 
@@ -86,10 +82,44 @@ pub(crate) fn tensors(weight: &str, layout: &Layout, dtype: StoredDtype) -> Vec<
     let mut tensors = parts(module, layout);
     if is_bnb(layout.spec) {
         let constant = |name: String, dtype, length| Tensor { name, dtype, shape: vec![length] };
+        if is_nested(layout.spec) {
+            // In the place of the offset stands the text that has it.
+            tensors.pop();
+            tensors.push(constant(state_name(weight, layout.spec), StoredDtype::U8, stored(layout, dtype, OFFSET, vec![0; 4]).len()));
+        }
         tensors.push(constant(format!("{weight}.quant_map"), StoredDtype::F32, 16));
-        tensors.push(constant(state_name(weight, layout.spec), StoredDtype::U8, quant_state(layout, dtype).len()));
+        match is_nested(layout.spec) {
+            true => tensors.push(constant(format!("{weight}.nested_quant_map"), StoredDtype::F32, 256)),
+            false => tensors.push(constant(state_name(weight, layout.spec), StoredDtype::U8, quant_state(layout, dtype).len())),
+        }
     }
     tensors
+}
+
+/// The bytes of part `index` as a folder has them: the offset of scales that are quantized in turn stands in the state of bitsandbytes,
+/// whose length must not depend on it, so that spaces follow.
+pub(crate) fn stored(layout: &Layout, dtype: StoredDtype, index: usize, part: Vec<u8>) -> Vec<u8> {
+    if !is_bnb(layout.spec) || index != OFFSET {
+        return part;
+    }
+    let offset = part.first_chunk().map_or(0.0, |bytes| f32::from_le_bytes(*bytes));
+    let mut text = quant_state(layout, dtype);
+    let end = text.pop();
+    let nested =
+        format!(r#", "nested_blocksize": {NESTED}, "nested_dtype": "float32", "nested_offset": {}"#, Value::from(f64::from(offset)));
+    text.extend(nested.as_bytes());
+    text.extend(end);
+    // A number of 64 bits takes up to 24 characters.
+    let spaces = 24 - Value::from(f64::from(offset)).to_string().len();
+    text.extend(std::iter::repeat_n(b' ', spaces));
+    text
+}
+
+/// The part that is the offset of scales that are quantized in turn.
+const OFFSET: usize = 3;
+
+fn is_nested(spec: &Spec) -> bool {
+    spec.choice == Some(Choice::DoubleQuant(true))
 }
 
 /// What a weight has beside its parts, which follows from the layout and the dtype that it had: the bytes of each such tensor.
@@ -99,7 +129,9 @@ pub(crate) fn constants(layout: &Layout, dtype: StoredDtype) -> Vec<Vec<u8>> {
         Scheme::Codebook(Codebook::Fp4) => &codebooks::FP4,
         _ => return Vec::new(),
     };
-    vec![table.iter().flat_map(|number| number.to_le_bytes()).collect(), quant_state(layout, dtype)]
+    let bytes = |numbers: &[f32]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+    let second = if is_nested(layout.spec) { bytes(bnb::nested_numbers()) } else { quant_state(layout, dtype) };
+    vec![bytes(table), second]
 }
 
 /// The tensors of the parts of a module's weight.
@@ -210,7 +242,7 @@ pub(crate) fn describe(config: &Map<String, Value>, kinds: &[Kind], kept: &[Stri
         }),
         "bnb" => json!({
             "quant_method": "bitsandbytes", "load_in_4bit": true, "load_in_8bit": false, "bnb_4bit_quant_type": kind(spec),
-            "bnb_4bit_use_double_quant": false, "bnb_4bit_compute_dtype": dtype_of(&config).unwrap_or(StoredDtype::F32).name(),
+            "bnb_4bit_use_double_quant": is_nested(spec), "bnb_4bit_compute_dtype": dtype_of(&config).unwrap_or(StoredDtype::F32).name(),
             "bnb_4bit_quant_storage": "uint8", "llm_int8_skip_modules": kept,
         }),
         "modelopt" => {
@@ -316,6 +348,8 @@ pub(crate) struct Found {
     pub(crate) parts: Vec<usize>,
     /// Tensors that repeat what the layout says.
     pub(crate) constants: Vec<usize>,
+    /// The last part, where a text has it and no tensor: it is then not among the parts.
+    pub(crate) offset: Option<f32>,
 }
 
 /// Why quantized weights of a folder are not understood, in one clause.
@@ -415,6 +449,9 @@ fn reader_of(method: &str, described: &Value) -> std::result::Result<Reader, Unk
     }
 }
 
+/// See [`Module::state`].
+type State = (Layout, StoredDtype, Vec<usize>, Option<f32>);
+
 /// A module of a folder, to be read.
 struct Module<'a> {
     name: &'a str,
@@ -435,18 +472,22 @@ impl Module<'_> {
 
     /// The weight of the module, marked by tensor `mark`; `None` where it is not quantized.
     fn read(&self, reader: &Reader, mark: usize) -> Result<Option<Found>> {
-        let (layout, dtype, constants) = match reader {
+        let (layout, dtype, constants, offset) = match reader {
             Reader::Bnb => match self.state()? {
                 Some(read) => read,
                 None => return Ok(None),
             },
             Reader::Parts { format, .. } => {
                 let (layout, dtype) = self.layout(format, &self.container.tensors()[mark])?;
-                (layout, dtype, Vec::new())
+                (layout, dtype, Vec::new(), None)
             }
         };
-        let parts = parts(self.name, &layout).into_iter().map(|expected| self.place(&expected)).collect::<Result<_>>()?;
-        Ok(Some(Found { name: part_name(self.name, "weight"), layout, dtype, parts, constants }))
+        let mut expected = parts(self.name, &layout);
+        if offset.is_some() {
+            expected.truncate(OFFSET);
+        }
+        let parts = expected.iter().map(|expected| self.place(expected)).collect::<Result<_>>()?;
+        Ok(Some(Found { name: part_name(self.name, "weight"), layout, dtype, parts, constants, offset }))
     }
 
     /// Where a part is; it has the dtype and the shape that the layout gives it.
@@ -520,19 +561,21 @@ impl Module<'_> {
         Ok((layout, before))
     }
 
-    /// What the state of bitsandbytes says: the layout, the dtype before, and the tensors that say it.
-    fn state(&self) -> Result<Option<(Layout, StoredDtype, Vec<usize>)>> {
+    /// What the state of bitsandbytes says: the layout, the dtype before, the tensors that say it, and the offset of scales that are
+    /// quantized in turn.
+    fn state(&self) -> Result<Option<State>> {
         let weight = part_name(self.name, "weight");
         for format in ["bnb:nf4", "bnb:fp4"] {
-            let spec = formats::choose(format, Some(Choice::DoubleQuant(false)))?.spec();
+            let mut spec = formats::choose(format, Some(Choice::DoubleQuant(false)))?.spec();
             let Some(&index) = self.places.get(state_name(&weight, spec).as_str()) else { continue };
             let bytes = self.container.tensors()[index].bytes();
             let mut text = buffer(bytes, || "the state of bitsandbytes".into())?;
             self.container.read(index, 0, &mut text)?;
             let state: Value =
                 serde_json::from_slice(&text).map_err(|error| self.wrong(format!("its quant_state is not JSON: {error}")))?;
-            if !state["nested_blocksize"].is_null() {
-                return Err(self.wrong("its scales are quantized in turn (nested), which is not read from a folder".into()));
+            let offset = self.nested_offset(&weight, &state)?;
+            if offset.is_some() {
+                spec = formats::choose(format, Some(Choice::DoubleQuant(true)))?.spec();
             }
             let length = |value: &Value| value.as_u64().and_then(|value| usize::try_from(value).ok());
             let shape: Option<Vec<usize>> = state["shape"].as_array().and_then(|lengths| lengths.iter().map(length).collect());
@@ -542,10 +585,34 @@ impl Module<'_> {
             };
             let options = Options { group_size: Some(GroupSize::Elements(blocksize)), ..Options::default() };
             let layout = Layout::new(spec, &shape, options).map_err(|error| self.wrong(error.to_string()))?;
-            let map = self.places.get(format!("{weight}.quant_map").as_str()).copied();
-            return Ok(Some((layout, dtype, map.into_iter().chain([index]).collect())));
+            let maps = ["quant_map", "nested_quant_map"].map(|map| self.places.get(format!("{weight}.{map}").as_str()).copied());
+            return Ok(Some((layout, dtype, maps.into_iter().flatten().chain([index]).collect(), offset)));
         }
         Ok(None)
+    }
+
+    /// The offset of scales that are quantized in turn, if the state says that they are, by the numbers that all such scales have.
+    fn nested_offset(&self, weight: &str, state: &Value) -> Result<Option<f32>> {
+        if state["nested_blocksize"].is_null() {
+            return Ok(None);
+        }
+        if state["nested_blocksize"] != NESTED || state["nested_dtype"] != "float32" {
+            let found = format!("{} and {}", state["nested_blocksize"], state["nested_dtype"]);
+            return Err(
+                self.wrong(format!("its quant_state has nested_blocksize and nested_dtype {found}; {NESTED} and \"float32\" are read"))
+            );
+        }
+        let expected = Tensor { name: format!("{weight}.nested_quant_map"), dtype: StoredDtype::F32, shape: vec![256] };
+        let mut numbers = [0; 1024];
+        self.container.read(self.place(&expected)?, 0, &mut numbers)?;
+        let found = numbers.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        // Versions of torch differ in the last places.
+        let is_same = found.zip(bnb::nested_numbers()).all(|(found, number)| (found - number).abs() <= 1e-6);
+        if !is_same {
+            return Err(self.wrong(format!("{} has other numbers than bitsandbytes", shown(&expected.name))));
+        }
+        let offset = state["nested_offset"].as_f64().map(|offset| offset as f32).filter(|offset| offset.is_finite());
+        offset.map(Some).ok_or_else(|| self.wrong("its quant_state lacks the nested_offset".into()))
     }
 
     fn wrong(&self, reason: String) -> Error {

@@ -20,7 +20,7 @@ use super::{CONFIG, INDEX, SINGLE};
 use crate::error::{Error, Result};
 use crate::files::convert::Work;
 use crate::files::output::{Output, TensorWriter, Writer, folder_of, sync_folder};
-use crate::files::{Tensor, safetensors};
+use crate::files::{Tensor, safetensors, shown};
 
 /// What is in a new folder besides the tensors' bytes.
 #[derive(Debug)]
@@ -165,13 +165,22 @@ impl<'a> FolderWriter<'a> {
     /// # Errors
     ///
     /// [`Error::Io`]: `path` exists and is no empty folder, its parent is missing or cannot be written, or another process is at work;
-    /// [`Error::Value`] where what was begun is of another job, or a shard is missing that is not this one's to do.
+    /// [`Error::Value`]: it lies in the folder that is read, what was begun is of another job, or a shard is missing that is not this one's
+    /// to do.
     pub(crate) fn create(path: &Path, contents: &'a Contents, work: &'a Work, fingerprint: &str) -> Result<FolderWriter<'a>> {
         let failed = |source| Error::Io { source, path: path.to_path_buf() };
         match fs::read_dir(path).map(|mut entries| entries.next().is_some()) {
             Ok(true) => return Err(failed(io::ErrorKind::AlreadyExists.into())),
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
+        }
+        let (source, parent) = (fs::canonicalize(&contents.source).map_err(failed)?, fs::canonicalize(folder_of(path)).map_err(failed)?);
+        if parent.starts_with(source) {
+            return Err(Error::value(
+                "the target",
+                shown(&path.to_string_lossy()),
+                "it lies in the folder that is read: choose another place",
+            ));
         }
         let mut builder = tempfile::Builder::new();
         builder.prefix(".quantize-").suffix(".tmp");

@@ -72,6 +72,23 @@ impl Key {
         Key { name: name.into(), kind: kind::U32, bytes: value.to_le_bytes().into() }
     }
 
+    /// A key that is text.
+    pub(super) fn text(name: &str, value: &str) -> Key {
+        let mut bytes = Vec::new();
+        write_text(&mut bytes, value.as_bytes());
+        Key { name: name.into(), kind: kind::TEXT, bytes }
+    }
+
+    /// A key of type u16.
+    pub(super) fn u16(name: &str, value: u16) -> Key {
+        Key { name: name.into(), kind: kind::U16, bytes: value.to_le_bytes().into() }
+    }
+
+    /// A key of type i32.
+    pub(super) fn i32(name: &str, value: i32) -> Key {
+        Key { name: name.into(), kind: kind::I32, bytes: value.to_le_bytes().into() }
+    }
+
     /// The value.
     pub fn value(&self) -> Value {
         decode(self.kind, &mut self.bytes.as_slice())

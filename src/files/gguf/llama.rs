@@ -2,8 +2,7 @@
 //!
 //! Source: ggml-org/llama.cpp `src/llama-quant.cpp`, build b11739.
 
-use super::{ALIGNMENT_KEY, Key, Value};
-use crate::error::{Error, Result};
+use super::{ALIGNMENT_KEY, Key, split};
 use crate::files::StoredDtype;
 
 /// Parts of names that mark a tensor as one of those that stay floats, and what such tensors are.
@@ -68,13 +67,13 @@ pub(super) fn place(name: &str) -> (Option<u64>, &str) {
     (layer, name)
 }
 
-const FILE_TYPE: &str = "general.file_type";
-const QUANTIZATION_VERSION: &str = "general.quantization_version";
+pub(super) const FILE_TYPE: &str = "general.file_type";
+pub(super) const QUANTIZATION_VERSION: &str = "general.quantization_version";
 
 /// The keys of a file that is made from one with `keys`: all, in their order, but those that speak of how the old file was laid out.
 /// Where its weights became something else, the keys that tell of it come last, with the number that stands for what they became.
 pub(crate) fn keys(keys: &[Key], file_type: Option<u32>) -> Vec<Key> {
-    let speaks_of_layout = |key: &&Key| key.name == ALIGNMENT_KEY || key.name.starts_with("split.");
+    let speaks_of_layout = |key: &&Key| key.name == ALIGNMENT_KEY || key.name.starts_with(split::KEYS);
     let kept = keys.iter().filter(|key| !speaks_of_layout(key));
     let Some(file_type) = file_type else { return kept.cloned().collect() };
     let kept = kept.filter(|key| key.name != FILE_TYPE && key.name != QUANTIZATION_VERSION);
@@ -99,21 +98,5 @@ pub(crate) fn file_type(dtype: StoredDtype) -> u32 {
         StoredDtype::Mxfp4 => 38,
         StoredDtype::Nvfp4 => 39,
         other => unreachable!("weights do not become {other:?}"),
-    }
-}
-
-/// Refuse one file of several that are one model: alone it has not all keys, and the others would no longer fit it.
-pub(crate) fn refuse_split(keys: &[Key]) -> Result<()> {
-    let number = |name: &str| match keys.iter().find(|key| key.name == name).map(Key::value) {
-        Some(Value::Unsigned(number)) => Some(number),
-        _ => None,
-    };
-    match number("split.count") {
-        Some(count) if count > 1 => {
-            let part = number("split.no").map_or("?".into(), |number| number.saturating_add(1).to_string());
-            let expected = "join the parts first, for example with llama-gguf-split --merge";
-            Err(Error::value("the file", format!("part {part} of {count} of a split model"), expected))
-        }
-        _ => Ok(()),
     }
 }

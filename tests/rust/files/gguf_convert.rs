@@ -192,10 +192,6 @@ fn a_file_stays_in_its_container() {
     assert!(refusal(&path, &gguf, "int4").starts_with("format is int4; a GGUF file takes gguf:q4_0, gguf:q4_1,"));
     super::write_file(&other, &[super::float_tensor("w", StoredDtype::F32, &[2, 32])], &[]);
     assert!(refusal(&other, &gguf, "gguf:q4_0").contains("expected one that ends in .safetensors"));
-
-    let split = [key("split.no", 2, 1u16.to_le_bytes()), key("split.count", 2, 3u16.to_le_bytes())];
-    fs::write(&path, File { keys: split.to_vec(), ..model() }.bytes()).unwrap();
-    assert!(refusal(&path, &gguf, "gguf:q4_0").starts_with("the file is part 2 of 3 of a split model; join the parts first"));
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod gguf;
 mod gguf_convert;
 mod input;
 mod npy;
+mod npz;
 mod output;
 mod safetensors;
 mod verify;
