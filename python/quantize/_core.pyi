@@ -1,6 +1,7 @@
 """The compiled core. Not for callers: its functions change without notice."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Self, TypeAlias, final
 
 import numpy as np
@@ -160,7 +161,7 @@ def convert(
     overwrite: bool,
     threads: int | None,
     progress: Callable[[int, int, str], object] | None,
-) -> tuple[list[tuple[Any, ...]], int, tuple[str, list[str], list[int]] | None, str | None]: ...
+) -> tuple[list[tuple[Any, ...]], int, tuple[str, list[str], list[int]] | None, Path | None]: ...
 def verify_file(
     path: str, against: str | None, threads: int | None, progress: Callable[[int, int, str], object] | None
 ) -> list[tuple[Any, ...]]: ...

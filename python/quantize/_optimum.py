@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _OF_ERROR, _OF_ENERGY, _TOLERANCE = 2e-6, 3e-7, 1e-4
 # The formats whose scales are multiples of others, and the parts that say so where it is a choice.
 _TWO_LEVELS = ("gguf:q4_k", "gguf:iq4_xs")
-_SECOND_LEVEL = {"weight_global_scale", "weight_scale_2", "per_tensor_scale"}
+_SECOND_LEVEL = {"weight_global_scale", "weight_scale_2", "per_tensor_scale", "nested_absmax"}
 
 
 class Optimum(NamedTuple):

@@ -60,13 +60,15 @@ def test_the_table_of_pages_leads_to_every_section():
 
 @pytest.fixture
 def beside_a_checkpoint(tmp_path, monkeypatch):
-    """A folder that holds what the examples begin with: model.safetensors, model.gguf and the folder model."""
+    """A folder that holds what the examples begin with: model.safetensors, model.gguf, flux1-dev.safetensors and the folder model."""
     random, layer = np.random.default_rng(0), "encoder.layer.0.attention.self.query."
     weight, bias = random.standard_normal((64, 128), np.float32), np.zeros(64, np.float32)
     save_file({layer + "weight": weight, layer + "bias": bias}, tmp_path / "model.safetensors")
     tensors = {"token_embd.weight": weight, "output_norm.weight": np.ones(128, np.float32), "blk.0.attn_q.weight": weight}
     (tmp_path / "model.gguf").write_bytes(gguf_floats(tensors, {"general.architecture": (8, gguf_text("llama"))}))
     folder(tmp_path / "model", 1)
+    images = ("img_in.weight", "final_layer.linear.weight", "double_blocks.0.img_attn.qkv.weight")
+    save_file(dict.fromkeys(images, weight), tmp_path / "flux1-dev.safetensors")
     monkeypatch.chdir(tmp_path)
 
 

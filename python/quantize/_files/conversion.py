@@ -311,6 +311,8 @@ def asked(
     **options: Any,
 ) -> Wanted:
     """Give arguments of :func:`convert` as plain data."""
+    if names is not None and arch is None:
+        raise ValueError("names is given; it is for a GGUF file that is made of another file: say arch too")
     return Wanted(
         format=format,
         group_size=group_size,
@@ -336,12 +338,13 @@ def asked(
 def _name_map(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
     """Read the new names of tensors."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found: Any = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"names is {os.fspath(path)!r}, which is not JSON: {error}") from None
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+    pairs: list[tuple[str, Any]] | None = list(found.items()) if isinstance(found, dict) else None  # pyright: ignore[reportUnknownArgumentType]
+    if pairs is None or not all(isinstance(name, str) for _, name in pairs):
         raise ValueError(f"names is {os.fspath(path)!r}; expected a JSON object of names: the old one to the new one")
-    return list(found.items())
+    return pairs
 
 
 def _names(given: Sequence[str]) -> list[str]:

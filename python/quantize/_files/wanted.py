@@ -70,8 +70,6 @@ class Wanted:
             raise ValueError('importance is given; method="nearest" has no use for it: say method="optimal"')
         if self.shard_size is not None and self.shard_size < 1:
             raise ValueError(f"shard_size is {self.shard_size}; expected 1 or more bytes")
-        if self.names is not None and self.arch is None:
-            raise ValueError("names is given; it is for a GGUF file that is made of another file: say arch too")
         if self.arch is not None and _onnx.is_onnx(source):
             raise ValueError("arch is given; it is for a GGUF file that is made of a safetensors, npy or npz file")
         if target is not None and _onnx.is_onnx(source) != _onnx.is_onnx(target):
@@ -108,7 +106,7 @@ class Wanted:
                 )
                 return Made(*_onnx.convert(source, target, wanted, limit, overwrite, progress), None, target)
         format, given = self._format_and_rules()
-        made = _core.convert(
+        rows, memory, job, path = _core.convert(
             source,
             target,
             None if self.dequantize else format,
@@ -134,7 +132,7 @@ class Wanted:
             requested(threads),
             progress,
         )
-        return Made(*made)
+        return Made(rows, memory, job, None if path is None else os.fspath(path))
 
     def _format_and_rules(self) -> tuple[str, list[Parsed]]:
         """Give the format of what no rule decides about, and the rules; without such a format the rest is kept."""

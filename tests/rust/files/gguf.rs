@@ -350,7 +350,7 @@ fn a_writer_refuses_what_no_reader_takes() {
         (one("w", StoredDtype::F32, &[1; 5]), "the number of axes of tensor 'w' is 5; a GGUF file takes up to 4".into()),
         (
             one(&"x".repeat(64), StoredDtype::F32, &[1]),
-            format!("the name of tensor '{}' is 64 bytes long; llama.cpp reads up to 63", "x".repeat(64)),
+            format!("the name of tensor '{}' is 64 bytes long; readers take up to 63", "x".repeat(64)),
         ),
     ] {
         let output = Output::create(&folder.path().join("out"), false).unwrap();
