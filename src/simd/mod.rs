@@ -37,6 +37,15 @@ pub trait Kernel {
 
     /// The work. Mark it and everything it calls `#[inline(always)]`, so that all of it is compiled with the instructions of `S`.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
+
+    /// The work at the level of every CPU. A method of the kernel, so that the compiler puts it beside the kernel: all work of that level
+    /// in the one place that [`Simd::run`] has there takes a single thread minutes.
+    fn run_scalar(self) -> Self::Output
+    where
+        Self: Sized,
+    {
+        self.run(scalar::Scalar)
+    }
 }
 
 /// An instruction set.

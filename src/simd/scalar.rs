@@ -14,7 +14,7 @@ impl Simd for Scalar {
     type Folded = i32;
 
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        kernel.run(self)
+        kernel.run_scalar()
     }
 
     fn splat(self, x: f32) -> [f32; 16] {
