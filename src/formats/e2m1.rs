@@ -29,10 +29,12 @@ impl Rounding for TowardZero {
     #[inline(always)]
     fn codes<S: Simd>(simd: S, x: S::F32) -> S::I32 {
         let bits = magnitude(simd, x);
-        let above = |threshold: f32| simd.and(simd.less(simd.splat(threshold), simd.as_f32(bits)), simd.splat_i32(1));
         // From 1 on a code is one step of exponent and first mantissa bit, and 1.0 is code 2. Below, these steps are finer than
         // those of 0.5 and give no more than the thresholds do.
-        let below = simd.add_i32(above(0.25), above(0.75));
+        let (size, one) = (simd.as_f32(bits), simd.splat_i32(1));
+        let from_quarter = simd.and(simd.less(simd.splat(0.25), size), one);
+        let from_three_quarters = simd.and(simd.less(simd.splat(0.75), size), one);
+        let below = simd.add_i32(from_quarter, from_three_quarters);
         let from_one = simd.add_i32(simd.shift_right(simd.add_i32(bits, simd.splat_i32(0x1f_ffff)), 22), simd.splat_i32(2 - (ONE >> 22)));
         let code = simd.max_i32(below, from_one);
         let not_zero = simd.less(simd.splat(0.0), simd.to_f32(code));

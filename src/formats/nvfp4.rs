@@ -53,6 +53,9 @@ const BYTES: usize = GROUPS + GROUPS * CODES;
 /// Elements of 16 groups.
 const TILE: usize = LANES * GROUP;
 
+/// Bytes of their blocks.
+const TILE_BYTES: usize = LANES / GROUPS * BYTES;
+
 /// The low nibble of each of eight bytes.
 const LOW: u64 = 0x0f0f_0f0f_0f0f_0f0f;
 
@@ -163,14 +166,19 @@ fn load_scales<S: Simd>(simd: S, bytes: &[u8; LANES]) -> S::F32 {
 /// The bytes of the scales of 16 groups.
 #[inline(always)]
 fn scale_bytes<S: Simd>(simd: S, largest: S::F32) -> S::I32 {
-    let min = |a: S::F32, b: f32| simd.select(simd.less(a, simd.splat(b)), a, simd.splat(b));
     let scale = simd.div(largest, simd.splat(6.0));
-    let small = simd.truncate(min(simd.add(simd.mul(scale, simd.splat(512.0)), simd.splat(0.5)), 7.0));
+    let small = simd.truncate(at_most(simd, simd.add(simd.mul(scale, simd.splat(512.0)), simd.splat(0.5)), 7.0));
     // Exponent and mantissa of the byte, the bit below added.
-    let rounded = simd.shift_right(simd.add_i32(simd.bits(min(scale, 448.0)), simd.splat_i32(1 << 19)), 20);
+    let rounded = simd.shift_right(simd.add_i32(simd.bits(at_most(simd, scale, 448.0)), simd.splat_i32(1 << 19)), 20);
     let normal = simd.to_f32(simd.add_i32(rounded, simd.splat_i32(-120 << 3)));
     let normal = simd.select(simd.less(normal, simd.splat(120.0)), normal, simd.splat(126.0));
     simd.truncate(simd.select(simd.less(scale, simd.splat(1.0 / 64.0)), simd.to_f32(small), normal))
+}
+
+#[inline(always)]
+fn at_most<S: Simd>(simd: S, v: S::F32, most: f32) -> S::F32 {
+    let most = simd.splat(most);
+    simd.select(simd.less(v, most), v, most)
 }
 
 /// Halfway between neighbouring numbers: above it the next code is nearer.
@@ -202,38 +210,51 @@ const TABLES: ([f32; 16], [f32; 16]) = {
     (midpoints, below)
 };
 
-/// Codes of 16 elements: how many midpoints are below. The product of scale and midpoint is exact.
+/// Codes of 16 elements: how many midpoints are below. The product of scale and midpoint is exact; that of an element and the reciprocal
+/// of the scale is near the quotient and tells which midpoint to ask for.
 #[inline(always)]
 fn codes_of<S: Simd>(simd: S, x: S::F32, scale: S::F32, inverse: S::F32) -> S::I32 {
     let size = magnitude(simd, x);
-    let complement = if S::HAS_TABLES { by_cell(simd, size, scale, inverse) } else { by_count(simd, size, scale) };
-    // What rounds to zero has no sign.
-    let is_not_zero = simd.shift_right(simd.add_i32(complement, simd.splat_i32(1)), 31);
-    let sign = simd.and(is_not_zero, simd.and(simd.shift_right(simd.bits(x), 28), simd.splat_i32(8)));
-    simd.or(simd.xor(complement, simd.splat_i32(-1)), sign)
+    let quotient = simd.mul(size, inverse);
+    let (midpoint, below) = if S::HAS_TABLES { by_cell(simd, quotient) } else { by_step(simd, quotient) };
+    let is_above = simd.less(simd.mul(scale, midpoint), size);
+    let code = simd.add_i32(below, simd.and(is_above, simd.splat_i32(1)));
+    // What rounds to zero has no sign: bit 3 of the sum is set from code 1 on.
+    let sign = simd.and(simd.shift_right(simd.bits(x), 28), simd.splat_i32(8));
+    simd.or(code, simd.and(sign, simd.add_i32(code, simd.splat_i32(7))))
 }
 
-/// The complement of the number of midpoints below, of all of them.
+/// The midpoint in the cell of a quotient or next above it, and how many midpoints are below that.
 #[inline(always)]
-fn by_count<S: Simd>(simd: S, size: S::F32, scale: S::F32) -> S::I32 {
-    let mut complement = simd.splat_i32(-1);
-    for midpoint in MIDPOINTS {
-        // A mask is -1: the complement of one more is one less.
-        complement = simd.add_i32(complement, simd.less(simd.mul(scale, simd.splat(midpoint)), size));
-    }
-    complement
-}
-
-/// The same from the cell and its midpoint. The product with the reciprocal of the scale is near the quotient: it tells the cell.
-#[inline(always)]
-fn by_cell<S: Simd>(simd: S, size: S::F32, scale: S::F32, inverse: S::F32) -> S::I32 {
+fn by_cell<S: Simd>(simd: S, quotient: S::F32) -> (S::F32, S::I32) {
     let (midpoints, below) = (simd.load(&TABLES.0), simd.load(&TABLES.1));
-    let cell = simd.add_i32(simd.bits(simd.mul(size, inverse)), simd.splat_i32(1 << 20));
+    let cell = simd.add_i32(simd.bits(quotient), simd.splat_i32(1 << 20));
     let cell = simd.max_i32(simd.shift_right(cell, 21), simd.splat_i32(*CELLS.start()));
     let index = simd.max_i32(simd.xor(cell, simd.splat_i32(-1)), simd.splat_i32(!*CELLS.end()));
-    let is_above = simd.less(simd.mul(scale, simd.look_up(midpoints, index)), size);
-    simd.add_i32(simd.xor(simd.bits(simd.look_up(below, index)), simd.splat_i32(-1)), is_above)
+    (simd.look_up(midpoints, index), simd.bits(simd.look_up(below, index)))
 }
+
+/// The midpoint above the number that is next below a quotient, and the code of that number. Where the quotient is taken for one on the
+/// other side of a number, its own midpoint and this one are on the same side of it.
+///
+/// From 1 on a number is an exponent and one bit of the mantissa. Below, numbers are as far apart as from there on: 1 is added.
+#[inline(always)]
+fn by_step<S: Simd>(simd: S, quotient: S::F32) -> (S::F32, S::I32) {
+    let is_below_one = simd.less(quotient, simd.splat(1.0));
+    let one = simd.and(is_below_one, simd.splat_i32(ONE));
+    let bits = simd.min_i32(simd.bits(simd.add(quotient, simd.as_f32(one))), simd.splat_i32(BELOW_SIX));
+    let middle = simd.or(simd.and(bits, simd.splat_i32(-1 << 22)), simd.splat_i32(1 << 21));
+    let midpoint = simd.sub(simd.as_f32(middle), simd.as_f32(one));
+    // 1 is code 2, and a mask is -1.
+    let code_of_one = simd.add_i32(simd.splat_i32(2 - (ONE >> 22)), simd.add_i32(is_below_one, is_below_one));
+    (midpoint, simd.add_i32(simd.shift_right(bits, 22), code_of_one))
+}
+
+/// The bits of 1.0.
+const ONE: i32 = 1.0f32.to_bits().cast_signed();
+
+/// The bits of the largest number below 6.
+const BELOW_SIX: i32 = 6.0f32.to_bits().cast_signed() - 1;
 
 struct Encode<'a> {
     x: &'a [f32],
@@ -246,13 +267,15 @@ impl Kernel for Encode<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> Faults {
         let mut worst = simd.splat_i32(0);
-        for (x, blocks) in self.x.chunks(TILE).zip(self.blocks.chunks_mut(LANES / GROUPS * BYTES)) {
-            let mut padded = [0.0; TILE];
-            let x = x.first_chunk().unwrap_or_else(|| {
-                padded[..x.len()].copy_from_slice(x);
-                &padded
-            });
+        let (tiles, rest) = self.x.as_chunks();
+        let (blocks, rest_blocks) = self.blocks.split_at_mut(tiles.len() * TILE_BYTES);
+        for (x, blocks) in tiles.iter().zip(blocks.chunks_exact_mut(TILE_BYTES)) {
             worst = simd.max_i32(worst, encode_tile(simd, x, blocks.as_chunks_mut().0));
+        }
+        if !rest.is_empty() {
+            let mut padded = [0.0; TILE];
+            padded[..rest.len()].copy_from_slice(rest);
+            worst = simd.max_i32(worst, encode_tile(simd, &padded, rest_blocks.as_chunks_mut().0));
         }
         let mut lanes = [0; LANES];
         simd.store_i32(worst, &mut lanes);

