@@ -10,7 +10,6 @@ from onnx_models import GEMM, NBITS, QDQ, converted, decoded, floats, formats, m
 
 import quantize as qz
 from quantize import cli
-from quantize._onnx import job
 
 
 @pytest.mark.parametrize("qdq", [False, True])
@@ -190,16 +189,3 @@ def test_compare_with_another_container(tmp_path):
     assert compared["n"].verdict == "only first"
     compared = {tensor.name: tensor for tensor in qz.compare_files(source, source).tensors}
     assert compared["n"].verdict == "same"
-
-
-def test_errors_are_measured_in_pieces(tmp_path, monkeypatch):
-    nodes = [node("MatMul", "x w", "a"), node("Gemm", "a v", "b", transB=1), node("MatMul", "b u", "y")]
-    weights = {"w": floats(64, 96), "v": floats(64, 96, seed=1), "u": floats(64, 96, seed=2)}
-    source = write(tmp_path / "in.onnx", model(nodes, weights, GEMM))
-    for format, group_size in ((NBITS, 32), (QDQ, 32), (QDQ, 40)):
-        reports = []
-        for elements in (job.MEASURED, 1000):
-            monkeypatch.setattr(job, "MEASURED", elements)
-            reports.append(qz.convert(source, tmp_path / "out.onnx", format=format, group_size=group_size, overwrite=True))
-        for whole, pieces in zip(*(report.tensors for report in reports), strict=True):
-            assert (whole.sqnr_db, whole.rmse, whole.max_abs_error) == pytest.approx((pieces.sqnr_db, pieces.rmse, pieces.max_abs_error))

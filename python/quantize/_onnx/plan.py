@@ -13,14 +13,14 @@ from quantize import _core
 from quantize._api import quantize
 from quantize._onnx.data import FLOAT, FLOAT16, TYPES
 from quantize._onnx.graph import is_operator
+from quantize._onnx.storage import DTYPES, Layout
 from quantize._onnx.uses import Use, uses
-from quantize._onnx.weights import DTYPES, Layout, Weight
+from quantize._onnx.weights import Weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from numpy.typing import NDArray
-
+    from quantize._files.checkpoint import Checkpoint
     from quantize._onnx.model import Model
     from quantize._types import GroupSize, Method, NonFinite, QuantizedArray
 
@@ -36,7 +36,7 @@ class How(NamedTuple):
     group_size: GroupSize | None = None
     options: Mapping[str, Any] | None = None
     method: Method = "nearest"
-    importance: Mapping[str, QuantizedArray | NDArray[Any]] | None = None
+    importance: Checkpoint | None = None
     nonfinite: NonFinite = "raise"
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
@@ -57,6 +57,8 @@ class Step:
     uses: list[Use] = field(default_factory=list[Use])
     before: int = 0
     after: int = 0
+    count: int = 1
+    """Outputs that are changed at a time."""
     errors: tuple[Any, ...] | None = None
     replaced: int = 0
     weighted: str | None = None
@@ -89,7 +91,7 @@ def plan(model: Model, how: How) -> list[Step]:
             step.after = math.prod(weight.shape) * np.dtype(weight.dtype).itemsize
         elif step.changes and step.layout is not None:
             copies = len({use.is_lookup for use in step.uses})  # a table that is multiplied by too
-            step.after = copies * sum(step.layout.nbytes)
+            step.after = copies * step.layout.nbytes
         steps.append(step)
     return steps
 
