@@ -75,9 +75,9 @@ def convert(
     """Give the rows of a report and the bytes that weights take at most while they are changed; without a target the plan alone."""
     model = Model(source)
     steps = plan(model, how)
-    peak = cut(model, steps, how, limit)
+    peak = cut(model, steps, limit)
     if target is not None:
-        run(model, steps, how, target, overwrite, progress)
+        run(model, steps, target, overwrite, progress)
     return [step.row() for step in steps], peak
 
 

@@ -37,7 +37,7 @@ ELEMENT_BYTES = 20
 """Bytes of memory for each of them at most: as it was, as float32, as it becomes, and both as floats to measure the error."""
 
 
-def cut(model: Model, steps: list[Step], how: How, limit: int) -> int:
+def cut(model: Model, steps: list[Step], limit: int) -> int:
     """Say how many outputs of each weight are changed at a time, so that they take no more than the limit; what they take at most."""
     outside = _goes_outside(model, steps)
     peak = 0
@@ -48,7 +48,7 @@ def cut(model: Model, steps: list[Step], how: How, limit: int) -> int:
         tensors = (weight.tensor,) if weight.packed is None else weight.packed.tensors
         whole = sum(model.source.nbytes(tensor) for tensor in tensors if not is_outside(tensor))
         whole += 0 if outside else 2 * step.after
-        whole += _importance_bytes(weight.name, how)
+        whole += _importance_bytes(weight.name, step.how)
         parts = [*weight.stored(layout.axis), *layout.stored()]
         smallest = min(math.lcm(*(part.step for part in parts)), max(layout.rows, 1))
         each = ELEMENT_BYTES * max(layout.columns, 1)
@@ -64,9 +64,7 @@ def cut(model: Model, steps: list[Step], how: How, limit: int) -> int:
     return peak
 
 
-def run(
-    model: Model, steps: list[Step], how: How, target: str, overwrite: bool, progress: Callable[[int, int, str], object] | None
-) -> None:
+def run(model: Model, steps: list[Step], target: str, overwrite: bool, progress: Callable[[int, int, str], object] | None) -> None:
     """Carry a plan out."""
     refused = next((step for step in steps if step.action == "refuse"), None)
     if refused is not None:
@@ -83,7 +81,7 @@ def run(
                 progress(done, total, step.weight.name)
             if step.changes:
                 started = time.perf_counter()
-                _carry_out(model, step, how, surgeon, output)
+                _carry_out(model, step, surgeon, output)
                 step.seconds = time.perf_counter() - started
             done += step.before
         surgeon.finish()
@@ -125,7 +123,7 @@ def _inner_layout(step: Step) -> Layout:
     return step.weight.packed.layout
 
 
-def _carry_out(model: Model, step: Step, how: How, surgeon: Surgeon, output: files.Output) -> None:
+def _carry_out(model: Model, step: Step, surgeon: Surgeon, output: files.Output) -> None:
     weight, layout = step.weight, _inner_layout(step)
     with ExitStack() as stack:
         read = stack.enter_context(opened(weight, layout.axis, model.source))
@@ -143,7 +141,7 @@ def _carry_out(model: Model, step: Step, how: How, surgeon: Surgeon, output: fil
         for start in range(0, layout.rows, step.count):
             stop = min(start + step.count, layout.rows)
             try:
-                changed = _changed(read(start, stop), step, start, how, errors)
+                changed = _changed(read(start, stop), step, start, errors)
             except ValueError as error:
                 some = "" if stop - start == layout.rows else f" outputs {start} to {stop - 1}:"
                 raise _core.PolicyError(f"{model.path}: tensor {weight.name!r}:{some} {error}") from error
@@ -156,9 +154,10 @@ def _carry_out(model: Model, step: Step, how: How, surgeon: Surgeon, output: fil
 
 
 def _changed(
-    before: QuantizedArray | NDArray[Any], step: Step, start: int, how: How, errors: list[NDArray[np.float64]]
+    before: QuantizedArray | NDArray[Any], step: Step, start: int, errors: list[NDArray[np.float64]]
 ) -> QuantizedArray | NDArray[Any]:
     """Change the outputs of a weight from one on, and measure the errors."""
+    how = step.how
     if isinstance(before, QuantizedArray):
         if step.layout is None:
             return before.dequantize(dtype=step.weight.dtype, threads=how.threads)
@@ -166,14 +165,15 @@ def _changed(
         floats = before.dequantize(threads=how.threads)
     else:
         assert step.layout is not None  # nothing else than what is quantized is decoded
-        q = _quantized(before, step, step.layout, start, how)
+        q = _quantized(before, step, step.layout, start)
         floats = before
     errors.append(_core.compare(floats, False, q.dequantize(threads=how.threads), False, None, how.threads))
     return q
 
 
-def _quantized(array: NDArray[Any], step: Step, layout: Layout, start: int, how: How) -> QuantizedArray:
+def _quantized(array: NDArray[Any], step: Step, layout: Layout, start: int) -> QuantizedArray:
     """Quantize the outputs of a weight of floats from one on, as the nodes see them."""
+    how = step.how
     if array.dtype.name != layout.dtype:  # a Cast stands between it and its users
         with np.errstate(over="ignore"):
             array = array.astype(layout.dtype)
