@@ -16,7 +16,19 @@ import numpy as np
 
 from quantize._api import compare
 from quantize._core import __version__
-from quantize._files import Checkpoint, ConvertReport, Progress, hashed, plain_data, printable, shown_progress
+from quantize._files import (
+    Checkpoint,
+    ConvertReport,
+    FileComparison,
+    Progress,
+    TensorInfo,
+    hashed,
+    is_turned,
+    plain_data,
+    printable,
+    reference,
+    shown_progress,
+)
 from quantize._types import QuantizedArray, amount
 
 if TYPE_CHECKING:
@@ -65,9 +77,17 @@ class TensorDetail:
     histogram: tuple[int, ...]
     """Groups by their signal to noise: one bin a dB from 0 up; groups of zeros and those without errors are not counted."""
     worst_group: tuple[int, ...] | None
-    """Where the group of the lowest signal to noise is: its row, along all axes but the last, and its number there."""
+    """Where the group of the lowest signal to noise is: its row, along all axes but that of the groups, and its number there."""
     worst_group_db: float | None
     """Its signal to noise."""
+    lower_bound: float | None
+    """No codes and scales of the format have a smaller mean squared error; see :class:`TensorComparison`, as for the three that follow."""
+    excess: float | None
+    """By how much the error is above that of the best codes and scales, as a part of it."""
+    share_improved: float | None
+    """The share of the groups whose error the best codes and scales make smaller."""
+    weights: str | None
+    """``"importance"`` where these three are weighted by it."""
     action: str | None
     """What the conversion did, if it is known; see :class:`TensorReport`."""
     reason: str | None
@@ -129,6 +149,7 @@ def report(
     second: str | os.PathLike[str],
     *,
     conversion: ConvertReport | None = None,
+    comparison: FileComparison | None = None,
     progress: Progress | bool = False,
 ) -> Report:
     """Measure what a file holds of another, group by group. One tensor of each is in memory at a time.
@@ -139,6 +160,8 @@ def report(
         Files or folders; see :func:`open`. The first is the reference.
     conversion : ConvertReport, optional
         What :func:`convert` said when it made the second of the first: what was done to each tensor, and why.
+    comparison : FileComparison, optional
+        What :func:`compare_files` said of the two with ``optimum=True``: how far each tensor is from the smallest error of its format.
     progress : callable or bool
         As for :func:`convert`.
 
@@ -164,6 +187,7 @@ def report(
     ((0, 1), 24.3)
     """
     done = {tensor.name: tensor for tensor in conversion.tensors} if conversion else {}
+    best = {tensor.name: tensor for tensor in comparison.tensors} if comparison else {}
     tensors: list[TensorDetail] = []
     squares = error_squares = 0.0
     with Checkpoint(first) as before, Checkpoint(second) as after, shown_progress(progress) as callback:
@@ -174,17 +198,16 @@ def report(
             read += info.nbytes
             if info.name not in infos:
                 continue
-            own, reference = after[info.name], before[info.name]
+            own = after[info.name]
             digest, length = hashed(own)
             kinds = (info.format or info.dtype, infos[info.name].format or infos[info.name].dtype)
-            x, y = _floats(reference, info.dtype), _floats(own, infos[info.name].dtype)
+            x, y = reference(before, after, info.name), reference(after, after, info.name)
             measured = _nothing()
             if x is not None and y is not None and x.shape == y.shape and x.size and kinds[0] != kinds[1]:
-                quantized = [array for array in (own, reference) if isinstance(array, QuantizedArray)]
-                measured = _measured(x, own if isinstance(own, QuantizedArray) else y, y, quantized)
+                measured = _measured(x, own if isinstance(own, QuantizedArray) else y, y, _groups(own, before, after, info))
                 squares += float(np.square(x, dtype=np.float64).sum())
                 error_squares += measured["rmse"] ** 2 * x.size
-            step = done.get(info.name)
+            step, beside = done.get(info.name), best.get(info.name)
             tensors.append(
                 TensorDetail(
                     name=info.name,
@@ -194,6 +217,10 @@ def report(
                     bits_per_weight=8 * length / max(info.size, 1),
                     nbytes=length,
                     sha256=digest,
+                    lower_bound=None if beside is None else beside.lower_bound,
+                    excess=None if beside is None else beside.excess,
+                    share_improved=None if beside is None else beside.share_improved,
+                    weights=None if beside is None else beside.weights,
                     action=step.action if step else None,
                     reason=step.reason if step else None,
                     replaced=step.replaced if step else 0,
@@ -219,13 +246,15 @@ def report(
         )
 
 
-def _floats(array: QuantizedArray | NDArray[Any], dtype: str) -> NDArray[Any] | None:
-    """Give the numbers of a tensor of floats, None for any other."""
-    if isinstance(array, QuantizedArray):
-        return array.dequantize()
-    if dtype == "bfloat16":
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    return array if dtype in ("float16", "float32", "float64") else None
+def _groups(own: QuantizedArray | NDArray[Any], before: Checkpoint, after: Checkpoint, info: TensorInfo) -> tuple[int, int] | None:
+    """Give size and axis of the groups of a tensor: those that it has in the second file, else those that it had in the first."""
+    if isinstance(own, QuantizedArray):
+        return (own.group_size, own.axis) if isinstance(own.group_size, int) else None
+    if not isinstance(info.group_size, int):
+        return None
+    axis = before.inputs_axis(info.name)
+    axis = len(info.shape) - 1 if axis is None else axis
+    return info.group_size, 1 - axis if is_turned(before, after, info.name) else axis
 
 
 def _nothing() -> dict[str, Any]:
@@ -233,7 +262,7 @@ def _nothing() -> dict[str, Any]:
     return {**dict.fromkeys(fields), "histogram": ()}
 
 
-def _measured(x: NDArray[Any], other: Any, y: NDArray[Any], quantized: Sequence[QuantizedArray]) -> dict[str, Any]:
+def _measured(x: NDArray[Any], other: Any, y: NDArray[Any], grouped: tuple[int, int] | None) -> dict[str, Any]:
     whole = compare(x, other)
     found: dict[str, Any] = {
         **_nothing(),
@@ -243,10 +272,13 @@ def _measured(x: NDArray[Any], other: Any, y: NDArray[Any], quantized: Sequence[
         "cosine": whole.cosine,
         "saturated": whole.saturated,
     }
-    size = next((q.group_size for q in quantized if isinstance(q.group_size, int)), None)
-    columns = x.shape[-1] if x.ndim else 0
-    if size is None or not columns or columns % size:
+    if grouped is None:
         return found
+    size, axis = grouped
+    columns = x.shape[axis]
+    if columns % size:
+        return found
+    x, y = np.moveaxis(x, axis, -1), np.moveaxis(y, axis, -1)
     groups = (*x.shape[:-1], columns // size, size)
     decibels = np.asarray(compare(x.reshape(groups), y.reshape(groups), axis=-1).sqnr_db)
     counted = decibels[np.isfinite(decibels)]
@@ -302,6 +334,9 @@ def _page(found: Report) -> str:
         words = "tensor" if len(worst) == 1 else f"{len(worst)} tensors"
         body += [f"<h2>The {words} of the lowest signal to noise</h2>", "<p>A group is given by its row and its number there.</p>"]
         body.append(_table(_WORST_HEAD, map(_worst_row, worst), text={0, 1}))
+        beside = [tensor for tensor in changed if tensor.excess is not None]
+        if beside:
+            body += ["<h2>Beside the smallest error</h2>", _OPTIMUM, _table(_OPTIMUM_HEAD, map(_optimum_row, beside), text={0, 1, 6})]
     body += ["<h2>Bits per weight</h2>", _bits(found)]
     kept = Counter((tensor.second, tensor.reason) for tensor in found.tensors if tensor.action in ("keep", "cast"))
     if kept:
@@ -411,6 +446,16 @@ _WORST_HEAD = ["tensor", "format", "SQNR", "max error", "clipped", "worst group"
 _HEAD = ["tensor", "shape", "before", "after", "bits", "RMSE", "max error", "SQNR", "cosine", "clipped", "replaced", "SHA-256"]
 
 
+_OPTIMUM = """<p>No codes and scales of the format have a smaller mean squared error than the lower bound. The excess is how far above that of
+the best ones the error is, improved are the groups in which these make it smaller. Tensors whose format has no proven search are not listed.</p>"""
+_OPTIMUM_HEAD = ["tensor", "format", "SQNR", "lower bound", "excess", "improved", "weighted by"]
+
+
+def _optimum_row(tensor: TensorDetail) -> list[str]:
+    shares = [_percent(tensor.excess), _percent(tensor.share_improved)]
+    return [tensor.name, tensor.second, _db(tensor.sqnr_db), _number(tensor.lower_bound), *shares, tensor.weights or "nothing"]
+
+
 def _worst_row(tensor: TensorDetail) -> list[str]:
     where = "" if tensor.worst_group is None else ", ".join(map(str, tensor.worst_group))
     return [
@@ -456,6 +501,10 @@ def _db(value: float | None) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:#.3g}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else "infinite" if value == math.inf else f"{value:.1%}"
 
 
 def _count(value: int | None) -> str:
