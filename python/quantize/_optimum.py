@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -31,18 +32,49 @@ class Optimum(NamedTuple):
     """The share of the groups whose error is above that of the best one by more than rounding."""
 
 
+class Sums(NamedTuple):
+    """What an optimum is told by, over some groups."""
+
+    bounds: float
+    """No codes and scales have a smaller sum of (weighted) squared errors."""
+    errors: float
+    smallest: float
+    weights: float
+    improved: int
+    groups: int
+
+    def optimum(self) -> Optimum:
+        """Give the same as means and shares."""
+        return Optimum(
+            self.bounds / self.weights if self.weights else 0.0,
+            self.errors / self.smallest - 1 if self.smallest else math.inf if self.errors else 0.0,
+            self.improved / self.groups if self.groups else 0.0,
+        )
+
+
 def beside(expected: NDArray[Any], bits: bool, q: QuantizedArray, importance: NDArray[Any] | str | None, weight_bits: bool) -> Optimum:
-    """Search the groups of ``expected`` in the layout of ``q``, and compare.
+    """Search the groups of ``expected`` in the layout of ``q``, and compare."""
+    if not proves(q):
+        raise ValueError(
+            f"optimum is True; {q.format} has scales of two levels, whose search proves nothing: "
+            "compare with what another method gives, or choose a format of one level"
+        )
+    return searched(expected, bits, q, importance, weight_bits, None).optimum()
+
+
+def searched(
+    expected: NDArray[Any], bits: bool, q: QuantizedArray, importance: NDArray[Any] | str | None, weight_bits: bool, threads: int | None
+) -> Sums:
+    """Search the groups of ``expected`` in the layout of ``q``, and add up.
 
     The search of a scale and a minimum is proven for real numbers, so there the bound is that of float32 zero points.
     """
-    _check(q)
     format, _, axis, size, scale_dtype, options = q._tensor  # pyright: ignore[reportPrivateUsage]
     if "symmetric" in format_info(format).options and "symmetric" not in options:  # always stored with zero points, which tell
         options = {"symmetric": q.zero_points is None or bool((q.zero_points == 8).all())}
 
     def search(format: str, scale_dtype: str | None, options: dict[str, Any] | None) -> QuantizedArray:
-        how = ("optimal", importance, weight_bits, None, None, "raise", None, requested(None))
+        how = ("optimal", importance, weight_bits, None, None, "raise", None, requested(threads))
         return wrap(*_core.quantize(expected, bits, format, axis, size, scale_dtype, options, *how))
 
     x = _float64(expected, bits)
@@ -56,21 +88,15 @@ def beside(expected: NDArray[Any], bits: bool, q: QuantizedArray, importance: ND
         bounds = _group_sums(weights * (numbers - x) ** 2, q) * (1 - _TOLERANCE) - rounding
     else:
         bounds = smallest - rounding
-    count, total = weights.sum(), smallest.sum()
-    return Optimum(
-        float(np.maximum(bounds, 0).sum() / count) if count else 0.0,
-        float(errors.sum() / total - 1) if total else np.inf if errors.any() else 0.0,
-        float((errors > smallest + rounding).mean()) if errors.size else 0.0,
-    )
+    improved = int(np.count_nonzero(errors > smallest + rounding))
+    least = float(np.maximum(bounds, 0).sum())
+    return Sums(least, float(errors.sum()), float(smallest.sum()), float(weights.sum()), improved, errors.size)
 
 
-def _check(q: QuantizedArray) -> None:
-    """Refuse what has a search that proves nothing; the core refuses what has none."""
-    if q.format in _TWO_LEVELS or _SECOND_LEVEL & q.parts.keys() or "global_scale" in q._tensor[5]:  # pyright: ignore[reportPrivateUsage]
-        raise ValueError(
-            f"optimum is True; {q.format} has scales of two levels, whose search proves nothing: "
-            "compare with what another method gives, or choose a format of one level"
-        )
+def proves(q: QuantizedArray) -> bool:
+    """Whether the search of a layout proves something: that of scales of two levels does not."""
+    is_nested = _SECOND_LEVEL & q.parts.keys() or "global_scale" in q._tensor[5]  # pyright: ignore[reportPrivateUsage]
+    return q.format not in _TWO_LEVELS and not is_nested
 
 
 def _float64(array: NDArray[Any], bits: bool) -> NDArray[np.float64]:

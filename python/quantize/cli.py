@@ -127,6 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "compare", _compare, "measure how far the tensors of one file are from those of another")
     command.add_argument("first", metavar="A", help="the reference")
     command.add_argument("second", metavar="B", help="what is measured; either file may be quantized")
+    command.add_argument(
+        "--optimum",
+        action="store_true",
+        help="search for the smallest error that the formats of B can hold for A, and show how far it is (slow)",
+    )
+    command.add_argument("--importance", metavar="FILE", help="what --optimum weights errors with: a vector for each tensor name")
     _add_report(command)
     _add_work_options(command)
 
@@ -460,9 +466,16 @@ def _value(value: str | float | list[Any]) -> str:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    report = _files.compare_files(options.first, options.second, threads=options.threads, progress=not options.quiet)
+    report = _files.compare_files(
+        options.first,
+        options.second,
+        optimum=options.optimum,
+        importance=options.importance,
+        threads=options.threads,
+        progress=not options.quiet,
+    )
     if options.report:
-        _report.report(options.first, options.second, progress=not options.quiet).write(options.report)
+        _report.report(options.first, options.second, comparison=report, progress=not options.quiet).write(options.report)
     if options.json:
         _print_json(report.to_dict())
         return
@@ -473,8 +486,13 @@ def _compare(options: argparse.Namespace) -> None:
         numbers = ["", "", _VERDICTS.get(tensor.verdict, "")]
         if tensor.sqnr_db is not None:
             numbers = [f"{tensor.rmse:.3g}", f"{tensor.max_abs_error:.3g}", _decibels(tensor.sqnr_db)]
+        if options.optimum:
+            has_search = tensor.lower_bound is not None
+            numbers += [f"{tensor.lower_bound:.3g}", f"{tensor.excess:.1%}", f"{tensor.share_improved:.1%}"] if has_search else [""] * 3
         rows.append([tensor.name, _shape(tensor.shape), tensor.first or "-", tensor.second or "-", *numbers])
-    _print_table(["tensor", "shape", "A", "B", "RMSE", "max error", "SQNR"], rows, right={1, 4, 5})
+    head = ["tensor", "shape", "A", "B", "RMSE", "max error", "SQNR"]
+    head += ["lower bound", "excess", "improved"] if options.optimum else []
+    _print_table(head, rows, right={1, 4, 5, 7, 8, 9})
     if report.sqnr_db is not None:
         print()
         _print_table([], [["SQNR", _decibels(report.sqnr_db)], ["worst tensor", _worst(report)]])

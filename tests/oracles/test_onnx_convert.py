@@ -10,7 +10,6 @@ from onnx_models import GEMM, NBITS, QDQ, converted, decoded, floats, formats, m
 
 import quantize as qz
 from quantize import cli
-from quantize._onnx import job
 
 
 @pytest.mark.parametrize("qdq", [False, True])
@@ -192,14 +191,22 @@ def test_compare_with_another_container(tmp_path):
     assert compared["n"].verdict == "same"
 
 
-def test_errors_are_measured_in_pieces(tmp_path, monkeypatch):
-    nodes = [node("MatMul", "x w", "a"), node("Gemm", "a v", "b", transB=1), node("MatMul", "b u", "y")]
-    weights = {"w": floats(64, 96), "v": floats(64, 96, seed=1), "u": floats(64, 96, seed=2)}
-    source = write(tmp_path / "in.onnx", model(nodes, weights, GEMM))
-    for format, group_size in ((NBITS, 32), (QDQ, 32), (QDQ, 40)):
-        reports = []
-        for elements in (job.MEASURED, 1000):
-            monkeypatch.setattr(job, "MEASURED", elements)
-            reports.append(qz.convert(source, tmp_path / "out.onnx", format=format, group_size=group_size, overwrite=True))
-        for whole, pieces in zip(*(report.tensors for report in reports), strict=True):
-            assert (whole.sqnr_db, whole.rmse, whole.max_abs_error) == pytest.approx((pieces.sqnr_db, pieces.rmse, pieces.max_abs_error))
+@formats
+def test_reports_speak_of_the_groups_of_the_inputs(tmp_path, format):
+    """Of square matrices too, which MatMulNBits has the other way round than Gemm."""
+    nodes = [node("MatMul", "x w", "a"), node("Gemm", "a v", "y", transB=1)]
+    weights = {"w": floats(64, 64), "v": floats(64, 64, seed=1)}
+    weights["w"][32:, 5] *= np.where(np.arange(32) == 3, 30, 1)
+    weights["v"][7, :32] *= np.where(np.arange(32) == 3, 30, 1)
+    source, target = write(tmp_path / "in.onnx", model(nodes, weights, GEMM)), tmp_path / "out.onnx"
+    done = qz.convert(source, target, format=format)
+    compared = qz.compare_files(source, target, optimum=True)
+    report = qz.report(source, target, comparison=compared)
+    for detail, tensor, step in zip(report.tensors, compared.tensors, done.tensors, strict=True):
+        assert detail.sqnr_db == pytest.approx(step.sqnr_db)
+        assert tensor.sqnr_db == pytest.approx(step.sqnr_db)
+        x = weights["v"].T if detail.name == "v" else weights["w"]
+        q = qz.quantize(x, format, axis=0)
+        assert (detail.lower_bound, detail.excess) == pytest.approx(qz.compare(x, q, optimum=True)[6:8])
+        assert sum(detail.histogram) == 128
+    assert [detail.worst_group for detail in report.tensors] == [(5, 1), (7, 0)]

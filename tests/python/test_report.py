@@ -3,6 +3,7 @@
 import hashlib
 import json
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from helpers import as_bits, sample
 
 import quantize as qz
 from quantize import cli
+from quantize._report import _ticks
 
 
 @pytest.fixture
@@ -106,21 +108,59 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_a_page_stands_alone_and_shows_hostile_names_as_text(files, tmp_path):
-    source, target, tensors, conversion = files
+def test_a_page_stands_alone(files):
+    source, target, _, conversion = files
     page = qz.report(source, target, conversion=conversion).to_html()
     assert "<script" not in page
     assert page.count("<svg") == 2
     for text in ("1-d; a matrix has 2 axes or more", "gguf:q4_0", "5, 2", "weight"):
         assert text in page
-    name = "<script>alert(1)</script>"
-    write(tmp_path / "c.safetensors", {name: tensors["weight"]})
-    conversion = qz.convert(tmp_path / "c.safetensors", tmp_path / "d.safetensors")
-    page = qz.report(tmp_path / "c.safetensors", tmp_path / "d.safetensors", conversion=conversion).to_html()
-    assert "&lt;script&gt;" in page
+    assert Page(page).links == []
+
+
+HOSTILE = {
+    "<script>alert(1)</script>": "&lt;script&gt;alert(1)&lt;/script&gt;",
+    "</title></style><h1>": "&lt;/title&gt;&lt;/style&gt;&lt;h1&gt;",
+    "a&amp;\"b\" 'c'": "a&amp;amp;&quot;b&quot; &#x27;c&#x27;",
+    "\u202egnp.exe": "\\u202egnp.exe",  # would be read from right to left
+    "line\nbreak\x00": "line\\nbreak\\x00",
+    "long" * 100: "long" * 100,
+}
+
+
+def test_hostile_names_are_text(tmp_path):
+    write(tmp_path / "<i>.safetensors", {name: sample((2, 64), 1) for name in HOSTILE})
+    conversion = qz.convert(tmp_path / "<i>.safetensors", tmp_path / "b.safetensors")
+    page = qz.report(tmp_path / "<i>.safetensors", tmp_path / "b.safetensors", conversion=conversion).to_html()
+    for shown in HOSTILE.values():
+        assert page.count(shown) >= 3  # in a picture and in two tables
     read = Page(page)
-    assert "script" not in read.tags
+    assert not {"script", "i"} & read.tags
+    assert page.count("<h1>") == page.count("<style>") == 1
     assert read.links == []
+    assert all(character.isprintable() or character == "\n" for character in page)
+
+
+def test_a_page_of_many_tensors(tmp_path):
+    tensors = {f"layers.{layer}.weight": sample((2, 64), layer) for layer in range(1000)}
+    write(tmp_path / "a.safetensors", tensors | {"zeros": np.zeros((2, 64), np.float32)})
+    conversion = qz.convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    page = qz.report(tmp_path / "a.safetensors", tmp_path / "b.safetensors", conversion=conversion).to_html()
+    Page(page)
+    assert page.count("<circle") == 1000  # what lost nothing is on no scale of decibels
+    assert page.count("layers.7.weight<") == 1
+    assert "1,001 of 1,001" in page
+
+
+@pytest.mark.parametrize("ends", [(0, 1), (0, 86), (0, 200_550), (14, 22), (-3, 3), (21, 22), (0, 10**12)])
+def test_axes_end_at_round_numbers(ends):
+    ticks = list(_ticks(*ends))
+    assert ticks[0] <= ends[0]
+    assert ends[1] <= ticks[-1]
+    assert 2 <= len(ticks) <= 7
+    step = ticks[1] - ticks[0]
+    assert {later - tick for tick, later in pairwise(ticks)} == {step}
+    assert str(step).rstrip("0") in ("1", "2", "5")
 
 
 def test_the_command_line_writes_reports(files, tmp_path):

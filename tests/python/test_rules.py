@@ -126,11 +126,9 @@ def test_rules_that_mean_nothing_are_refused(file, tmp_path, rules, message):
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_floats_and_onnx_take_no_rules(file, tmp_path):
+def test_floats_take_no_rules(file):
     with pytest.raises(ValueError, match="floats are wanted"):
         qz.convert(file, None, rules={"*": "int4"}, dequantize=True, dry_run=True)
-    with pytest.raises(ValueError, match="an ONNX file takes one format"):
-        qz.convert(tmp_path / "in.onnx", None, rules={"*": "onnx:qdq"}, dry_run=True)
 
 
 def test_rules_on_the_command_line(file, capsys):

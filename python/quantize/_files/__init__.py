@@ -7,6 +7,7 @@
 | ``wanted``, ``rules`` | what is asked of a conversion |
 | ``parts`` | the same by several processes |
 | ``comparison`` | two files compared |
+| ``optimum`` | and beside the smallest error of their formats |
 | ``inspection`` | what a file holds, and what is suspicious |
 | ``verification`` | whether a file is what it should be |
 | ``errors`` | what reports are made of |
@@ -18,6 +19,7 @@ from quantize._files.comparison import FileComparison, TensorComparison, compare
 from quantize._files.conversion import ConvertReport, TensorReport, convert
 from quantize._files.errors import hashed, plain_data
 from quantize._files.inspection import Inspection, TensorFinding, inspect
+from quantize._files.optimum import is_turned, reference
 from quantize._files.parts import SharedPlan, convert_part, finish, plan
 from quantize._files.progress import Progress, printable, shown_progress
 from quantize._files.verification import TensorVerdict, Verification, verify
@@ -41,10 +43,12 @@ __all__ = [
     "finish",
     "hashed",
     "inspect",
+    "is_turned",
     "open",
     "plain_data",
     "plan",
     "printable",
+    "reference",
     "shown_progress",
     "verify",
 ]

@@ -115,6 +115,11 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
         """Give what the header says of a tensor."""
         return self._tensors[name][1]
 
+    def inputs_axis(self, name: str) -> int | None:
+        """Along which axis of a weight of an ONNX file the inputs of its layer run; None where that is not known."""
+        file = self._open_file()
+        return file.inputs_axis(self._tensors[name][0]) if isinstance(file, _onnx.File) else None
+
     def rows(self, name: str, elements: int) -> Iterator[tuple[int, QuantizedArray]]:
         """Read a quantized tensor in blocks of rows of about so many elements: the first row of each, and the block as a matrix.
 

@@ -150,7 +150,7 @@ def convert(
     format does not take refuses the job. See the page on folders.
 
     An ONNX file becomes an ONNX file, in which ``onnx:matmulnbits`` or ``onnx:qdq`` stands where the weights of its MatMul and Gemm
-    nodes were, and of Gather nodes where ``include`` names them. It needs the extra ``onnx``. See the page on ONNX.
+    nodes were, and of Gather nodes where ``include`` or a rule names them. It needs the extra ``onnx``. See the page on ONNX.
 
     Parameters
     ----------

@@ -79,8 +79,6 @@ class Wanted:
                 raise ValueError(
                     "scale_dtype or dtype is given; expected none for an ONNX file: floats are of the dtype that its graph has there"
                 )
-            if self.rules:
-                raise ValueError("rules are given; an ONNX file takes one format: name what it is for with include")
             if self.fallback is not None:
                 raise ValueError("fallback is given; it is for GGUF files")
 
@@ -99,10 +97,20 @@ class Wanted:
         """Have the core plan the conversion, and do it where there is a target."""
         if _onnx.is_onnx(source):
             with Checkpoint(self.importance) if self.importance else nullcontext() as found:
-                name = None if self.dequantize else self.format or "int4"
-                names = (self.include, self.exclude, self.keep)
+                format, rules = self._format_and_rules()
                 wanted = _onnx.How(
-                    name, self.group_size, self.options, self.method, found, self.nonfinite, *names, self.requantize, requested(threads)
+                    format=None if self.dequantize else format,
+                    group_size=self.group_size,
+                    options=self.options,
+                    method=self.method,
+                    importance=found,
+                    nonfinite=self.nonfinite,
+                    include=self.include,
+                    exclude=self.exclude,
+                    keep=self.keep,
+                    rules=rules,
+                    requantize=self.requantize,
+                    threads=requested(threads),
                 )
                 return Made(*_onnx.convert(source, target, wanted, limit, overwrite, progress), None, target)
         format, given = self._format_and_rules()

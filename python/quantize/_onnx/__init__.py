@@ -5,6 +5,7 @@
 | ``data`` | where the bytes of tensors are, inside the model and beside it |
 | ``output`` | the files of a new model |
 | ``graph`` | graphs, who makes a value and who uses it |
+| ``storage`` | how quantized weights lie in tensors, some outputs at a time |
 | ``weights`` | constant tensors, quantized ones among them |
 | ``uses`` | what weights are used for |
 | ``model`` | an open model |

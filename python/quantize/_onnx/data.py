@@ -18,7 +18,7 @@ import numpy as np
 from quantize._core import CorruptFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -190,15 +190,30 @@ class Source:
             self._fill(file, tensor.name, place, found.data)
         return found
 
-    def blocks(self, tensor: Proto) -> Iterator[memoryview]:
+    @contextmanager
+    def opened(self, tensor: Proto) -> Generator[Callable[[int, NDArray[np.uint8]], None]]:
+        """Give what fills an array with the bytes of a tensor from some place on."""
+        place = self.place(tensor)
+        if place is None:
+            inside = self._inside(tensor)
+
+            def copy(at: int, into: NDArray[np.uint8]) -> None:
+                into[:] = inside[at : at + len(into)]
+
+            yield copy
+            return
+        with self._opened(tensor.name, place.location) as file:
+            yield lambda at, into: self._fill(file, tensor.name, Place(place.location, place.offset + at, len(into)), into.data)
+
+    def blocks(self, tensor: Proto) -> Iterator[NDArray[np.uint8]]:
         """Read the bytes of a tensor that is outside the model in pieces, each good until the next is asked for."""
         place = self.place(tensor)
         assert place is not None
-        block = memoryview(bytearray(min(place.length, BLOCK)))
-        with self._opened(tensor.name, place.location) as file:
+        block = np.empty(min(place.length, BLOCK), np.uint8)
+        with self.opened(tensor) as fill:
             for start in range(0, place.length, BLOCK):
                 piece = block[: min(BLOCK, place.length - start)]
-                self._fill(file, tensor.name, Place(place.location, place.offset + start, len(piece)), piece)
+                fill(start, piece)
                 yield piece
 
     def _fill(self, file: int, name: str, place: Place, into: memoryview) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantize import _core
 from quantize._onnx.data import is_onnx
-from quantize._onnx.job import run
+from quantize._onnx.job import cut, run
 from quantize._onnx.model import Model
 from quantize._onnx.plan import How, plan
 from quantize._onnx.uses import uses
@@ -73,19 +72,12 @@ class File:
 def convert(
     source: str, target: str | None, how: How, limit: int, overwrite: bool, progress: Callable[[int, int, str], object] | None
 ) -> tuple[list[tuple[Any, ...]], int]:
-    """Give the rows of a report and the bytes that a weight takes at most while it is changed; without a target the plan alone."""
+    """Give the rows of a report and the bytes that weights take at most while they are changed; without a target the plan alone."""
     model = Model(source)
     steps = plan(model, how)
-    # A weight is in memory whole: as it was, as float32, and as it becomes.
-    sizes = {step.weight.name: step.before + 4 * math.prod(step.weight.shape) + step.after for step in steps if step.changes}
-    peak = max(sizes.values(), default=0)
-    if peak > limit:
-        name = max(sizes, key=lambda name: sizes[name])
-        raise ValueError(
-            f"memory_limit is {limit} bytes; tensor '{name}' takes {peak}, and a weight of an ONNX model is changed as a whole"
-        )
+    peak = cut(model, steps, limit)
     if target is not None:
-        run(model, steps, how, target, overwrite, progress)
+        run(model, steps, target, overwrite, progress)
     return [step.row() for step in steps], peak
 
 

@@ -1,23 +1,26 @@
-"""A plan carried out: weights are read, quantized and written one after the other, the graphs changed, the model written last."""
+"""A plan carried out: weights are read, quantized and written some outputs at a time, the graphs changed, the model written last."""
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantize import _core
-from quantize._api import from_parts, quantize
+from quantize._api import quantize
 from quantize._onnx import output as files
 from quantize._onnx.data import is_outside
 from quantize._onnx.graph import tensors_of
 from quantize._onnx.plan import How, Step, turn
+from quantize._onnx.storage import Layout, taken_apart
 from quantize._onnx.surgery import Surgeon
-from quantize._onnx.weights import BLOCKS, Layout, load
+from quantize._onnx.weights import opened
 from quantize._types import QuantizedArray
 
 if TYPE_CHECKING:
@@ -26,34 +29,59 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantize._onnx.model import Model
-    from quantize._types import GroupSize
 
-MEASURED = 4 << 20  # elements that are decoded at a time to measure errors
+BLOCK_ELEMENTS = 16 << 20
+"""Elements of a weight that are changed at a time at most."""
+
+ELEMENT_BYTES = 20
+"""Bytes of memory for each of them at most: as it was, as float32, as it becomes, and both as floats to measure the error."""
 
 
-def run(
-    model: Model, steps: list[Step], how: How, target: str, overwrite: bool, progress: Callable[[int, int, str], object] | None
-) -> None:
+def cut(model: Model, steps: list[Step], limit: int) -> int:
+    """Say how many outputs of each weight are changed at a time, so that they take no more than the limit; what they take at most."""
+    outside = _goes_outside(model, steps)
+    peak = 0
+    for step in steps:
+        if not step.changes:
+            continue
+        weight, layout = step.weight, _inner_layout(step)
+        tensors = (weight.tensor,) if weight.packed is None else weight.packed.tensors
+        whole = sum(model.source.nbytes(tensor) for tensor in tensors if not is_outside(tensor))
+        whole += 0 if outside else 2 * step.after
+        whole += _importance_bytes(weight.name, step.how)
+        parts = [*weight.stored(layout.axis), *layout.stored()]
+        smallest = min(math.lcm(*(part.step for part in parts)), max(layout.rows, 1))
+        each = ELEMENT_BYTES * max(layout.columns, 1)
+        needed = whole + smallest * each
+        if needed > limit:
+            raise ValueError(
+                f"memory_limit is {limit} bytes; tensor {weight.name!r} takes {needed}: what is inside the model is read as a whole, "
+                f"and of {layout.columns} inputs at least {smallest} outputs are changed at a time"
+            )
+        count = min(limit - whole, ELEMENT_BYTES * BLOCK_ELEMENTS) // each // smallest * smallest
+        step.count = min(max(count, smallest), max(layout.rows, 1))
+        peak = max(peak, whole + step.count * each)
+    return peak
+
+
+def run(model: Model, steps: list[Step], target: str, overwrite: bool, progress: Callable[[int, int, str], object] | None) -> None:
     """Carry a plan out."""
     refused = next((step for step in steps if step.action == "refuse"), None)
     if refused is not None:
         raise _core.PolicyError(f"{model.path}: tensor {refused.weight.name!r}: {refused.reason}")
-    outside = any(map(is_outside, tensors_of(model.message)))
-    if not outside:
-        grown = sum(step.after - step.before for step in steps)
-        outside = model.size + grown > files.INSIDE_LIMIT
+    outside = _goes_outside(model, steps)
     output = files.Output(target, overwrite, outside)
     try:
         if outside:
             _spare_source(model, output)
-        surgeon = Surgeon(model.message, model.scopes, output)
+        surgeon = Surgeon(model.message, model.scopes)
         done, total = 0, sum(step.before for step in steps)
         for step in steps:
             if progress is not None:
                 progress(done, total, step.weight.name)
             if step.changes:
                 started = time.perf_counter()
-                _carry_out(model, step, how, surgeon)
+                _carry_out(model, step, surgeon, output)
                 step.seconds = time.perf_counter() - started
             done += step.before
         surgeon.finish()
@@ -69,6 +97,13 @@ def run(
         output.discard()
 
 
+def _goes_outside(model: Model, steps: list[Step]) -> bool:
+    """Whether the new model has a file of data."""
+    if any(map(is_outside, tensors_of(model.message))):
+        return True
+    return model.size + sum(step.after - step.before for step in steps) > files.INSIDE_LIMIT
+
+
 def _spare_source(model: Model, output: files.Output) -> None:
     """Refuse to put data in the place of that which another model, the source, goes on using."""
     try:
@@ -80,58 +115,73 @@ def _spare_source(model: Model, output: files.Output) -> None:
         raise ValueError(f"target is {output.path!r}; the data of the source has the name of its data: choose another name or folder")
 
 
-def _carry_out(model: Model, step: Step, how: How, surgeon: Surgeon) -> None:
-    weight = step.weight
-    before = load(weight, model.source)
-    if step.layout is None:
-        assert isinstance(before, QuantizedArray)  # a step without a layout decodes
-        surgeon.floats(weight, step.uses, before.dequantize(dtype=weight.dtype, threads=how.threads).reshape(weight.seen))
-        return
-    try:
-        if isinstance(before, QuantizedArray):
-            q = turn(before, how, step.action == "requantize")
-            floats = before.dequantize(threads=how.threads)
+def _inner_layout(step: Step) -> Layout:
+    """How the weight is quantized in the new file; where it is decoded, in the old one."""
+    if step.layout is not None:
+        return step.layout
+    assert step.weight.packed is not None
+    return step.weight.packed.layout
+
+
+def _carry_out(model: Model, step: Step, surgeon: Surgeon, output: files.Output) -> None:
+    weight, layout = step.weight, _inner_layout(step)
+    with ExitStack() as stack:
+        read = stack.enter_context(opened(weight, layout.axis, model.source))
+        if step.layout is None:
+            targets = surgeon.floats(weight, step.uses, layout)
+        elif layout.format == "onnx:matmulnbits":
+            targets = surgeon.pack(weight, step.uses, layout)
         else:
-            floats = before.reshape(step.layout.shape)
-            q = _quantized(floats, step, step.layout, how)
-    except ValueError as error:
-        raise _core.PolicyError(f"{model.path}: tensor {weight.name!r}: {error}") from error
-    step.errors = _errors(floats, q, how.threads)
-    if step.layout.format == "onnx:matmulnbits":
-        surgeon.pack(weight, step.uses, q)
+            targets = surgeon.decode(weight, step.uses, layout)
+        rooms = [
+            (target, [stack.enter_context(output.room(*pair)) for pair in zip(target.tensors, target.nbytes, strict=True)])
+            for target in targets
+        ]
+        errors: list[NDArray[np.float64]] = []
+        for start in range(0, layout.rows, step.count):
+            stop = min(start + step.count, layout.rows)
+            try:
+                changed = _changed(read(start, stop), step, start, errors)
+            except ValueError as error:
+                some = "" if stop - start == layout.rows else f" outputs {start} to {stop - 1}:"
+                raise _core.PolicyError(f"{model.path}: tensor {weight.name!r}:{some} {error}") from error
+            for target, pieces in rooms:
+                arrays = taken_apart(changed, target.is_table) if isinstance(changed, QuantizedArray) else [changed]
+                for part, piece, array in zip(target.stored, pieces, arrays, strict=True):
+                    part.write(piece, start, stop, array)
+    if errors:
+        step.errors = (*np.sum(errors, axis=0).tolist()[:-1], float(np.max(errors, axis=0)[-1]))
+
+
+def _changed(
+    before: QuantizedArray | NDArray[Any], step: Step, start: int, errors: list[NDArray[np.float64]]
+) -> QuantizedArray | NDArray[Any]:
+    """Change the outputs of a weight from one on, and measure the errors."""
+    how = step.how
+    if isinstance(before, QuantizedArray):
+        if step.layout is None:
+            return before.dequantize(dtype=step.weight.dtype, threads=how.threads)
+        q = turn(before, how, step.action == "requantize")
+        floats = before.dequantize(threads=how.threads)
     else:
-        surgeon.decode(weight, step.uses, q)
+        assert step.layout is not None  # nothing else than what is quantized is decoded
+        q = _quantized(before, step, step.layout, start)
+        floats = before
+    errors.append(_core.compare(floats, False, q.dequantize(threads=how.threads), False, None, how.threads))
+    return q
 
 
-def _errors(floats: NDArray[Any], q: QuantizedArray, threads: int | None) -> tuple[float, ...]:
-    """Measure how far a quantized matrix is from its floats, some rows of its parts at a time."""
-    if q.format == "onnx:qdq" and q.group_size in BLOCKS:
-        q = q.to("onnx:matmulnbits", threads=threads)  # the same values in parts that have rows
-    rows, columns = q.shape[1 - q.axis], q.shape[q.axis]
-    step = rows if q.format == "onnx:qdq" else max(MEASURED // max(columns, 1), 1)
-    sums: list[NDArray[np.float64]] = []
-    for start in range(0, rows, step):
-        block, stop = q, min(start + step, rows)
-        if stop - start < rows:
-            shape = (stop - start, columns) if q.axis else (columns, stop - start)
-            parts = {name: part[start:stop] for name, part in q.parts.items()}
-            block = from_parts(q.format, parts, shape=shape, axis=q.axis, group_size=cast("GroupSize", q.group_size))
-        reference = floats[start:stop] if q.axis else floats[:, start:stop]
-        sums.append(_core.compare(reference, False, block.dequantize(threads=threads), False, None, threads))
-    *totals, _ = np.sum(sums, axis=0).tolist()
-    return (*totals, float(max(each[-1] for each in sums)))
-
-
-def _quantized(array: NDArray[Any], step: Step, layout: Layout, how: How) -> QuantizedArray:
-    """Quantize a matrix of floats, as the nodes see it."""
+def _quantized(array: NDArray[Any], step: Step, layout: Layout, start: int) -> QuantizedArray:
+    """Quantize the outputs of a weight of floats from one on, as the nodes see them."""
+    how = step.how
     if array.dtype.name != layout.dtype:  # a Cast stands between it and its users
         with np.errstate(over="ignore"):
             array = array.astype(layout.dtype)
     if how.nonfinite != "raise":
-        step.replaced = array.size - int(np.count_nonzero(np.isfinite(array)))
+        step.replaced += array.size - int(np.count_nonzero(np.isfinite(array)))
     importance: Any = None
     if how.method == "optimal":
-        importance, step.weighted = _importance(step.weight.name, array, how)
+        importance, step.weighted = _importance(step.weight.name, layout, start, array, how)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", _core.QuantizeWarning)  # the caller tells of all tensors at once
         return quantize(
@@ -147,12 +197,26 @@ def _quantized(array: NDArray[Any], step: Step, layout: Layout, how: How) -> Qua
         )
 
 
-def _importance(name: str, array: NDArray[Any], how: How) -> tuple[Any, str]:
-    """What errors are weighted with: what the file of importance has for a tensor, else magnitudes."""
-    given = how.importance or {}
-    found = next((given[key] for key in (name, f"{name}.in_sum2") if key in given), None)
-    if found is None:
+def _given_importance(name: str, how: How) -> str | None:
+    """Which tensor of the file of importance is for a weight."""
+    return next((key for key in (name, f"{name}.in_sum2") if key in (how.importance or ())), None)
+
+
+def _importance_bytes(name: str, how: How) -> int:
+    """Bytes that the importance of a weight takes, which is read as a whole."""
+    key = _given_importance(name, how)
+    return 0 if key is None or how.importance is None else how.importance.info(key).nbytes
+
+
+def _importance(name: str, layout: Layout, start: int, array: NDArray[Any], how: How) -> tuple[Any, str]:
+    """What the errors of some outputs are weighted with: what the file of importance has for a tensor, else magnitudes."""
+    key = _given_importance(name, how)
+    if key is None or how.importance is None:
         return "magnitude", "magnitude"
+    found = how.importance[key]
     if isinstance(found, QuantizedArray) or found.dtype.kind != "f":
         raise TypeError(f"importance of tensor {name!r} is not of floats; expected floats")
-    return found if found.shape == array.shape else found.reshape(-1), "importance"
+    if found.shape != layout.shape:
+        return found.reshape(-1), "importance"
+    stop = start + array.shape[1 - layout.axis]
+    return found[start:stop] if layout.axis == 1 else found[:, start:stop], "importance"

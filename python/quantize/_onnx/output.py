@@ -6,16 +6,19 @@ import errno
 import os
 import secrets
 import stat
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from quantize._onnx.data import Place, Proto, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Generator, Iterable
 
-    import numpy as np
     from numpy.typing import NDArray
+
+    from quantize._onnx.storage import Piece
 
 INSIDE_LIMIT = 2**30  # bytes of a model from which on what is new goes into a file of data
 OUTSIDE_FROM = 1024  # bytes of a tensor that lies outside the model; below that it is not worth it
@@ -47,14 +50,23 @@ class Output:
                 self.discard()
                 raise
 
-    def store(self, tensor: Proto, data: NDArray[np.uint8]) -> None:
-        """Give a tensor its bytes: outside the model where it has a file of data and they are enough to be worth it."""
-        if self._data is None or len(data) < OUTSIDE_FROM:
+    @contextmanager
+    def room(self, tensor: Proto, length: int) -> Generator[Piece]:
+        """Give what writes the bytes of a tensor: outside the model where it has a file of data and they are enough to be worth it."""
+        if self._data is None or length < OUTSIDE_FROM:
+            inside = np.zeros(length, np.uint8)
+
+            def copy(at: int, data: NDArray[np.uint8]) -> None:
+                inside[at : at + len(data)] = data
+
+            yield copy
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
-            tensor.raw_data = data.tobytes()
+            tensor.raw_data = inside.tobytes()
         else:
-            self._point(tensor, self._append(len(data), [data.data]))
+            place = self._place(length)
+            yield self._piece(place)
+            self._point(tensor, place)
 
     def adopt(self, tensor: Proto, source: Source) -> None:
         """Copy the bytes of a tensor that is outside the old model; a range that several tensors share is copied once."""
@@ -62,21 +74,35 @@ class Output:
         if place is None or place.location == _OURS:
             return
         if place.length < OUTSIDE_FROM:
-            self.store(tensor, source.read(tensor))
+            with self.room(tensor, place.length) as write:
+                write(0, source.read(tensor))
             return
         if place not in self._places:
-            self._places[place] = self._append(place.length, source.blocks(tensor))
+            self._places[place] = self._place(place.length)
+            write, at = self._piece(self._places[place]), 0
+            for block in source.blocks(tensor):
+                write(at, block)
+                at += len(block)
         self._point(tensor, self._places[place])
 
-    def _append(self, length: int, blocks: Iterable[memoryview]) -> Place:
-        assert self._data is not None
+    def _place(self, length: int) -> Place:
+        """Take a range of the file of data."""
         align = PAGE if length >= PAGE_FROM else 64
         start = -(-self._end // align) * align
-        self._data.file.seek(start)
-        for block in blocks:
-            self._data.file.write(block)
         self._end = start + length
         return Place(_OURS, start, length)
+
+    def _piece(self, place: Place) -> Piece:
+        """Give what writes into a range of the file of data."""
+        assert self._data is not None
+        file = self._data.file.fileno()
+
+        def write(at: int, data: NDArray[np.uint8]) -> None:
+            done = 0
+            while done < len(data):
+                done += os.pwrite(file, data.data[done:], place.offset + at + done)
+
+        return write
 
     def _point(self, tensor: Proto, place: Place) -> None:
         tensor.ClearField("external_data")

@@ -13,14 +13,15 @@ from quantize import _core
 from quantize._api import quantize
 from quantize._onnx.data import FLOAT, FLOAT16, TYPES
 from quantize._onnx.graph import is_operator
+from quantize._onnx.storage import DTYPES, Layout
 from quantize._onnx.uses import Use, uses
-from quantize._onnx.weights import DTYPES, Layout, Weight
+from quantize._onnx.weights import Weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from numpy.typing import NDArray
-
+    from quantize._files.checkpoint import Checkpoint
+    from quantize._files.rules import Parsed
     from quantize._onnx.model import Model
     from quantize._types import GroupSize, Method, NonFinite, QuantizedArray
 
@@ -36,13 +37,23 @@ class How(NamedTuple):
     group_size: GroupSize | None = None
     options: Mapping[str, Any] | None = None
     method: Method = "nearest"
-    importance: Mapping[str, QuantizedArray | NDArray[Any]] | None = None
+    importance: Checkpoint | None = None
     nonfinite: NonFinite = "raise"
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     keep: Sequence[str] = ()
+    rules: Sequence[Parsed] = ()
     requantize: bool = False
     threads: int | None = None
+
+    def of(self, rule: Parsed | None) -> How | None:
+        """What is wanted of the tensors that a rule, or none, decides about; None where they are kept."""
+        if rule is None:
+            return self
+        if rule[1] is None:
+            return None
+        format, group_size, _, options = rule[1]
+        return self._replace(format=format, group_size=group_size, options=options)
 
 
 @dataclass(eq=False)
@@ -50,13 +61,18 @@ class Step:
     """What happens to one weight."""
 
     weight: Weight
+    how: How
     action: str
     reason: str | None = None
     layout: Layout | None = None
     """How it is quantized in the new file."""
     uses: list[Use] = field(default_factory=list[Use])
+    rule: str | None = None
+    """The pattern of the rule that decided."""
     before: int = 0
     after: int = 0
+    count: int = 1
+    """Outputs that are changed at a time."""
     errors: tuple[Any, ...] | None = None
     replaced: int = 0
     weighted: str | None = None
@@ -73,40 +89,55 @@ class Step:
         tensor = None if self.layout is None else self.layout.tensor
         becomes = weight.dtype if tensor is None else tensor[0]
         sizes = (self.before, self.after)
-        return (weight.name, weight.shape, weight.dtype, self.action, self.reason, None, tensor, sizes, becomes, None, done)
+        return (weight.name, weight.shape, weight.dtype, self.action, self.reason, self.rule, tensor, sizes, becomes, None, done)
 
 
 def plan(model: Model, how: How) -> list[Step]:
     """Decide what happens to each tensor. Nothing is read."""
-    _check_how(model, how)
+    _check_all(model, how)
     _check_names(model, how)
     steps: list[Step] = []
     for weight in model.weights:
-        step = _step(weight, how)
+        step = _chosen(weight, how)
         step.before = model.bytes_before(weight)
         step.after = step.before
         if step.action == "dequantize":
             step.after = math.prod(weight.shape) * np.dtype(weight.dtype).itemsize
         elif step.changes and step.layout is not None:
             copies = len({use.is_lookup for use in step.uses})  # a table that is multiplied by too
-            step.after = copies * sum(step.layout.nbytes)
+            step.after = copies * step.layout.nbytes
         steps.append(step)
     return steps
 
 
-def _check_how(model: Model, how: How) -> None:
+def _check_all(model: Model, how: How) -> None:
+    """Refuse what an ONNX file does not take."""
     if model.message.training_info:
         raise ValueError("the model has graphs for training, which use its weights as they are; expected one for inference alone")
     if how.format is None:
+        if how.rules:
+            raise ValueError(f"a rule is {how.rules[0][0]!r}; floats are wanted: give no rules")
         return
+    _check_how(model, how, "format")
+    for rule in how.rules:
+        if rule[1] is not None and rule[1][2] is not None:
+            raise ValueError(
+                f"the rule of {rule[0]!r} has scale_dtype; expected none for an ONNX file: scales are of the dtype of its graph"
+            )
+        own = how.of(rule)
+        if own is not None:
+            _check_how(model, own, f"the format of the rule of {rule[0]!r}")
+
+
+def _check_how(model: Model, how: How, argument: str) -> None:
     if how.format not in FORMATS:
-        raise ValueError(f"format is {how.format!r}; an ONNX file takes {' or '.join(FORMATS)}")
+        raise ValueError(f"{argument} is {how.format!r}; an ONNX file takes {' or '.join(FORMATS)}")
     if how.group_size == "tensor":
         raise ValueError("group_size is 'tensor'; expected a number of elements or 'row' in an ONNX file")
     _layout(how, (0, 0), 0, "float32")  # what the format does not take is a fault whatever the file holds
     if how.format == "onnx:qdq" and model.opset < BLOCKS_FROM:
         raise ValueError(
-            f"format is 'onnx:qdq'; the model is of opset {model.opset}, and DequantizeLinear knows blocks of 4 bits from {BLOCKS_FROM} on: "
+            f"{argument} is 'onnx:qdq'; the model is of opset {model.opset}, and DequantizeLinear knows blocks of 4 bits from {BLOCKS_FROM} on: "
             f"take onnx:matmulnbits, or convert the model with onnx.version_converter first"
         )
 
@@ -114,7 +145,8 @@ def _check_how(model: Model, how: How) -> None:
 def _check_names(model: Model, how: How) -> None:
     """Every pattern and name must mean something: one that fits no tensor is most likely misspelt."""
     names = [weight.name for weight in model.weights]
-    for argument, patterns in (("include", how.include), ("exclude", how.exclude)):
+    rules = [pattern for pattern, _ in how.rules]
+    for argument, patterns in (("include", how.include), ("exclude", how.exclude), ("a rule", rules)):
         for pattern in patterns:
             if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
                 raise ValueError(f"{argument} is {pattern!r}; no tensor of the file matches it")
@@ -137,18 +169,32 @@ def _described(q: QuantizedArray, shape: tuple[int, int]) -> Layout:
     return Layout(q.format, shape, q.axis, group_size, q.parts["scales"].dtype.name, "zero_points" not in q.parts)
 
 
-def _step(weight: Weight, how: How) -> Step:
+def _chosen(weight: Weight, how: How) -> Step:
+    """What happens to a weight by what its name asks for."""
+    layout = None if weight.packed is None else weight.packed.layout
+    left_out = _leaves_out(weight.name, how)
+    if left_out is not None:
+        return Step(weight, how, "keep", left_out, layout)
+    rule = next((rule for rule in how.rules if fnmatch.fnmatchcase(weight.name, rule[0])), None)
+    own = how.of(rule)
+    if rule is None:
+        assert own is not None
+        return _step(weight, own, is_named=bool(how.include))
+    step = Step(weight, how, "keep", f"kept by rule {rule[0]!r}", layout) if own is None else _step(weight, own, is_named=True)
+    step.rule = rule[0]
+    return step
+
+
+def _step(weight: Weight, how: How, is_named: bool) -> Step:
+    """What happens to a weight that is wanted so, by its type, its shape and its users."""
     packed, found, shape = weight.packed, uses(weight), weight.shape
 
     def kept(reason: str) -> Step:
-        return Step(weight, "keep", reason, None if packed is None else packed.layout)
+        return Step(weight, how, "keep", reason, None if packed is None else packed.layout)
 
-    left_out = _leaves_out(weight.name, how)
-    if left_out is not None:
-        return kept(left_out)
     if how.format is None:
         # A weight that its users decode has no others; one that the graph decodes may have any.
-        return kept("not quantized") if packed is None else Step(weight, "dequantize", uses=[] if isinstance(found, str) else found)
+        return kept("not quantized") if packed is None else Step(weight, how, "dequantize", uses=[] if isinstance(found, str) else found)
     if packed is not None:
         return _again(weight, packed.layout, found, how, kept)
     if weight.dtype not in ("float16", "bfloat16", "float32", "float64"):
@@ -162,13 +208,13 @@ def _step(weight: Weight, how: How) -> Step:
     reason = _unfit(weight, found, how)
     if reason is not None:
         return kept(reason)
-    if any(use.is_lookup for use in found) and not how.include:
-        return kept("rows are looked up in it; such a table is quantized where include names it")
+    if any(use.is_lookup for use in found) and not is_named:
+        return kept("rows are looked up in it; such a table is quantized where include or a rule names it")
     seen = weight.data_type if how.format == "onnx:qdq" else found[0].data_type
     layout = _layout(how, (shape[-2], shape[-1]), found[0].axis, DTYPES[seen].name)
     if layout.columns < layout.block:
         return kept(f"the axis of the inputs has {layout.columns} elements; a group has {layout.block}")
-    return Step(weight, "quantize", None, layout, found)
+    return Step(weight, how, "quantize", None, layout, found)
 
 
 def _leaves_out(name: str, how: How) -> str | None:
@@ -249,8 +295,8 @@ def _again(weight: Weight, before: Layout, found: list[Use] | str, how: How, kep
                 raise
             q, action = turn(row, how, True), "requantize"
     except ValueError as error:
-        return Step(weight, "refuse", str(error), before, found)
-    return Step(weight, action, None, _described(q, before.shape), found)
+        return Step(weight, how, "refuse", str(error), before, found)
+    return Step(weight, how, action, None, _described(q, before.shape), found)
 
 
 def turn(q: QuantizedArray, how: How, requantize: bool) -> QuantizedArray:

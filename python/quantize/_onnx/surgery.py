@@ -10,88 +10,90 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from quantize._onnx.data import INT4, UINT4, UINT8, Proto
 from quantize._onnx.graph import MICROSOFT, Scope, is_microsoft, is_operator
-from quantize._onnx.output import Output
+from quantize._onnx.storage import DTYPES, Layout, Stored
 from quantize._onnx.uses import Use
-from quantize._onnx.weights import DTYPES, SUFFIXES, Weight, base, turned, unique
+from quantize._onnx.weights import SUFFIXES, Weight, base, unique
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Set
-
-    from numpy.typing import NDArray
-
-    from quantize._types import QuantizedArray
+    from collections.abc import Callable, Iterable, Sequence, Set
 
 
-Part: TypeAlias = "tuple[int, tuple[int, ...], NDArray[Any]]"
-"""Type, shape and bytes of a tensor."""
+class Target(NamedTuple):
+    """New tensors of a weight, without their bytes."""
+
+    names: list[str]
+    tensors: list[Proto]
+    stored: list[Stored]
+    is_table: bool = False
+
+    @property
+    def nbytes(self) -> list[int]:
+        """Bytes of each."""
+        return [part.nbytes for part in self.stored]
 
 
 class Surgeon:
     """Changes the graphs of one model, and tidies up at the end."""
 
-    def __init__(self, model: Proto, scopes: list[Scope], output: Output) -> None:
+    def __init__(self, model: Proto, scopes: list[Scope]) -> None:
         self._model = model
         self._scopes = scopes
-        self._output = output
         self._helper: Any = import_module("onnx.helper")
         self._names = {value for scope in scopes for value in scope.makers}
         self._left: set[str] = set()  # values that nobody may need any more
         self._added: list[tuple[Scope, Proto | None, Proto]] = []  # nodes, each with the one that it follows; None for the beginning
 
-    def pack(self, weight: Weight, uses: list[Use], q: QuantizedArray) -> None:
-        """Let the nodes that use a weight take ``q``, in the format onnx:matmulnbits, in its place."""
-        rows, columns = q.shape[1 - q.axis], q.shape[q.axis]
-        parts = [(UINT8 if part.dtype == np.uint8 else uses[0].data_type, part.shape, part) for part in q.parts.values()]
-        names: dict[bool, list[str]] = {}
-        for is_lookup in dict.fromkeys(use.is_lookup for use in uses):
-            if is_lookup:  # the rows of a table are stored without the padding of their last block
-                packed = q.parts["packed"].reshape(rows, -1)[:, : columns // 2]
-                names[True] = self._initializers(weight, [(UINT8, packed.shape, packed), *parts[1:]])
-            else:
-                names[False] = self._initializers(weight, parts)
+    def pack(self, weight: Weight, uses: list[Use], layout: Layout) -> list[Target]:
+        """Let the nodes that use a weight take it in the format onnx:matmulnbits."""
+        rows, groups = layout.rows, layout.groups
+        shapes = [(rows, groups, layout.block // 2), (rows, groups), (rows, -(-groups // 2))]
+        kinds = [UINT8, uses[0].data_type, UINT8]
+        targets: dict[bool, Target] = {}
+        for is_table in dict.fromkeys(use.is_lookup for use in uses):
+            dims = [(rows, layout.columns // 2), *shapes[1:]] if is_table else shapes
+            targets[is_table] = self._target(weight, kinds, dims, layout.stored(is_table), is_table)
         for use in uses:
-            data_name, *others = names[use.is_lookup]
+            data_name, *others = targets[use.is_lookup].names
             node = use.node
             self._left.update(node.input)
-            numbers = {"bits": 4, "block_size": q.group_size}
+            numbers = {"bits": 4, "block_size": layout.block}
             if use.is_lookup:
                 self._become(node, "GatherBlockQuantized", [data_name, node.input[1], *others], gather_axis=0, quantize_axis=1, **numbers)
             else:
                 bias = _bias(node)
                 inputs = [node.input[0], data_name, *others]
                 inputs += [*[""] * (5 - len(inputs)), bias] if bias else []
-                self._become(node, "MatMulNBits", inputs, K=columns, N=rows, **numbers)
+                self._become(node, "MatMulNBits", inputs, K=layout.columns, N=rows, **numbers)
         self._left.add(weight.value)
         if all(opset.domain != MICROSOFT for opset in self._model.opset_import):
             self._model.opset_import.add(domain=MICROSOFT, version=1)
+        return list(targets.values())
 
-    def decode(self, weight: Weight, uses: list[Use], q: QuantizedArray) -> None:
-        """Make a weight the output of a DequantizeLinear of ``q``, in the format onnx:qdq."""
+    def decode(self, weight: Weight, uses: list[Use], layout: Layout) -> list[Target]:
+        """Make a weight the output of a DequantizeLinear, in the format onnx:qdq."""
         value, dims = self._plain(weight, uses), weight.seen
-        data, scales, zero_points = q.parts["packed"], q.parts["scales"], q.parts.get("zero_points")
-        if q.axis == 1:  # the parts are those of the transpose
-            groups, rows = scales.shape
-            data, scales = turned(data, q.shape[1], q.shape[0]), scales.T
-            zero_points = None if zero_points is None else turned(zero_points, groups, rows)
-        kind = INT4 if zero_points is None else UINT4
-        shape = (*dims[:-2], *scales.shape)
-        parts: list[Part] = [(kind, dims, data), (_data_type(scales.dtype), shape, scales)]
-        parts += [] if zero_points is None else [(kind, shape, zero_points)]
-        inputs = self._initializers(weight, parts)
-        size = q.shape[q.axis] if q.group_size == "row" else q.group_size
-        axis = len(dims) - 2 + q.axis
-        node = self._helper.make_node("DequantizeLinear", inputs, [value], name=f"{value}_DequantizeLinear", axis=axis, block_size=size)
+        stored = layout.stored()
+        kind = INT4 if layout.symmetric else UINT4
+        shapes = [dims, *((*dims[:-2], *part.shape) for part in stored[1:])]
+        target = self._target(weight, [kind, _data_type(np.dtype(layout.dtype)), kind], shapes, stored)
+        axis = len(dims) - 2 + layout.axis
+        made = {"axis": axis, "block_size": layout.block}
+        node = self._helper.make_node("DequantizeLinear", target.names, [value], name=f"{value}_DequantizeLinear", **made)
         self._added.append((weight.scope, None, node))
+        return [target]
 
-    def floats(self, weight: Weight, uses: list[Use], array: NDArray[Any]) -> None:
-        """Make a quantized weight an initializer of floats."""
-        self._initializer(weight.scope, self._plain(weight, uses), (_data_type(array.dtype), array.shape, array))
+    def floats(self, weight: Weight, uses: list[Use], layout: Layout) -> list[Target]:
+        """Make a weight that is quantized so an initializer of floats."""
+        dtype = np.dtype(weight.dtype)
+        stored = Stored(layout.shape, 8 * dtype.itemsize, 1 - layout.axis)
+        value = self._plain(weight, uses)
+        return [Target([value], [self._initializer(weight.scope, value, _data_type(dtype), weight.seen)], [stored])]
 
     def _plain(self, weight: Weight, uses: list[Use]) -> str:
         """Let the nodes that use a weight take it as floats; the name of that value, which nothing makes now."""
@@ -127,20 +129,20 @@ class Surgeon:
         node.op_type, node.domain = operator, MICROSOFT if numbers else ""
         node.attribute.extend(self._helper.make_attribute(name, number) for name, number in numbers.items())
 
-    def _initializers(self, weight: Weight, parts: list[Part]) -> list[str]:
-        """Store the parts of a weight in its graph; their names."""
+    def _target(
+        self, weight: Weight, kinds: list[int], shapes: Sequence[tuple[int, ...]], stored: list[Stored], is_table: bool = False
+    ) -> Target:
+        """Add initializers for the parts of a weight to its graph."""
         value = weight.value if weight.packed is None else base(weight.value)
-        names = [self._fresh(value + suffix) for suffix in SUFFIXES[: len(parts)]]
-        for name, part in zip(names, parts, strict=True):
-            self._initializer(weight.scope, name, part)
-        return names
+        names = [self._fresh(value + suffix) for suffix in SUFFIXES[: len(stored)]]
+        tensors = [self._initializer(weight.scope, name, kinds[at], shapes[at]) for at, name in enumerate(names)]
+        return Target(names, tensors, stored, is_table)
 
-    def _initializer(self, scope: Scope, name: str, part: Part) -> None:
-        data_type, shape, data = part
+    def _initializer(self, scope: Scope, name: str, data_type: int, shape: tuple[int, ...]) -> Proto:
         tensor = scope.graph.initializer.add(name=name, data_type=data_type, dims=shape)
-        self._output.store(tensor, np.ascontiguousarray(data).reshape(-1).view(np.uint8))
         if self._model.ir_version < 4 and scope.outer is None:  # before that version of the format initializers are inputs too
             scope.graph.input.append(self._helper.make_tensor_value_info(name, data_type, shape))
+        return tensor
 
     def _fresh(self, name: str) -> str:
         """Make a name that no value of the model has."""

@@ -1,82 +1,27 @@
 """The weights of an ONNX model: constant tensors, those that are quantized among them.
 
-A tensor is constant that is an initializer or in a Constant node, or what a quantized operator decodes. A quantized weight is stored in
-one of these ways; ``g`` is the block size, ``G`` the number of blocks:
-
-    MatMulNBits           uint8 (N, G, g / 2), scales (N, G), zero points uint8 (N, ceil(G / 2))     the parts of onnx:matmulnbits
-    GatherBlockQuantized  uint8 (V, K / 2), scales (V, G), zero points uint8 (V, ceil(G / 2))        likewise, rows without padding
-    DequantizeLinear      INT4 or UINT4 in the shape of the weight, scales and zero points likewise  the parts of onnx:qdq where axis is 0
+A tensor is constant that is an initializer or in a Constant node, or what a quantized operator decodes.
 """
 
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from quantize._api import from_parts, pack, unpack
-from quantize._onnx.data import FLOAT, FLOAT16, INT4, TYPES, UINT4, UINT8, Proto, Source
+from quantize._onnx.data import INT4, TYPES, UINT4, UINT8, Proto, Source
 from quantize._onnx.graph import Scope, integer, is_microsoft, is_operator
+from quantize._onnx.storage import BLOCKS, DTYPES, Layout, Stored, assembled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from numpy.typing import NDArray
 
-    from quantize._types import GroupSize, QuantizedArray, Tensor
-
-DTYPES: dict[int, np.dtype[Any]] = {FLOAT: np.dtype("<f4"), FLOAT16: np.dtype("<f2")}
-"""Of activations, and so of scales."""
-
-BLOCKS = (16, 32, 64, 128, 256)
-"""Of MatMulNBits and GatherBlockQuantized."""
-
-
-class Layout(NamedTuple):
-    """How a matrix is quantized."""
-
-    format: str
-    shape: tuple[int, int]
-    axis: int
-    group_size: GroupSize
-    dtype: str
-    """Of the scales, and so of what it decodes to."""
-    symmetric: bool
-
-    @property
-    def tensor(self) -> Tensor:
-        """The same as the core has it."""
-        return self.format, self.shape, self.axis, self.group_size, self.dtype, {"symmetric": self.symmetric}
-
-    @property
-    def rows(self) -> int:
-        """The number of outputs, or of rows of a table."""
-        return self.shape[1 - self.axis]
-
-    @property
-    def columns(self) -> int:
-        """The number of inputs, or of elements of a row."""
-        return self.shape[self.axis]
-
-    @property
-    def block(self) -> int:
-        """Elements of a block."""
-        return self.group_size if isinstance(self.group_size, int) else self.columns
-
-    @property
-    def groups(self) -> int:
-        """Blocks of a row."""
-        return -(-self.columns // max(self.block, 1))
-
-    @property
-    def nbytes(self) -> list[int]:
-        """Bytes of each part."""
-        is_flat = self.format == "onnx:qdq"
-        codes = -(-self.rows * self.columns // 2) if is_flat else self.rows * self.groups * self.block // 2
-        zero_points = -(-self.rows * self.groups // 2) if is_flat else self.rows * -(-self.groups // 2)
-        return [codes, self.rows * self.groups * np.dtype(self.dtype).itemsize, *([] if self.symmetric else [zero_points])]
+    from quantize._types import QuantizedArray
 
 
 class Packed(NamedTuple):
@@ -93,6 +38,11 @@ class Packed(NamedTuple):
     def is_linear(self) -> bool:
         """Whether the graph decodes it before it is used; else its users do."""
         return is_operator(self.node, "DequantizeLinear")
+
+    @property
+    def stored(self) -> list[Stored]:
+        """How the parts lie in their tensors."""
+        return self.layout.stored(is_table=self.node.op_type == "GatherBlockQuantized")
 
 
 @dataclass(eq=False)
@@ -127,6 +77,12 @@ class Weight:
     def dtype(self) -> str:
         """The name of that type."""
         return TYPES[self.data_type][0]
+
+    def stored(self, axis: int) -> list[Stored]:
+        """How it lies in its tensors, as a matrix whose inputs run along ``axis``."""
+        if self.packed is not None:
+            return self.packed.stored
+        return [Stored((self.shape[-2], self.shape[-1]), TYPES[self.data_type][1], 1 - axis)]
 
 
 def weights(found: list[Scope], source: Source) -> list[Weight]:
@@ -217,31 +173,28 @@ def _packed(scope: Scope, node: Proto, source: Source) -> Packed | None:
         if axis not in (-2, -1):
             return None
         layout = Layout("onnx:qdq", (data.dims[-2], data.dims[-1]), axis + 2, group_size, dtype.name, symmetric)
-        return _checked(Packed(node, tensors, layout), layout.nbytes, source)
+        return _checked(Packed(node, tensors, layout), source)
     if is_linear or integer(node, "bits", 4) != 4 or group_size not in BLOCKS or (not is_lookup and any(node.input[4:5])):
         return None  # the fifth input of MatMulNBits says that the columns are in another order
     shape = (data.dims[0], 2 * data.dims[1]) if is_lookup else (integer(node, "K"), integer(node, "N"))
     if min(shape) < 0:
         return None
     layout = Layout("onnx:matmulnbits", shape, int(is_lookup), group_size, dtype.name, symmetric)
-    expected = layout.nbytes
-    if is_lookup:
-        expected[0] = layout.rows * layout.columns // 2
-    return _checked(Packed(node, tensors, layout), expected, source)
+    return _checked(Packed(node, tensors, layout), source)
 
 
-def _checked(packed: Packed, expected: list[int], source: Source) -> Packed:
-    for tensor, nbytes in zip(packed.tensors, expected, strict=True):
-        if source.nbytes(tensor) != nbytes:
+def _checked(packed: Packed, source: Source) -> Packed:
+    for tensor, part in zip(packed.tensors, packed.stored, strict=True):
+        if source.nbytes(tensor) != part.nbytes:
             kind, found = packed.node.op_type, source.nbytes(tensor)
-            source.corrupt(f"tensor {tensor.name!r} of a {kind} has {found} bytes; its attributes and the other tensors need {nbytes}")
+            source.corrupt(f"tensor {tensor.name!r} of a {kind} has {found} bytes; its attributes and the other tensors need {part.nbytes}")
     return packed
 
 
 def load(weight: Weight, source: Source) -> QuantizedArray | NDArray[Any]:
     """Read a weight: a quantized one, or an array; what numpy has no dtype for as its bits or bytes."""
     if weight.packed is not None:
-        return _load_packed(weight.packed, source)
+        return assembled(weight.packed.layout, weight.packed.layout.rows, [source.read(tensor) for tensor in weight.packed.tensors])
     name, bits, _ = TYPES[weight.tensor.data_type]
     data = source.read(weight.tensor)
     if bits < 8:
@@ -250,27 +203,22 @@ def load(weight: Weight, source: Source) -> QuantizedArray | NDArray[Any]:
     return data.view(np.dtype(name).newbyteorder("<")).reshape(weight.shape)
 
 
-def _load_packed(packed: Packed, source: Source) -> QuantizedArray:
-    layout = packed.layout
-    rows, groups = layout.rows, layout.groups
-    data, scales, *more = (source.read(tensor) for tensor in packed.tensors)
-    scales = scales.view(np.dtype(layout.dtype).newbyteorder("<"))
-    zero_points = more[0] if more else None
-    if layout.format == "onnx:matmulnbits":
-        data = data.reshape(rows, -1) if data.size else data.reshape(rows, 0)
-        data = np.pad(data, ((0, 0), (0, groups * layout.block // 2 - data.shape[1])))  # a table has no padding
-        parts = {"packed": data.reshape(rows, groups, -1), "scales": scales.reshape(rows, groups)}
-        parts |= {} if zero_points is None else {"zero_points": zero_points.reshape(rows, -1)}
-    elif layout.axis == 0:
-        parts = {"packed": data, "scales": scales.reshape(groups, rows)}
-        parts |= {} if zero_points is None else {"zero_points": zero_points}
-    else:
-        parts = {"packed": turned(data, rows, layout.columns), "scales": np.ascontiguousarray(scales.reshape(rows, groups).T)}
-        parts |= {} if zero_points is None else {"zero_points": turned(zero_points, rows, groups)}
-    return from_parts(layout.format, parts, shape=layout.shape, axis=layout.axis, group_size=layout.group_size, symmetric=layout.symmetric)
+@contextmanager
+def opened(weight: Weight, axis: int, source: Source) -> Generator[Callable[[int, int], QuantizedArray | NDArray[Any]]]:
+    """Give what reads some outputs of a weight, whose inputs run along ``axis``: a quantized matrix, or one of floats."""
+    stored = weight.stored(axis)
+    tensors = (weight.tensor,) if weight.packed is None else weight.packed.tensors
+    with ExitStack() as files:
+        pieces = [files.enter_context(source.opened(tensor)) for tensor in tensors]
 
+        def read(start: int, stop: int) -> QuantizedArray | NDArray[Any]:
+            data = [part.read(piece, start, stop) for part, piece in zip(stored, pieces, strict=True)]
+            if weight.packed is not None:
+                return assembled(weight.packed.layout, stop - start, data)
+            shape = list(stored[0].shape)
+            shape[stored[0].axis] = stop - start
+            if weight.dtype == "bfloat16":
+                return (data[0].view("<u2").astype("<u4") << 16).view("<f4").reshape(shape)
+            return data[0].view(np.dtype(weight.dtype).newbyteorder("<")).reshape(shape)
 
-def turned(nibbles: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
-    """Transpose a matrix of packed nibbles."""
-    codes = unpack(nibbles, rows * columns, signed=False).reshape(rows, columns)
-    return pack(np.ascontiguousarray(codes.T).reshape(-1), signed=False)
+        yield read
