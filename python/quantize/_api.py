@@ -126,8 +126,8 @@ def quantize(
     found, bits = (array, False) if type(array) is np.ndarray and dtype is None else floats(array, dtype)
     if method not in ("nearest", "optimal", "fast"):
         raise ValueError(f"method is {method!r}; expected 'nearest', 'optimal' or 'fast'")
-    _check_number("tolerance", tolerance, "0.000001 to 1, such as 0.01")
-    _check_number("clip_limit", clip_limit, "0 to 1, such as 0.05")
+    check_number("tolerance", tolerance, "0.000001 to 1, such as 0.01")
+    check_number("clip_limit", clip_limit, "0 to 1, such as 0.05")
     weights, weight_bits = _importance(importance)
     if scale_dtype is not None:
         scale_name, view = float_dtype(scale_dtype)
@@ -141,7 +141,8 @@ def quantize(
     return wrap(tensor, parts, None if out is not None else view)
 
 
-def _check_number(argument: str, value: object, expected: str) -> None:
+def check_number(argument: str, value: object, expected: str) -> None:
+    """Refuse what is no number."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float | np.floating)):
         raise TypeError(f"{argument} is of type {type(value).__name__}; expected a number from {expected}")
 

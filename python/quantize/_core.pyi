@@ -144,6 +144,7 @@ def convert(
     scale_dtype: str | None,
     options: dict[str, Any] | None,
     method: str,
+    clip_limit: float | None,
     importance: str | None,
     nonfinite: str,
     include: list[str],

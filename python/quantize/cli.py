@@ -177,6 +177,12 @@ def _add_wanted(command: argparse.ArgumentParser) -> None:
         "--method", choices=["nearest", "optimal", "fast"], default="nearest", help="how scales are chosen (default: nearest)"
     )
     command.add_argument(
+        "--clip-limit",
+        type=float,
+        metavar="PART",
+        help="how far --method optimal may cut an element, as a part of the largest magnitude of its group (default: no limit)",
+    )
+    command.add_argument(
         "--importance",
         metavar="FILE",
         help="what --method optimal weights errors with: a vector for each tensor name; without it, magnitudes",
@@ -262,6 +268,7 @@ _WANTED = (
     "group_size",
     "scale_dtype",
     "method",
+    "clip_limit",
     "importance",
     "nonfinite",
     "include",

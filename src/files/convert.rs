@@ -108,6 +108,8 @@ pub enum Scales {
         importance: Option<Checkpoint>,
         /// Whether it is enough that the error is small.
         fast: bool,
+        /// How far elements may be cut, as a part of the largest magnitude of their group, where it is not enough.
+        clip_limit: Option<f32>,
     },
 }
 
@@ -435,9 +437,9 @@ impl Plan {
     pub fn fingerprint(&self, file: &Checkpoint, how: &How) -> Result<String> {
         let scales = match &how.scales {
             Scales::Nearest => "nearest".to_string(),
-            Scales::Searched { importance, fast } => {
+            Scales::Searched { importance, fast, clip_limit } => {
                 let importance = importance.as_ref().map(|file| file.container().tensors());
-                format!("searched {fast} {importance:?}")
+                format!("searched {fast} {clip_limit:?} {importance:?}")
             }
         };
         let version = env!("CARGO_PKG_VERSION");

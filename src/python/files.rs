@@ -220,7 +220,7 @@ type Job = (String, Vec<String>, Vec<usize>);
 /// What a conversion tells: a row for each tensor, bytes of memory, the job, and the path of what was made.
 type Told = (Vec<Row>, u64, Option<Job>, Option<PathBuf>);
 
-/// `convert(source, target, format, group_size, scale_dtype, options, method, importance, nonfinite, include, exclude, keep, rules, fallback,
+/// `convert(source, target, format, group_size, scale_dtype, options, method, clip_limit, importance, nonfinite, include, exclude, keep, rules, fallback,
 /// requantize, arch, names, shard_size, memory_limit, work, shards, overwrite, threads, progress)` gives one row a tensor, the bytes of
 /// memory that tensors take at a time, of a folder that is not made at once what its shards are, and the path of what was made. Without a
 /// format: back to floats, of `scale_dtype` if there is one. Without a target: the plan alone. `work` is `once`, `rest`, `shards` or `finish`.
@@ -235,6 +235,7 @@ pub(super) fn convert(
     scale_dtype: Option<&str>,
     options: Option<&Bound<'_, PyDict>>,
     method: &str,
+    clip_limit: Option<f32>,
     importance: Option<PathBuf>,
     nonfinite: &str,
     include: Vec<String>,
@@ -261,7 +262,10 @@ pub(super) fn convert(
         let fallback = fallback.map(named_fallback).transpose()?;
         let scales = match method {
             "nearest" => Scales::Nearest,
-            _ => Scales::Searched { importance: importance.as_deref().map(open).transpose()?, fast: method == "fast" },
+            _ => {
+                let importance = importance.as_deref().map(open).transpose()?;
+                Scales::Searched { importance, fast: method == "fast", clip_limit }
+            }
         };
         let nonfinite = named_policy(nonfinite)?;
         let rules = rules.into_iter().map(named_rule).collect::<PyResult<_>>()?;

@@ -78,20 +78,28 @@ impl<S: Simd> Tile<S> {
         if !self.weights.is_empty() {
             largest = simd.splat_i32(0);
             for (x, weight) in self.x.iter_mut().zip(&self.weights) {
-                *x = simd.select(simd.equal(*weight, zero), zero, *x);
-                largest = simd.max_i32(largest, simd.bits(magnitude(simd, *x)));
+                let counted = simd.select(simd.equal(*weight, zero), zero, *x);
+                largest = simd.max_i32(largest, simd.bits(magnitude(simd, counted)));
+                *x = counted;
             }
         }
         (self.up, self.down) = powers(simd, simd.max_of_runs(largest, block));
-        (self.highest, self.lowest, self.energy) = (zero, zero, zero);
-        for (i, x) in self.x.iter_mut().enumerate() {
-            *x = simd.mul(*x, self.down);
-            let negated = simd.sub(zero, *x);
-            self.highest = simd.select(simd.less(self.highest, *x), *x, self.highest);
-            self.lowest = simd.select(simd.less(self.lowest, negated), negated, self.lowest);
-            let weighted = if let Some(weight) = self.weights.get(i) { simd.mul(*weight, *x) } else { *x };
-            self.energy = simd.add(self.energy, simd.mul(weighted, *x));
+        let (down, mut highest, mut lowest, mut energy) = (self.down, simd.splat_i32(0), simd.splat_i32(0), zero);
+        for x in &mut self.x {
+            *x = simd.mul(*x, down);
+            // As integers negative floats are less than 0.
+            highest = simd.max_i32(highest, simd.bits(*x));
+            lowest = simd.max_i32(lowest, simd.bits(simd.sub(zero, *x)));
         }
+        if self.weights.is_empty() {
+            for x in &self.x {
+                energy = simd.add(energy, simd.mul(*x, *x));
+            }
+        }
+        for (x, weight) in self.x.iter().zip(&self.weights) {
+            energy = simd.add(energy, simd.mul(simd.mul(*weight, *x), *x));
+        }
+        (self.highest, self.lowest, self.energy) = (simd.as_f32(highest), simd.as_f32(lowest), energy);
         worst
     }
 
@@ -133,6 +141,18 @@ impl<S: Simd> Tile<S> {
         let nearest = simd.select(simd.less(size, simd.splat(0.5 * f32::MIN_POSITIVE)), zero, least);
         let stored = simd.select(simd.less(size, least), nearest, stored);
         simd.select(simd.less(most, size), most, stored)
+    }
+
+    /// The scale so many steps from one that is stored; none where scales are float32, whose steps are no larger than rounding errors.
+    #[inline(always)]
+    pub(super) fn neighbour(&self, simd: S, stored: S::F32, steps: i32) -> Option<S::F32> {
+        let step = match self.dtype {
+            ScaleDtype::F16 => 1 << 13,
+            ScaleDtype::Bf16 => 1 << 16,
+            _ => return None,
+        };
+        let next = simd.as_f32(simd.add_i32(simd.bits(stored), simd.splat_i32(steps * step)));
+        Some(self.stored(simd, self.of_lane(simd, next)))
     }
 
     /// The least scale that can be stored and is no smaller than a scale of the lane, 0 or more, in the lane's size; infinite where there

@@ -110,11 +110,13 @@ def test_optimal_is_nearer_than_nearest(tmp_path, format):
         for name, options in {
             "nearest": {},
             "optimal": {"method": "optimal"},
+            "clipped": {"method": "optimal", "clip_limit": 0.0},
             "weighted": {"method": "optimal", "importance": tmp_path / "w.npy"},
         }.items()
     }
     assert reports["optimal"].sqnr_db > reports["nearest"].sqnr_db + 0.3
-    assert [report.tensors[0].weights for report in reports.values()] == [None, "magnitude", "importance"]
+    assert [report.tensors[0].weights for report in reports.values()] == [None, "magnitude", "magnitude", "importance"]
+    assert reports["clipped"].sqnr_db < reports["optimal"].sqnr_db
     x = floats(64, 256, seed=6) * np.sqrt(importance)
     expected = run(source, x=x)[0]
     near = {name: qz.compare(expected, run(tmp_path / f"{name}.onnx", x=x)[0]).sqnr_db for name in reports}

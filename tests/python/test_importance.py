@@ -8,6 +8,7 @@ from checkpoints import gguf_floats, write
 from helpers import sample
 
 import quantize as qz
+from quantize import cli
 
 
 def squares(shape, seed):
@@ -47,6 +48,30 @@ def convert(path, importance, **options):
 
 def expected(array, importance):
     return qz.quantize(array, "gguf:q4_0", method="optimal", importance=importance)
+
+
+def test_a_limit_of_what_is_cut(model, tmp_path):
+    path, arrays = model
+    importance = tmp_path / "w.npz"
+    np.savez(importance, **{"blk.0.attn_q.weight": squares((256,), 4)})
+    found, _ = convert(path, importance, clip_limit=0.02)
+    for name, array in arrays.items():
+        weights = squares((256,), 4) if name == "blk.0.attn_q.weight" else "magnitude"
+        assert found[name].identical(qz.quantize(array, "gguf:q4_0", method="optimal", importance=weights, clip_limit=0.02))
+    assert (
+        cli.main(["convert", str(path), str(tmp_path / "cut.gguf"), "--format", "q4_0", "--method", "optimal", "--clip-limit", "0.02"]) == 0
+    )
+    with qz.open(tmp_path / "cut.gguf") as file:
+        assert file["blk.0.ffn_down.weight"].identical(found["blk.0.ffn_down.weight"])
+    for method in ("nearest", "fast"):
+        with pytest.raises(ValueError, match=rf'clip_limit is given; method="{method}" has no use for it: say method="optimal"'):
+            qz.convert(path, None, dry_run=True, method=method, clip_limit=0.1)
+    with pytest.raises(ValueError, match=r"clip_limit is 1.5; expected a number from 0 to 1"):
+        qz.convert(path, None, dry_run=True, method="optimal", clip_limit=1.5)
+    with pytest.raises(TypeError, match=r"clip_limit is of type str; expected a number from 0 to 1"):
+        qz.convert(path, None, dry_run=True, method="optimal", clip_limit="0.1")
+    with pytest.raises(ValueError, match=r"clip_limit is given; gguf:q4_1 is not searched with one; formats that are: int4"):
+        qz.convert(path, tmp_path / "no.gguf", format="gguf:q4_1", method="optimal", clip_limit=0.1)
 
 
 @pytest.mark.parametrize("tail", [b"", TAIL])

@@ -22,8 +22,8 @@ import quantize as qz
 
 # What the error of a group may be above that of a peer: relatively, and relatively to sum w x^2, which is what rounding is relative to.
 EXACT, OF_ENERGY = 1e-6, 1e-7
-# A scale and a minimum are found to within 1e-4, and then rounded to float16: another pair may be better by some more as it is stored.
-ROUNDED = 1e-3
+# A scale and a minimum are searched up to a tolerance, this one where no other is given.
+TOLERANCE = 1e-4
 Weights = Callable[[np.ndarray], np.ndarray | None]
 
 
@@ -89,10 +89,12 @@ def schemes() -> Iterator[Scheme]:
     for name, largest, formula in (("absmax / 6", 448, formulas.nvfp4), ("four over six", 256, formulas.four_over_six)):
         yield Scheme("mlx:nvfp4", 16, {"largest": largest}, [nvfp4_peer(name, largest, formula)])
     yield Scheme("uint4", 32, {"scale_dtype": "float16", "group_size": 32}, [Peer("min-max", formulas.min_max_zero_point, equal)])
-    yield Scheme("gguf:q4_1", 32, {}, [Peer("min-max", formulas.min_max, equal), *of_ggml("gguf:q4_1")], tolerance=ROUNDED)
+    yield Scheme("gguf:q4_1", 32, {}, [Peer("min-max", formulas.min_max, equal), *of_ggml("gguf:q4_1")], tolerance=TOLERANCE)
     for size in (32, 128):
         options = {"scale_dtype": "float16", "group_size": size}
-        yield Scheme("hqq", size, options, [Peer("HQQ", formulas.hqq, equal), Peer("min-max", formulas.min_max, equal)], tolerance=ROUNDED)
+        yield Scheme(
+            "hqq", size, options, [Peer("HQQ", formulas.hqq, equal), Peer("min-max", formulas.min_max, equal)], tolerance=TOLERANCE
+        )
     for name in ("gguf:q4_k", "gguf:iq4_xs"):
         [info] = [info for info in qz.formats() if info.name == name]
         missing = None if "optimal" in info.methods else f"{name} has no method 'optimal' in this build"

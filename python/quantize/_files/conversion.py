@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from quantize import _core
+from quantize._api import check_number
 from quantize._files.errors import Errors, overall, plain_data
 from quantize._files.progress import Progress, shown_progress
 from quantize._files.rules import Rules, listed
@@ -113,6 +114,7 @@ def convert(
     group_size: GroupSize | None = None,
     scale_dtype: DTypeLike | Literal["bfloat16"] | None = None,
     method: Method = "nearest",
+    clip_limit: float | None = None,
     importance: str | os.PathLike[str] | None = None,
     nonfinite: NonFinite = "raise",
     include: Sequence[str] = (),
@@ -167,6 +169,8 @@ def convert(
     method : "nearest", "optimal" or "fast"
         As for :func:`quantize`. In a search the errors of a tensor are weighted by what ``importance`` has for it, and else by
         magnitude; the report says which.
+    clip_limit : float, optional
+        As for :func:`quantize`, for every tensor.
     importance : path, optional
         A file of floats, one tensor for each that it weights, under the same name: the mean squares of the inputs of its layer, of shape
         (columns,), of a stack of experts (experts, columns), or one number for each element. An importance matrix of llama.cpp in GGUF, of
@@ -257,6 +261,7 @@ def convert(
         group_size=group_size,
         scale_dtype=scale_dtype,
         method=method,
+        clip_limit=clip_limit,
         importance=importance,
         nonfinite=nonfinite,
         include=include,
@@ -301,6 +306,7 @@ def asked(
     format: str | None = None,
     group_size: GroupSize | None = None,
     method: Method = "nearest",
+    clip_limit: float | None = None,
     nonfinite: NonFinite = "raise",
     fallback: str | None = None,
     requantize: bool = False,
@@ -313,11 +319,13 @@ def asked(
     """Give arguments of :func:`convert` as plain data."""
     if names is not None and arch is None:
         raise ValueError("names is given; it is for a GGUF file that is made of another file: say arch too")
+    check_number("clip_limit", clip_limit, "0 to 1, such as 0.05")
     return Wanted(
         format=format,
         group_size=group_size,
         scale_dtype=None if scale_dtype is None else float_dtype(scale_dtype)[0],
         method=method,
+        clip_limit=None if clip_limit is None else float(clip_limit),
         importance=None if importance is None else os.fspath(importance),
         nonfinite=nonfinite,
         include=_names(include),

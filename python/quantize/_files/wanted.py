@@ -42,6 +42,7 @@ class Wanted:
     group_size: GroupSize | None = None
     scale_dtype: str | None = None
     method: Method = "nearest"
+    clip_limit: float | None = None
     importance: str | None = None
     nonfinite: NonFinite = "raise"
     include: list[str] = field(default_factory=list[str])
@@ -66,6 +67,11 @@ class Wanted:
             raise ValueError("dtype is given; expected it only with dequantize=True")
         if self.method not in ("nearest", "optimal", "fast"):
             raise ValueError(f"method is {self.method!r}; expected 'nearest', 'optimal' or 'fast'")
+        if self.clip_limit is not None:
+            if self.method != "optimal":
+                raise ValueError(f'clip_limit is given; method="{self.method}" has no use for it: say method="optimal"')
+            if not 0 <= self.clip_limit <= 1:
+                raise ValueError(f"clip_limit is {self.clip_limit}; expected a number from 0 to 1, such as 0.05")
         if self.importance is not None and self.method == "nearest":
             raise ValueError('importance is given; method="nearest" has no use for it: say method="optimal"')
         if self.shard_size is not None and self.shard_size < 1:
@@ -103,6 +109,7 @@ class Wanted:
                     group_size=self.group_size,
                     options=self.options,
                     method=self.method,
+                    clip_limit=self.clip_limit,
                     importance=found,
                     nonfinite=self.nonfinite,
                     include=self.include,
@@ -122,6 +129,7 @@ class Wanted:
             self.dtype if self.dequantize else self.scale_dtype,
             self.options or None,
             self.method,
+            self.clip_limit,
             self.importance,
             self.nonfinite,
             self.include,

@@ -190,6 +190,7 @@ def _quantized(array: NDArray[Any], step: Step, layout: Layout, start: int) -> Q
             axis=layout.axis,
             group_size=layout.group_size,
             method=how.method,
+            clip_limit=how.clip_limit,
             importance=importance,
             nonfinite=how.nonfinite,
             threads=how.threads,

@@ -37,6 +37,7 @@ class How(NamedTuple):
     group_size: GroupSize | None = None
     options: Mapping[str, Any] | None = None
     method: Method = "nearest"
+    clip_limit: float | None = None
     importance: Checkpoint | None = None
     nonfinite: NonFinite = "raise"
     include: Sequence[str] = ()
@@ -160,7 +161,8 @@ def _layout(how: How, shape: tuple[int, int], axis: int, dtype: str) -> Layout:
     assert how.format is not None
     empty = np.zeros((shape[0], 0) if axis == 0 else (0, shape[1]), dtype)
     options = dict(how.options or {})
-    return _described(quantize(empty, how.format, axis=axis, group_size=how.group_size, method=how.method, **options), shape)
+    q = quantize(empty, how.format, axis=axis, group_size=how.group_size, method=how.method, clip_limit=how.clip_limit, **options)
+    return _described(q, shape)
 
 
 def _described(q: QuantizedArray, shape: tuple[int, int]) -> Layout:

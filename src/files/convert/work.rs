@@ -323,8 +323,9 @@ impl Rewrite<'_, '_, '_> {
         let method = match self.how.scales {
             _ if !self.is_searched() => Method::Nearest,
             Scales::Nearest => Method::Nearest,
-            Scales::Searched { fast: false, .. } => Method::Optimal(importance),
             Scales::Searched { fast: true, .. } => Method::Fast(importance),
+            Scales::Searched { clip_limit: Some(limit), .. } => Method::Clipped(importance, limit),
+            Scales::Searched { .. } => Method::Optimal(importance),
         };
         engine::quantize_sharing(source, layout, method, self.largest, self.how.nonfinite, &mut slices, self.passage.run)
     }
