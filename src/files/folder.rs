@@ -28,7 +28,7 @@ use serde_json::{Map, Value};
 
 use super::input::Input;
 use super::safetensors::Safetensors;
-use super::{Container, Tensor, buffer, shown};
+use super::{Container, Tensor, buffer, json, shown};
 use crate::error::{Error, Result};
 
 /// The name of the container in messages.
@@ -210,8 +210,7 @@ fn read_json(path: &Path) -> Result<Map<String, Value>> {
     }
     let mut text = buffer(input.length(), || shown(&name))?;
     input.read(CONTAINER, 0, &mut text)?;
-    let value: Value = serde_json::from_slice(&text).map_err(|error| corrupt(format!("{} is not JSON: {error}", shown(&name))))?;
-    match value {
+    match json::read(&text).map_err(|fault| corrupt(format!("{} {fault}", shown(&name))))? {
         Value::Object(object) => Ok(object),
         _ => Err(corrupt(format!("{} holds no JSON object", shown(&name)))),
     }

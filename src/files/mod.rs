@@ -20,6 +20,7 @@ pub mod gguf;
 mod glob;
 pub mod imatrix;
 pub mod input;
+mod json;
 pub mod npy;
 pub mod npz;
 pub mod output;

@@ -681,5 +681,21 @@ def test_tensors_that_contradict_the_config_are_refused(tmp_path, format, change
     options = {"format": "nf4", "double_quant": True} if format == NESTED else {"format": format}
     qz.convert(folder(tmp_path / "model", 1), tmp_path / "out", **options)
     rewrite_shard(tmp_path / "out", change)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "key"),
+    [
+        ("config.json", '{"model_type": "llama", "dtype": "bfloat16", "model_type": "bert"}', "'model_type'"),
+        ("config.json", '{"quantization_config": {"bits": 4, "bits": 8}}', "'bits'"),
+        ("config.json", '{"list": [{"a": 1}, {"b": [{"c": null, "c": 2.5}]}]}', "'c'"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', "'a'"),
+        ("model.safetensors.index.json", '{"weight_map": {}, "weight_map": {}}', "'weight_map'"),
+    ],
+)
+def test_a_key_that_comes_twice_is_refused(model, file, text, key):
+    (model / file).write_text(text)
+    with pytest.raises(qz.CorruptFileError, match=f"'{file}' is ambiguous: the key {key} comes twice at line 1"):
+        qz.open(model)
     with pytest.raises(qz.CorruptFileError, match=message):
         qz.open(tmp_path / "out")

@@ -22,7 +22,7 @@ use serde_json::{Map, Value, json};
 use super::{buffer, corrupt, shown};
 use crate::error::{Error, Index, Result};
 use crate::files::checkpoint::{part_name, part_tensors};
-use crate::files::{Container, StoredDtype, Tensor};
+use crate::files::{Container, StoredDtype, Tensor, json};
 use crate::formats::{self, bnb};
 use crate::kernels::codebooks;
 use crate::layout::{Layout, Options};
@@ -571,8 +571,7 @@ impl Module<'_> {
             let bytes = self.container.tensors()[index].bytes();
             let mut text = buffer(bytes, || "the state of bitsandbytes".into())?;
             self.container.read(index, 0, &mut text)?;
-            let state: Value =
-                serde_json::from_slice(&text).map_err(|error| self.wrong(format!("its quant_state is not JSON: {error}")))?;
+            let state = json::read(&text).map_err(|fault| self.wrong(format!("its quant_state {fault}")))?;
             let offset = self.nested_offset(&weight, &state)?;
             if offset.is_some() {
                 spec = formats::choose(format, Some(Choice::DoubleQuant(true)))?.spec();
