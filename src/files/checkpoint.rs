@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use super::folder::Folder;
 use super::folder::family::{self, Found};
+use super::input::Input;
 use super::rows::{self, Cut, Share};
 use super::{Container, StoredDtype, Tensor, buffer, gguf, json, shown};
 use crate::engine;
@@ -284,6 +285,10 @@ impl Container for WithNumbers {
 
     fn folder(&self) -> Option<&Folder> {
         self.container.folder()
+    }
+
+    fn inputs(&self) -> Vec<&Input> {
+        self.container.inputs()
     }
 
     fn tensors(&self) -> &[Tensor] {

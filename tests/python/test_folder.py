@@ -497,8 +497,6 @@ def test_two_processes_do_not_work_on_one_folder(model, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         qz.convert(model, tmp_path / "out", format="gptq", resume=True, progress=again)
-    with pytest.raises(ValueError, match="expected a folder"):
-        qz.convert(model / "model-00001-of-00002.safetensors", tmp_path / "file", resume=True)
 
 
 def test_the_command_line(model, tmp_path, capsys):
@@ -681,6 +679,8 @@ def test_tensors_that_contradict_the_config_are_refused(tmp_path, format, change
     options = {"format": "nf4", "double_quant": True} if format == NESTED else {"format": format}
     qz.convert(folder(tmp_path / "model", 1), tmp_path / "out", **options)
     rewrite_shard(tmp_path / "out", change)
+    with pytest.raises(qz.CorruptFileError, match=message):
+        qz.open(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -697,5 +697,3 @@ def test_a_key_that_comes_twice_is_refused(model, file, text, key):
     (model / file).write_text(text)
     with pytest.raises(qz.CorruptFileError, match=f"'{file}' is ambiguous: the key {key} comes twice at line 1"):
         qz.open(model)
-    with pytest.raises(qz.CorruptFileError, match=message):
-        qz.open(tmp_path / "out")

@@ -110,6 +110,16 @@ def test_hashes_of_a_report(source, tmp_path, capsys):
     names["tensors"][0]["name"] = "other"
     report.write_text(json.dumps(names))
     assert {tensor.reason for tensor in qz.verify(out, report=report).faults} >= {"the report has it, the file has not"}
+    assert cli.main(["convert", str(source), str(out), "--to", "gguf:q4_0", "--json", "--quiet", "--overwrite"]) == 0
+    report.write_text(capsys.readouterr().out)
+    assert qz.verify(out, report=report).ok
+    change(out, "v.blocks", flip(40, 0x01))
+    assert [fault.name for fault in qz.verify(out, report=report).faults] == ["v"]
+    names = json.loads(report.read_text())
+    for tensor in names["tensors"]:
+        tensor["sha256"] = None  # of what an earlier job had done
+    report.write_text(json.dumps(names))
+    assert qz.verify(out, report=report).ok
     report.write_text("[]")
     with pytest.raises(qz.CorruptFileError, match="no report"):
         qz.verify(out, report=report)

@@ -45,7 +45,7 @@ pub(super) fn convert(
     run: &Run,
     advance: Progress,
 ) -> std::result::Result<Vec<Effect>, Failure> {
-    let done: Vec<bool> = plan.steps.iter().map(|step| writer.has(step.first)).collect();
+    let done: Vec<bool> = (0..plan.steps.len()).map(|step| writer.has(plan.tensors_of(step))).collect();
     let flow = Flow::new(file, writer);
     thread::scope(|scope| {
         let todo = file.entries().iter().zip(&plan.steps).zip(&done).filter(|(_, done)| !**done);
@@ -63,7 +63,9 @@ pub(super) fn convert(
             let effect = conversion.step(index, step, &ends, advance)?;
             effects.push(Effect { seconds: started.elapsed().as_secs_f64(), ..effect });
         }
-        ends.finish()?;
+        for (step, hash) in ends.finish()? {
+            effects[step].sha256 = Some(hash);
+        }
         Ok(effects)
     })
 }
@@ -92,7 +94,7 @@ struct Passage<'a, 'e, 'f> {
 impl Conversion<'_> {
     fn step(&mut self, index: usize, step: &Step, ends: &Ends, advance: Progress) -> std::result::Result<Effect, Failure> {
         let largest = self.shared_largest(step)?;
-        let Conversion { file, how, run, .. } = *self;
+        let Conversion { plan, file, how, run, .. } = *self;
         let entry = &file.entries()[index];
         let advance = &mut |bytes| advance(bytes, &entry.name);
         let of_tensor = |error| {
@@ -102,6 +104,7 @@ impl Conversion<'_> {
         };
         file.check_once(entry)?;
         let passage = Passage { entry, pieces: pieces(file, entry, step, how.block), first: step.first, ends, run };
+        let (mut tensors, mut tail, mut effect) = (plan.tensors_of(index), Vec::new(), Effect::default());
         match &step.action {
             Action::Keep(_) => passage.copy(advance)?,
             Action::Refuse(_) => unreachable!("a plan that refuses a tensor is not carried out"),
@@ -110,16 +113,19 @@ impl Conversion<'_> {
             Action::Dequantize => passage.dequantize(step.dtype, advance)?,
             Action::Quantize | Action::Repack | Action::Requantize => {
                 let layout = step.layout.as_ref().expect("a step that quantizes has a layout");
-                let mut rewrite = Rewrite { file, passage, layout, repack: step.action == Action::Repack, largest, how };
-                let effect = rewrite.blocks(advance).map_err(of_tensor)?;
+                let mut rewrite = Rewrite { file, passage, layout, repack: step.action == Action::Repack, largest, how, tail: Vec::new() };
+                effect = rewrite.blocks(advance).map_err(of_tensor)?;
                 let constants = if file.container().folder().is_some() { family::constants(layout, entry.dtype) } else { Vec::new() };
                 let place = step.first + layout.spec.parts.len();
                 let constants = constants.into_iter().enumerate();
                 ends.write(constants.map(|(index, constant)| (place + index, Share::piece(0, constant.len()), constant)).collect())?;
-                return Ok(effect);
+                // What is hashed are the parts, as whoever opens the file reads them.
+                tail = rewrite.tail;
+                tensors.end = place - usize::from(!tail.is_empty());
             }
         }
-        Ok(Effect::default())
+        ends.whole(index, tensors, tail)?;
+        Ok(effect)
     }
 
     /// The largest magnitude of all weights that share the second level of their scales with that of `step`; `None` where it has its own.
@@ -230,6 +236,8 @@ struct Rewrite<'a, 'e, 'f> {
     /// The largest magnitude of all that share the second level of its scales.
     largest: Option<f32>,
     how: &'a How,
+    /// The bytes of the part that the new file has in a text.
+    tail: Vec<u8>,
 }
 
 impl Rewrite<'_, '_, '_> {
@@ -330,8 +338,11 @@ impl Rewrite<'_, '_, '_> {
     }
 
     /// Where the rows of each part belong, and with the first of them the parts that the tensor has once.
-    fn places(&self, made: Quantized, first: usize, count: usize) -> Vec<Made> {
+    fn places(&mut self, made: Quantized, first: usize, count: usize) -> Vec<Made> {
         let in_folder = self.file.container().folder().is_some();
+        if in_folder && let Some(index) = family::in_text(self.layout) {
+            self.tail.clone_from(&made.parts[index]);
+        }
         let place = |(index, mut part): (usize, Vec<u8>)| {
             let tensor = self.passage.first + index;
             if in_folder {

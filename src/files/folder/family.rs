@@ -116,6 +116,11 @@ pub(crate) fn stored(layout: &Layout, dtype: StoredDtype, index: usize, part: Ve
 }
 
 /// The part that is the offset of scales that are quantized in turn.
+/// The part, the last, that a folder has in a text.
+pub(crate) fn in_text(layout: &Layout) -> Option<usize> {
+    is_nested(layout.spec).then_some(OFFSET)
+}
+
 const OFFSET: usize = 3;
 
 fn is_nested(spec: &Spec) -> bool {
