@@ -46,6 +46,7 @@ use crate::error::{Error, Result};
 use crate::layout::{Layout, Options};
 use crate::spec::{GroupSize, Spec};
 use choice::{Convention, Rules};
+pub(super) use work::largest;
 
 /// What is wanted of the tensors that are selected.
 #[derive(Clone, Copy, Debug)]
@@ -226,9 +227,9 @@ pub struct Effect {
     pub replaced: u64,
     /// What errors were weighted with in the search for scales, if there was one: `magnitude` or `importance`.
     pub weights: Option<&'static str>,
-    /// How long it took.
     /// Hash of the bytes that the tensor has in the new file, part after part; `None` where an earlier job wrote them, or another does.
     pub sha256: Option<Hash>,
+    /// How long it took.
     pub seconds: f64,
 }
 
@@ -426,7 +427,6 @@ impl Plan {
                 let fingerprint = if how.work == Work::Once { String::new() } else { self.fingerprint(&file, how) };
                 Box::new(FolderWriter::create(path, contents, &how.work, &fingerprint)?)
             }
-        };
             (_, Some(workshop)) => {
                 let past = Past::read(workshop)?;
                 let writer = self.file_writer(path, overwrite || past.is_named(), Some(workshop.path()))?;
@@ -434,16 +434,16 @@ impl Plan {
                 Box::new(Journaled::new(writer, workshop, &past, steps, || advance(0, "what an earlier job left"))?)
             }
             (_, None) => self.file_writer(path, overwrite, None)?,
+        };
         let done = work::convert(self, &file, &mut *writer, how, run, advance);
         let effects = done.inspect_err(|_| writer.leave())?;
         // On some systems a file that is open cannot be replaced, and the new file may take the old one's name.
         drop(file);
         writer.finish()?;
-        Ok(effects)
         workshop.map_or(Ok(()), Workshop::remove)?;
+        Ok(effects)
     }
 
-    /// What a job is told by: what it reads, what it makes of it, how, and who does it. Machines that share a job may see the files under
     /// Where a file is made, or several, if that can be taken up.
     fn workshop(&self, file: &Checkpoint, path: &Path, overwrite: bool, how: &How) -> Result<Option<Workshop>> {
         match how.work {
@@ -477,6 +477,7 @@ impl Plan {
         self.steps[step].first..self.steps.get(step + 1).map_or(self.tensors.len(), |next| next.first)
     }
 
+    /// What a job is told by: what it reads, what it makes of it, how, and who does it. Machines that share a job may see the files under
     /// other paths and times.
     pub fn fingerprint(&self, file: &Checkpoint, how: &How) -> String {
         let is_shared = matches!(how.work, Work::Shards(_) | Work::Finish);

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::files::StoredDtype;
 use crate::files::checkpoint::{Advance, Checkpoint, Entry};
 use crate::files::compare::{Rows, Scratch, errors};
-use crate::files::folder::{family, modules};
+use crate::files::folder::family;
 use crate::files::output::TensorWriter;
 use crate::files::rows::{self, Cut, Share};
 use crate::layout::Layout;
@@ -131,8 +131,8 @@ impl Conversion<'_> {
     /// The largest magnitude of all weights that share the second level of their scales with that of `step`; `None` where it has its own.
     fn shared_largest(&mut self, step: &Step) -> Result<Option<f32>> {
         let shared = |step: &Step| {
-            let shares = self.file.container().folder().is_some() && family::shares_scales(step.layout.as_ref()?.spec);
-            shares.then(|| modules::fused(&step.name))?
+            self.file.container().folder()?;
+            family::sharing(&step.name, step.layout.as_ref()?)
         };
         let is_anew = |step: &Step| matches!(step.action, Action::Quantize | Action::Requantize);
         let Some(common) = is_anew(step).then(|| shared(step)).flatten() else { return Ok(None) };
@@ -156,7 +156,7 @@ pub(super) fn cut(entry: &Entry, layout: Option<&Layout>) -> Cut {
 }
 
 /// The largest magnitude of a tensor, block by block.
-fn largest(file: &Checkpoint, entry: &Entry, (block, run): (usize, &Run)) -> Result<f32> {
+pub(in crate::files) fn largest(file: &Checkpoint, entry: &Entry, (block, run): (usize, &Run)) -> Result<f32> {
     let (mut parts, mut scratch, mut largest) = (Vec::new(), Vec::new(), 0.0f32);
     for (first, count) in cut(entry, None).blocks(&entry.shape, block) {
         file.read_rows(entry, first, count, &mut parts)?;

@@ -19,7 +19,7 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-use super::{buffer, corrupt, shown};
+use super::{buffer, corrupt, modules, shown};
 use crate::error::{Error, Index, Result};
 use crate::files::checkpoint::{part_name, part_tensors};
 use crate::files::{Container, StoredDtype, Tensor, json};
@@ -66,9 +66,10 @@ pub(crate) fn is_mlx(spec: &Spec) -> bool {
     spec.name.split(':').next() == Some("mlx")
 }
 
-/// Whether weights that are computed together share the second level of their scales.
-pub(crate) fn shares_scales(spec: &Spec) -> bool {
-    matches!(spec.name, "compressed-tensors:nvfp4" | "modelopt:nvfp4")
+/// What `weight` has in common with those that it is computed together with, where the second level of their scales is one.
+pub(crate) fn sharing(weight: &str, layout: &Layout) -> Option<String> {
+    let shares = matches!(layout.spec.name, "compressed-tensors:nvfp4" | "modelopt:nvfp4");
+    shares.then(|| modules::fused(weight))?
 }
 
 /// The module of a weight.
@@ -115,12 +116,12 @@ pub(crate) fn stored(layout: &Layout, dtype: StoredDtype, index: usize, part: Ve
     text
 }
 
-/// The part that is the offset of scales that are quantized in turn.
 /// The part, the last, that a folder has in a text.
 pub(crate) fn in_text(layout: &Layout) -> Option<usize> {
     is_nested(layout.spec).then_some(OFFSET)
 }
 
+/// The part that is the offset of scales that are quantized in turn.
 const OFFSET: usize = 3;
 
 fn is_nested(spec: &Spec) -> bool {
