@@ -86,13 +86,11 @@ def _parser() -> argparse.ArgumentParser:
         "target",
         metavar="OUT",
         nargs="?",
-        help="what to write: GGUF from GGUF or with --arch, ONNX from ONNX, a folder from a folder, else safetensors; not needed for a dry run",
+        help="what to write: GGUF from GGUF or with --arch, ONNX from ONNX, a folder from a folder, else safetensors or, by its name, npz; not needed for a dry run",
     )
     _add_wanted(command)
     _add_memory_limit(command)
-    command.add_argument(
-        "--resume", action="store_true", help="of a folder: keep the shards that are done if the work ends early, and take them up"
-    )
+    command.add_argument("--resume", action="store_true", help="keep what is done if the work ends early, and take it up; not for ONNX")
     command.add_argument("--plan", metavar="PLAN", help="do a part of what 'quantize plan' wrote there, in place of IN, OUT and options")
     command.add_argument("--part", type=int, metavar="I", help="which part of the plan, from 0 on")
     _add_report(command)
@@ -119,9 +117,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--quiet", action="store_true", help="no progress and no tables; errors and JSON still come")
 
     command = _command(commands, "verify", _verify, "check that a file is whole, and what a conversion makes of another")
-    command.add_argument("file", metavar="OUT", help="a safetensors or GGUF file, or a Hugging Face folder")
+    command.add_argument("file", metavar="OUT", help="a safetensors, GGUF or npz file, or a Hugging Face folder")
     command.add_argument("--against", metavar="IN", help="the file that it was made of: every tensor must be what a conversion makes of it")
-    command.add_argument("--report", metavar="FILE", help="what 'convert --report FILE.json' wrote: the hashes must be those")
+    command.add_argument(
+        "--report", metavar="FILE", help="what 'convert --report FILE.json' wrote, or --json printed: the hashes must be those"
+    )
     _add_work_options(command)
 
     command = _command(commands, "compare", _compare, "measure how far the tensors of one file are from those of another")

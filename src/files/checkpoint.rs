@@ -19,8 +19,9 @@ use serde_json::{Value, json};
 
 use super::folder::Folder;
 use super::folder::family::{self, Found};
+use super::input::Input;
 use super::rows::{self, Cut, Share};
-use super::{Container, StoredDtype, Tensor, buffer, gguf, shown};
+use super::{Container, StoredDtype, Tensor, buffer, gguf, json, shown};
 use crate::engine;
 use crate::error::{Error, Index, Result};
 use crate::formats;
@@ -286,6 +287,10 @@ impl Container for WithNumbers {
         self.container.folder()
     }
 
+    fn inputs(&self) -> Vec<&Input> {
+        self.container.inputs()
+    }
+
     fn tensors(&self) -> &[Tensor] {
         &self.tensors
     }
@@ -388,7 +393,7 @@ pub fn write_scheme<'a>(tensors: impl Iterator<Item = (&'a str, &'a Layout, Stor
 
 /// The layout and the dtype before of every tensor of a scheme, or what is wrong with it.
 fn read_scheme(text: &str) -> std::result::Result<HashMap<String, (Layout, StoredDtype)>, String> {
-    let scheme: Value = serde_json::from_str(text).map_err(|error| format!("the metadata '{KEY}' is not JSON: {error}"))?;
+    let scheme = json::read(text.as_bytes()).map_err(|fault| format!("the metadata '{KEY}' {fault}"))?;
     if scheme["version"] != VERSION {
         return Err(format!("the metadata '{KEY}' has version {}; this release reads {VERSION}", scheme["version"]));
     }

@@ -4,8 +4,8 @@
 //! least one group (whole ones only, where the format needs that). Everything else is copied byte for byte, and the plan says why.
 //! Tensors are read, converted and written a block of rows at a time, each while the blocks beside it are. The parts of a tensor are stored as [`super::checkpoint`] describes.
 //!
-//! A GGUF file becomes a GGUF file, a folder of Hugging Face a folder, anything else a safetensors file. The readers of GGUF expect some
-//! tensors to stay floats and all others to be of the type that was asked for: there `gguf::llama` says which are kept, vectors become
+//! A GGUF file becomes a GGUF file, a folder of Hugging Face a folder, anything else a safetensors file, or an npz file if it is called
+//! so. The readers of GGUF expect some tensors to stay floats and all others to be of the type that was asked for: there `gguf::llama` says which are kept, vectors become
 //! float32, and a tensor that its format does not take refuses the job, unless a [`Fallback`] was asked for. A mixture asks for several
 //! formats. In a folder `folder::modules` says which are quantized, `folder::family` how they are stored, and a weight that the format
 //! does not take refuses the job too.
@@ -23,6 +23,9 @@ mod importance;
 mod work;
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
+use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::{Checkpoint, Entry, KEY, part_tensors, write_scheme};
@@ -32,14 +35,18 @@ use super::gguf::image::{self, Image};
 use super::gguf::mixture::Mixture;
 use super::gguf::split::SplitWriter;
 use super::gguf::{self, Key, llama};
-use super::output::{Output, TensorWriter};
+use super::input::Input;
+use super::journal::{Journaled, Past};
+use super::output::{FileWriter, Hash, Output, TensorWriter};
 use super::rows::{BLOCK_ELEMENTS, Cut, ELEMENT_BYTES};
-use super::{Container, StoredDtype, Tensor, glob, is_named, safetensors, shown};
+use super::workshop::Workshop;
+use super::{Container, StoredDtype, Tensor, glob, is_named, npz, safetensors, shown};
 use crate::engine::{NonFinite, Run, Sums};
 use crate::error::{Error, Result};
 use crate::layout::{Layout, Options};
 use crate::spec::{GroupSize, Spec};
 use choice::{Convention, Rules};
+pub(super) use work::largest;
 
 /// What is wanted of the tensors that are selected.
 #[derive(Clone, Copy, Debug)]
@@ -86,7 +93,8 @@ pub enum Work {
     /// All; where it ends early nothing is left.
     #[default]
     Once,
-    /// All of a folder but the shards that an earlier job of the same fingerprint has left; what is done stays where it ends early.
+    /// All but what an earlier job of the same fingerprint has left, shards of a folder and tensors of a file; what is done stays where it
+    /// ends early.
     Rest,
     /// These shards of a folder, beside other jobs that do others.
     Shards(Vec<usize>),
@@ -157,7 +165,8 @@ pub struct Plan {
 /// What the new file says besides its tensors, as its container says it.
 #[derive(Debug)]
 enum Head {
-    Safetensors(BTreeMap<String, String>),
+    /// The free text of a safetensors file, or of an npz file where the new file is called so.
+    Named(BTreeMap<String, String>),
     /// Its keys, and the tensors of each file where there may be several.
     Gguf(Vec<Key>, Option<Vec<Vec<Tensor>>>),
     Folder(Contents),
@@ -220,6 +229,8 @@ pub struct Effect {
     pub replaced: u64,
     /// What errors were weighted with in the search for scales, if there was one: `magnitude` or `importance`.
     pub weights: Option<&'static str>,
+    /// Hash of the bytes that the tensor has in the new file, part after part; `None` where an earlier job wrote them, or another does.
+    pub sha256: Option<Hash>,
     /// How long it took.
     pub seconds: f64,
 }
@@ -333,7 +344,7 @@ impl Plan {
             if quantized.peek().is_some() {
                 metadata.insert(KEY.into(), write_scheme(quantized));
             }
-            Head::Safetensors(metadata)
+            Head::Named(metadata)
         };
         let mut plan = Plan { steps, tensors, head };
         if folder.is_some() {
@@ -354,7 +365,7 @@ impl Plan {
         match &mut self.head {
             Head::Folder(contents) => contents.shards = shards,
             Head::Gguf(_, parts) => *parts = (shards.len() > 1).then_some(shards),
-            Head::Safetensors(_) => {}
+            Head::Named(_) => {}
         }
     }
 
@@ -409,43 +420,82 @@ impl Plan {
             return Err(choice::refusal(entry, step));
         }
         self.check_name(path)?;
-        if how.work != Work::Once && !matches!(self.head, Head::Folder(_)) {
-            return Err(Error::value("the new file", "one file", "a folder can be made in parts: a file is made at once").into());
-        }
-        let mut writer: Box<dyn TensorWriter + Send + '_> = match &self.head {
-            Head::Safetensors(metadata) => Box::new(safetensors::create(Output::create(path, overwrite)?, &self.tensors, metadata)?),
-            Head::Gguf(keys, Some(parts)) => Box::new(SplitWriter::create(path, overwrite, parts, keys)?),
-            Head::Gguf(keys, None) => Box::new(gguf::create(Output::create(path, overwrite)?, &self.tensors, keys)?),
-            Head::Folder(contents) => {
-                let fingerprint = if how.work == Work::Once { String::new() } else { self.fingerprint(&file, how)? };
+        let workshop = match self.head {
+            Head::Folder(_) => None,
+            _ => self.workshop(&file, path, overwrite, how)?,
+        };
+        let mut writer: Box<dyn TensorWriter + Send + '_> = match (&self.head, &workshop) {
+            (Head::Folder(contents), _) => {
+                let fingerprint = if how.work == Work::Once { String::new() } else { self.fingerprint(&file, how) };
                 Box::new(FolderWriter::create(path, contents, &how.work, &fingerprint)?)
             }
+            (_, Some(workshop)) => {
+                let past = Past::read(workshop)?;
+                let writer = self.file_writer(path, overwrite || past.is_named(), Some(workshop.path()))?;
+                let steps = (0..self.steps.len()).map(|step| self.tensors_of(step));
+                Box::new(Journaled::new(writer, workshop, &past, steps, || advance(0, "what an earlier job left"))?)
+            }
+            (_, None) => self.file_writer(path, overwrite, None)?,
         };
-        let effects = work::convert(self, &file, &mut *writer, how, run, advance)?;
+        let done = work::convert(self, &file, &mut *writer, how, run, advance);
+        let effects = done.inspect_err(|_| writer.leave())?;
         // On some systems a file that is open cannot be replaced, and the new file may take the old one's name.
         drop(file);
         writer.finish()?;
+        workshop.map_or(Ok(()), Workshop::remove)?;
         Ok(effects)
+    }
+
+    /// Where a file is made, or several, if that can be taken up.
+    fn workshop(&self, file: &Checkpoint, path: &Path, overwrite: bool, how: &How) -> Result<Option<Workshop>> {
+        match how.work {
+            Work::Once => Ok(None),
+            Work::Rest => {
+                Output::target(&self.made(path), overwrite)?;
+                // Beside the file itself where `path` is a link to it, on the same disk.
+                let target = fs::canonicalize(path).unwrap_or(path.to_path_buf());
+                Workshop::open(&target, &self.fingerprint(file, how), &how.work, |_| true).map(Some)
+            }
+            Work::Shards(_) | Work::Finish => {
+                Err(Error::value("the new file", "one file", "a folder can be made in parts: a file is made at once"))
+            }
+        }
+    }
+
+    /// Begin the file, or several; see [`Output::begin`].
+    fn file_writer<'a>(&'a self, path: &Path, overwrite: bool, workshop: Option<&'a Path>) -> Result<Box<dyn FileWriter + Send + 'a>> {
+        let output = || Output::begin(path, overwrite, workshop);
+        Ok(match &self.head {
+            Head::Named(metadata) if is_named(path, "npz") => Box::new(npz::create(output()?, &self.tensors, metadata)?),
+            Head::Named(metadata) => Box::new(safetensors::create(output()?, &self.tensors, metadata)?),
+            Head::Gguf(keys, Some(parts)) => Box::new(SplitWriter::create(path, overwrite, workshop, parts, keys)?),
+            Head::Gguf(keys, None) => Box::new(gguf::create(output()?, &self.tensors, keys)?),
+            Head::Folder(_) => unreachable!("a folder is no file"),
+        })
+    }
+
+    /// The new file's tensors that a step makes.
+    fn tensors_of(&self, step: usize) -> Range<usize> {
+        self.steps[step].first..self.steps.get(step + 1).map_or(self.tensors.len(), |next| next.first)
     }
 
     /// What a job is told by: what it reads, what it makes of it, how, and who does it. Machines that share a job may see the files under
     /// other paths and times.
-    ///
-    /// # Errors
-    ///
-    /// Those of looking at the files of a folder.
-    pub fn fingerprint(&self, file: &Checkpoint, how: &How) -> Result<String> {
+    pub fn fingerprint(&self, file: &Checkpoint, how: &How) -> String {
+        let is_shared = matches!(how.work, Work::Shards(_) | Work::Finish);
+        let read = |file: &Checkpoint| {
+            let stamp =
+                |input: &&Input| (input.path().file_name().map(OsStr::to_owned), input.length(), input.changed().filter(|_| !is_shared));
+            let stamps: Vec<_> = file.container().inputs().iter().map(stamp).collect();
+            format!("{stamps:?}\n{:?}", file.container().tensors())
+        };
         let scales = match &how.scales {
             Scales::Nearest => "nearest".to_string(),
             Scales::Searched { importance, fast, clip_limit } => {
-                let importance = importance.as_ref().map(|file| file.container().tensors());
-                format!("searched {fast} {clip_limit:?} {importance:?}")
+                format!("searched {fast} {clip_limit:?} {:?}", importance.as_ref().map(read))
             }
         };
         let version = env!("CARGO_PKG_VERSION");
-        let stamps = file.container().folder().map(folder::Folder::stamps).transpose()?.unwrap_or_default();
-        let is_shared = matches!(how.work, Work::Shards(_) | Work::Finish);
-        let stamps: Vec<_> = stamps.into_iter().map(|(name, bytes, changed)| (name, bytes, (!is_shared).then_some(changed))).collect();
         let Plan { steps, tensors, head } = self;
         let head = match head {
             Head::Folder(Contents { shards, metadata, texts, side_files, source: _ }) => {
@@ -462,8 +512,8 @@ impl Plan {
             format!("{name:?} {dtype:?} {action:?} {layout:?}\n")
         };
         let steps: String = steps.iter().map(step).collect();
-        let (read, nonfinite) = (file.container().tensors(), how.nonfinite);
-        Ok(format!("{version}\n{stamps:?}\n{read:?}\n{steps}{tensors:?}\n{head}\n{nonfinite:?} {scales}\n"))
+        let (read, nonfinite) = (read(file), how.nonfinite);
+        format!("{version}\n{read}\n{steps}{tensors:?}\n{head}\n{nonfinite:?} {scales}\n")
     }
 
     /// The names of the shards of a folder, and the one that each step writes to; `None` for a file.
@@ -481,8 +531,8 @@ impl Plan {
     /// The name of the new file must not promise another container.
     fn check_name(&self, path: &Path) -> Result<()> {
         let (others, is): (&[&str], _) = match self.head {
-            Head::Safetensors(_) => (&["gguf", "npz"], "one that ends in .safetensors"),
-            Head::Gguf(..) => (&["safetensors"], "one that ends in .gguf"),
+            Head::Named(_) => (&["gguf", "npy"], "one that ends in .safetensors or .npz"),
+            Head::Gguf(..) => (&["safetensors", "npy", "npz"], "one that ends in .gguf"),
             Head::Folder(_) => (&["safetensors", "gguf", "npy", "npz"], "that of a folder"),
         };
         if matches!(self.head, Head::Folder(_)) && is_named(path, "gguf") {
@@ -490,7 +540,7 @@ impl Plan {
         }
         if others.iter().any(|other| is_named(path, other)) {
             let expected = format!(
-                "expected {is}: a file stays in its container, npy and npz files become safetensors, models of images GGUF with arch"
+                "expected {is}: safetensors, npy and npz files become safetensors or npz, models of images GGUF with arch; others stay what they are"
             );
             return Err(Error::value("the name of the new file", shown(&path.to_string_lossy()), expected));
         }

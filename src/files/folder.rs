@@ -22,13 +22,12 @@ pub(super) mod output;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
-use std::time::SystemTime;
 
 use serde_json::{Map, Value};
 
 use super::input::Input;
 use super::safetensors::Safetensors;
-use super::{Container, Tensor, buffer, shown};
+use super::{Container, Tensor, buffer, json, shown};
 use crate::error::{Error, Result};
 
 /// The name of the container in messages.
@@ -50,8 +49,6 @@ const LONGEST_TEXT: u64 = super::safetensors::LONGEST_HEADER;
 pub struct Folder {
     path: PathBuf,
     config: Map<String, Value>,
-    /// The file of each shard.
-    names: Vec<String>,
     shards: Vec<Safetensors>,
     tensors: Vec<Tensor>,
     /// The shard of each tensor, and its place in it.
@@ -106,7 +103,7 @@ impl Folder {
         if let Some(name) = map.iter().flat_map(BTreeMap::keys).find(|name| !shard_of.contains_key(*name)) {
             return Err(corrupt(format!("tensor {} of the index lies in no shard", shown(name))));
         }
-        Ok(Folder { path: path.to_path_buf(), config, names, shards, tensors, places })
+        Ok(Folder { path: path.to_path_buf(), config, shards, tensors, places })
     }
 
     /// What `config.json` says.
@@ -124,20 +121,6 @@ impl Folder {
         side_files(&self.path, Path::new(""), &mut found)?;
         found.sort_unstable();
         Ok(found)
-    }
-
-    /// The files of the tensors, each with its bytes and the time of its last change.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Io`].
-    pub(super) fn stamps(&self) -> Result<Vec<(&str, u64, SystemTime)>> {
-        let stamp = |name: &'_ String| {
-            let path = self.path.join(name);
-            let found = fs::metadata(&path).and_then(|facts| Ok((facts.len(), facts.modified()?)));
-            found.map_err(|source| Error::Io { source, path })
-        };
-        self.names.iter().map(|name| stamp(name).map(|(bytes, changed)| (name.as_str(), bytes, changed))).collect()
     }
 
     /// Where the folder is.
@@ -158,6 +141,10 @@ impl Container for Folder {
 
     fn folder(&self) -> Option<&Folder> {
         Some(self)
+    }
+
+    fn inputs(&self) -> Vec<&Input> {
+        self.shards.iter().flat_map(Safetensors::inputs).collect()
     }
 
     fn tensors(&self) -> &[Tensor] {
@@ -210,8 +197,7 @@ fn read_json(path: &Path) -> Result<Map<String, Value>> {
     }
     let mut text = buffer(input.length(), || shown(&name))?;
     input.read(CONTAINER, 0, &mut text)?;
-    let value: Value = serde_json::from_slice(&text).map_err(|error| corrupt(format!("{} is not JSON: {error}", shown(&name))))?;
-    match value {
+    match json::read(&text).map_err(|fault| corrupt(format!("{} {fault}", shown(&name))))? {
         Value::Object(object) => Ok(object),
         _ => Err(corrupt(format!("{} holds no JSON object", shown(&name)))),
     }

@@ -186,6 +186,10 @@ impl Container for Gguf {
         &self.keys
     }
 
+    fn inputs(&self) -> Vec<&Input> {
+        self.inputs.iter().collect()
+    }
+
     fn tensors(&self) -> &[Tensor] {
         &self.tensors
     }

@@ -83,6 +83,10 @@ impl Container for Imatrix {
         &self.metadata
     }
 
+    fn inputs(&self) -> Vec<&Input> {
+        vec![&self.input]
+    }
+
     fn tensors(&self) -> &[Tensor] {
         &self.tensors
     }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use crate::error::{Error, Result};
 
@@ -17,6 +18,7 @@ pub struct Input {
     stream: Mutex<Box<dyn Stream>>,
     path: PathBuf,
     length: u64,
+    changed: Option<SystemTime>,
 }
 
 impl Input {
@@ -35,14 +37,15 @@ impl Input {
             return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
         }
         let file = File::open(path).map_err(failed)?;
-        let length = file.metadata().map_err(failed)?.len();
-        Ok(Input { stream: Mutex::new(Box::new(file)), path: path.to_path_buf(), length })
+        let facts = file.metadata().map_err(failed)?;
+        let (length, changed) = (facts.len(), facts.modified().ok());
+        Ok(Input { stream: Mutex::new(Box::new(file)), path: path.to_path_buf(), length, changed })
     }
 
     /// The bytes of a file that is in memory.
     pub fn from_bytes(bytes: Vec<u8>) -> Input {
         let length = bytes.len() as u64;
-        Input { stream: Mutex::new(Box::new(Cursor::new(bytes))), path: PathBuf::new(), length }
+        Input { stream: Mutex::new(Box::new(Cursor::new(bytes))), path: PathBuf::new(), length, changed: None }
     }
 
     /// Where the file is; empty for bytes in memory.
@@ -53,6 +56,11 @@ impl Input {
     /// How many bytes the file had when it was opened.
     pub fn length(&self) -> u64 {
         self.length
+    }
+
+    /// When it was changed last before it was opened, where the system tells.
+    pub(super) fn changed(&self) -> Option<SystemTime> {
+        self.changed
     }
 
     /// The first bytes, at most 64: enough to tell what the file is.

@@ -2,7 +2,7 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`safetensors`], [`gguf`], [`npy`], [`npz`] | one container each: a [`Container`] to read, for the first two `create` too, which begins a file |
+//! | [`safetensors`], [`gguf`], [`npy`], [`npz`] | one container each: a [`Container`] to read, and `create`, which begins a file, but for npy |
 //! | [`imatrix`] | the mean squares of the inputs of layers, as llama.cpp has them |
 //! | [`folder`] | a model as Hugging Face lays it out: safetensors in shards, an index, a config |
 //! | [`checkpoint`] | the tensors of a file as its user sees them: the parts of a quantized tensor are one entry |
@@ -10,6 +10,7 @@
 //! | [`compare`] | two files, tensor by tensor |
 //! | [`verify`] | whether a file is whole, and what a conversion makes of another |
 //! | [`rows`] | a tensor in blocks of rows: where their share of each part lies |
+//! | `workshop`, `journal` | what a job leaves that can be taken up, and how much of it is whole |
 //! | [`input`], [`output`] | plain reads with every length checked; a file that appears whole or not at all, and tensors at their places in it |
 
 pub mod checkpoint;
@@ -20,12 +21,15 @@ pub mod gguf;
 mod glob;
 pub mod imatrix;
 pub mod input;
+mod journal;
+mod json;
 pub mod npy;
 pub mod npz;
 pub mod output;
 pub mod rows;
 pub mod safetensors;
 pub mod verify;
+mod workshop;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -51,6 +55,9 @@ pub trait Container: Send + Sync {
     fn folder(&self) -> Option<&folder::Folder> {
         None
     }
+
+    /// The files that it is read from.
+    fn inputs(&self) -> Vec<&Input>;
 
     /// The tensors, in the order of their data.
     fn tensors(&self) -> &[Tensor];

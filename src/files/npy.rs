@@ -13,7 +13,7 @@ use std::slice;
 use std::sync::OnceLock;
 
 use super::input::Input;
-use super::{Container, StoredDtype, Tensor, buffer, looks_like};
+use super::{Container, StoredDtype, Tensor, buffer, looks_like, shown};
 use crate::error::{Error, Index, Result};
 
 /// The first bytes of every npy file.
@@ -161,6 +161,10 @@ impl Container for Npy {
         &self.metadata
     }
 
+    fn inputs(&self) -> Vec<&Input> {
+        vec![&self.array.bytes]
+    }
+
     fn tensors(&self) -> &[Tensor] {
         slice::from_ref(&self.array.tensor)
     }
@@ -193,28 +197,60 @@ fn dtype(descr: &str) -> Result<(StoredDtype, bool)> {
         Some(("<" | "|" | "=", kind)) => (false, kind),
         _ => (false, descr),
     };
-    let dtype = match kind {
-        "b1" => StoredDtype::Bool,
-        "i1" => StoredDtype::I8,
-        "u1" => StoredDtype::U8,
-        "i2" => StoredDtype::I16,
-        "u2" => StoredDtype::U16,
-        "f2" => StoredDtype::F16,
-        "i4" => StoredDtype::I32,
-        "u4" => StoredDtype::U32,
-        "f4" => StoredDtype::F32,
-        "c8" => StoredDtype::C64,
-        "i8" => StoredDtype::I64,
-        "u8" => StoredDtype::U64,
-        "f8" => StoredDtype::F64,
-        "O" => return Err(corrupt("the array holds Python objects; those are pickles and never loaded".into())),
+    if let Some((dtype, _)) = DESCRS.iter().find(|(_, descr)| &descr[1..] == kind) {
+        return Ok((*dtype, big_endian));
+    }
+    Err(match kind {
+        "O" => corrupt("the array holds Python objects; those are pickles and never loaded".into()),
         "V2" => {
             let advice = "if they are bfloat16, store the array as BF16 in a safetensors file";
-            return Err(corrupt(format!("the array holds untyped pairs of bytes; {advice}")));
+            corrupt(format!("the array holds untyped pairs of bytes; {advice}"))
         }
-        _ => return Err(corrupt(format!("the dtype '{}' is not a plain number", descr.escape_debug()))),
+        _ => corrupt(format!("the dtype '{}' is not a plain number", descr.escape_debug())),
+    })
+}
+
+/// The type strings of numpy, little-endian.
+const DESCRS: [(StoredDtype, &str); 13] = [
+    (StoredDtype::Bool, "|b1"),
+    (StoredDtype::I8, "|i1"),
+    (StoredDtype::U8, "|u1"),
+    (StoredDtype::I16, "<i2"),
+    (StoredDtype::U16, "<u2"),
+    (StoredDtype::F16, "<f2"),
+    (StoredDtype::I32, "<i4"),
+    (StoredDtype::U32, "<u4"),
+    (StoredDtype::F32, "<f4"),
+    (StoredDtype::C64, "<c8"),
+    (StoredDtype::I64, "<i8"),
+    (StoredDtype::U64, "<u8"),
+    (StoredDtype::F64, "<f8"),
+];
+
+/// Most axes of an array of numpy.
+const MOST_AXES: usize = 64;
+
+/// What stands in front of the elements of an array, version 1.0, of a multiple of 64 bytes as numpy has it.
+pub(super) fn description(tensor: &Tensor) -> Result<Vec<u8>> {
+    let named = |what: &str| format!("the {what} of tensor {}", shown(&tensor.name));
+    let Some((_, descr)) = DESCRS.iter().find(|row| row.0 == tensor.dtype) else {
+        let expected = "an npz file has no such dtype: write a safetensors file, or decode with a dtype that numpy has";
+        return Err(Error::value(named("dtype"), tensor.dtype.name(), expected));
     };
-    Ok((dtype, big_endian))
+    if tensor.shape.len() > MOST_AXES {
+        return Err(Error::value(named("number of axes"), tensor.shape.len().to_string(), format!("numpy takes up to {MOST_AXES}")));
+    }
+    let shape: String = match tensor.shape[..] {
+        [length] => format!("{length},"),
+        _ => tensor.shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", "),
+    };
+    let text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({shape}), }}");
+    const BEFORE: usize = 10;
+    let length = (BEFORE + text.len() + 1).next_multiple_of(64) - BEFORE;
+    let mut bytes = [MAGIC, &[1, 0]].concat();
+    bytes.extend((length as u16).to_le_bytes());
+    bytes.extend(format!("{text:<0$}\n", length - 1).as_bytes());
+    Ok(bytes)
 }
 
 fn corrupt(reason: String) -> Error {

@@ -5,22 +5,29 @@
 //! member that is encrypted, or that is no array, as those of torch checkpoints are; names that come twice; members that overlap. A name is
 //! a name and never a path. A deflated member is decoded as it is read, from front to back, so that none has to fit in memory.
 //!
+//! The free text of a file, which says how tensors are quantized, is an array of bytes called `__metadata__`: a JSON object of texts.
+//!
 //! | module | what |
 //! |---|---|
 //! | `directory` | the list of members at the end of the archive, and where each lies |
 //! | `member` | the bytes of one, stored or deflated |
+//! | `writer` | the archive that is written |
 
 mod directory;
 mod member;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::input::Input;
+use super::json::Texts;
 use super::npy::Array;
-use super::{Container, Tensor, shown};
+use super::safetensors::{LONGEST_HEADER, METADATA};
+use super::{Container, StoredDtype, Tensor, buffer, shown};
 use crate::error::{Error, Result};
 use member::Member;
+pub(super) use writer::create;
 
 /// The name of the container in messages.
 const CONTAINER: &str = "npz";
@@ -30,6 +37,7 @@ pub const MAGIC: [&[u8]; 2] = [b"PK\x03\x04", b"PK\x05\x06"];
 
 /// An npz file, open for reading.
 pub struct Npz {
+    input: Arc<Input>,
     arrays: Vec<Array<Member>>,
     tensors: Vec<Tensor>,
     metadata: BTreeMap<String, String>,
@@ -53,8 +61,13 @@ impl Npz {
             let name = name.to_string();
             arrays.push(Member::new(input.clone(), &place).and_then(|member| Array::new(member, name)).map_err(in_member)?);
         }
+        let is_metadata = |array: &Array<Member>| *array.tensor() == metadata_tensor(array.tensor().shape.first().copied().unwrap_or(0));
+        let metadata = match arrays.iter().position(is_metadata) {
+            Some(index) => metadata(&arrays.remove(index))?,
+            None => BTreeMap::new(),
+        };
         let tensors = arrays.iter().map(|array| array.tensor().clone()).collect();
-        Ok(Npz { arrays, tensors, metadata: BTreeMap::new() })
+        Ok(Npz { input, arrays, tensors, metadata })
     }
 }
 
@@ -67,6 +80,10 @@ impl Container for Npz {
         &self.metadata
     }
 
+    fn inputs(&self) -> Vec<&Input> {
+        vec![&self.input]
+    }
+
     fn tensors(&self) -> &[Tensor] {
         &self.tensors
     }
@@ -74,6 +91,22 @@ impl Container for Npz {
     fn read(&self, index: usize, offset: u64, out: &mut [u8]) -> Result<()> {
         self.arrays[index].read(offset, out)
     }
+}
+
+/// The array that the free text is in.
+fn metadata_tensor(length: usize) -> Tensor {
+    Tensor { name: METADATA.into(), dtype: StoredDtype::U8, shape: vec![length] }
+}
+
+fn metadata(array: &Array<Member>) -> Result<BTreeMap<String, String>> {
+    let length = array.tensor().bytes();
+    if length > LONGEST_HEADER {
+        return Err(corrupt(format!("{METADATA} has {length} bytes; the limit is {LONGEST_HEADER}")));
+    }
+    let mut text = buffer(length, || METADATA.into())?;
+    array.read(0, &mut text)?;
+    let texts = serde_json::from_slice::<Texts>(&text);
+    texts.map(|texts| texts.0).map_err(|error| corrupt(format!("{METADATA} is wrong: {error}")))
 }
 
 fn no_array(name: &str) -> Error {

@@ -1,23 +1,27 @@
 //! A file that appears under its name whole or not at all.
 //!
 //! Bytes go to a temporary file beside the target; [`Output::finish`] syncs it, renames it and syncs the folder. Dropping an
-//! unfinished [`Output`] removes the temporary file. A file that is replaced leaves its permissions to the new one; its owner,
-//! its other hard links and its extended attributes are not carried over. A symbolic link is followed, not replaced.
+//! unfinished [`Output`] removes the temporary file, but for that of a job that can be taken up, which lies in its `workshop`. A file that is
+//! replaced leaves its permissions to the new one; its owner, its other hard links and its extended attributes are not carried over. A
+//! symbolic link is followed, not replaced.
 //!
 //! A container begins the file with its header and hands it on as a [`Writer`], which knows the place of every tensor.
 
-use std::fs;
-use std::io::{self, Seek, SeekFrom, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use tempfile::{NamedTempFile, TempPath};
+use sha2::{Digest as _, Sha256};
+use tempfile::TempPath;
 
 use super::Tensor;
 use crate::error::{Error, Result};
 
 /// A file in the making.
 pub struct Output {
-    file: NamedTempFile,
+    file: File,
+    place: TempPath,
     target: PathBuf,
     overwrite: bool,
 }
@@ -29,32 +33,61 @@ impl Output {
     ///
     /// [`Error::Io`]: `path` exists and `overwrite` is false, or its folder is missing or cannot be written.
     pub fn create(path: &Path, overwrite: bool) -> Result<Output> {
+        Output::begin(path, overwrite, None)
+    }
+
+    /// Begin a file that will be `path`: a temporary one, or in a `workshop` on the same disk, where it stays, what an earlier job left of it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::create`].
+    pub(super) fn begin(path: &Path, overwrite: bool, workshop: Option<&Path>) -> Result<Output> {
+        let failed = |source| Error::Io { source, path: path.to_path_buf() };
+        let target = Output::target(path, overwrite)?;
+        let (file, place) = match workshop {
+            Some(folder) => {
+                // Whatever the target is called, this is not what a workshop has besides.
+                let mut name = target.file_name().unwrap_or_default().to_os_string();
+                name.push(".new");
+                let place = folder.join(name);
+                let file = File::options().read(true).write(true).create(true).truncate(false).open(&place).map_err(failed)?;
+                let mut place = TempPath::try_from_path(place).map_err(failed)?;
+                place.disable_cleanup(true);
+                (file, place)
+            }
+            None => {
+                let mut builder = tempfile::Builder::new();
+                builder.prefix(".quantize-").suffix(".tmp");
+                // Without this the file would keep the private mode of a temporary one; the umask still applies.
+                #[cfg(unix)]
+                builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+                builder.tempfile_in(folder_of(&target)).map_err(failed)?.into_parts()
+            }
+        };
+        if let Ok(existing) = fs::metadata(&target) {
+            file.set_permissions(existing.permissions()).map_err(failed)?;
+        }
+        Ok(Output { file, place, target, overwrite })
+    }
+
+    /// What will be replaced or made where `path` is to be: the file itself where it is a link.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`]: it exists and `overwrite` is false, or it is a folder.
+    pub(super) fn target(path: &Path, overwrite: bool) -> Result<PathBuf> {
         let failed = |source| Error::Io { source, path: path.to_path_buf() };
         let existing = match fs::metadata(path) {
             Ok(existing) => Some(existing),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(failed(error)),
         };
-        if let Some(existing) = &existing {
-            if existing.is_dir() {
-                return Err(failed(io::ErrorKind::IsADirectory.into()));
-            }
-            if !overwrite {
-                return Err(failed(io::ErrorKind::AlreadyExists.into()));
-            }
+        match existing {
+            None => Ok(path.to_path_buf()),
+            Some(existing) if existing.is_dir() => Err(failed(io::ErrorKind::IsADirectory.into())),
+            Some(_) if !overwrite => Err(failed(io::ErrorKind::AlreadyExists.into())),
+            Some(_) => fs::canonicalize(path).map_err(failed),
         }
-        let target = if existing.is_some() { fs::canonicalize(path).map_err(failed)? } else { path.to_path_buf() };
-        let folder = folder_of(&target);
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".quantize-").suffix(".tmp");
-        // Without this the file would keep the private mode of a temporary one; the umask still applies.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder.tempfile_in(folder).map_err(failed)?;
-        if let Some(existing) = existing {
-            file.as_file().set_permissions(existing.permissions()).map_err(failed)?;
-        }
-        Ok(Output { file, target, overwrite })
     }
 
     /// Write `bytes` at byte `offset` of the file.
@@ -63,9 +96,19 @@ impl Output {
     ///
     /// [`Error::Io`].
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let file = self.file.as_file_mut();
-        let done = file.seek(SeekFrom::Start(offset)).and_then(|_| file.write_all(bytes));
+        let done = self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.write_all(bytes));
         done.map_err(|source| self.failed(source))
+    }
+
+    /// Read what was written.
+    fn read(&mut self, offset: u64, out: &mut [u8]) -> Result<()> {
+        let done = self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.read_exact(out));
+        done.map_err(|source| self.failed(source))
+    }
+
+    /// Make durable what was written.
+    fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|source| self.failed(source))
     }
 
     /// Put the file under its name, durably.
@@ -79,9 +122,9 @@ impl Output {
 
     /// Sync the file, which has all its bytes.
     fn ready(self) -> Result<Ready> {
-        self.file.as_file().sync_all().map_err(|source| self.failed(source))?;
-        let Output { file, target, overwrite } = self;
-        Ok(Ready { file: file.into_temp_path(), target, overwrite })
+        self.file.sync_all().map_err(|source| self.failed(source))?;
+        let Output { place, target, overwrite, .. } = self;
+        Ok(Ready { place, target, overwrite })
     }
 
     fn failed(&self, source: io::Error) -> Error {
@@ -89,9 +132,9 @@ impl Output {
     }
 }
 
-/// A file that is whole and synced, but has not its name yet. Dropping it removes it.
+/// A file that is whole and synced, but has not its name yet. Dropping it does what dropping the [`Output`] does.
 pub(super) struct Ready {
-    file: TempPath,
+    place: TempPath,
     target: PathBuf,
     overwrite: bool,
 }
@@ -103,8 +146,8 @@ impl Ready {
     ///
     /// [`Error::Io`]; the target is then as it was.
     pub(super) fn name(self) -> Result<()> {
-        let Ready { file, target, overwrite } = self;
-        let persisted = if overwrite { file.persist(&target) } else { file.persist_noclobber(&target) };
+        let Ready { place, target, overwrite } = self;
+        let persisted = if overwrite { place.persist(&target) } else { place.persist_noclobber(&target) };
         persisted.map_err(|error| Error::Io { source: error.error, path: target.clone() })?;
         sync_folder(&target)
     }
@@ -115,14 +158,17 @@ pub struct Writer {
     output: Output,
     /// Where the bytes of each tensor begin, from the start of the file.
     starts: Vec<u64>,
-    /// Bytes of each tensor that have not been written.
+    /// Bytes of each tensor.
+    sizes: Vec<u64>,
+    /// Those that have not been written.
     missing: Vec<u64>,
 }
 
 impl Writer {
     /// The bytes of each of `tensors` begin where `starts` says.
     pub(super) fn new(output: Output, starts: Vec<u64>, tensors: &[Tensor]) -> Writer {
-        Writer { output, starts, missing: tensors.iter().map(Tensor::bytes).collect() }
+        let sizes: Vec<u64> = tensors.iter().map(Tensor::bytes).collect();
+        Writer { output, starts, missing: sizes.clone(), sizes }
     }
 
     /// See `TensorWriter::write`.
@@ -149,6 +195,29 @@ impl Writer {
         self.ready()?.name()
     }
 
+    /// Hash the bytes of `tensors` as they were written, one after the other, and then `tail`; `also` gets the bytes of each too.
+    pub(super) fn hash(&mut self, tensors: Range<usize>, tail: &[u8], mut also: impl FnMut(usize, &[u8])) -> Result<Hash> {
+        let mut hash = Sha256::new();
+        let mut bytes = Vec::new();
+        for index in tensors {
+            let (mut at, end) = (self.starts[index], self.starts[index] + self.sizes[index]);
+            while at < end {
+                bytes.resize((end - at).min(READ_BACK as u64) as usize, 0);
+                self.output.read(at, &mut bytes)?;
+                hash.update(&bytes);
+                also(index, &bytes);
+                at += bytes.len() as u64;
+            }
+        }
+        hash.update(tail);
+        Ok(hash.finalize().into())
+    }
+
+    /// The file, for what is not of a tensor.
+    pub(super) fn output(&mut self) -> &mut Output {
+        &mut self.output
+    }
+
     /// Sync the file, of which all bytes have been written.
     pub(super) fn ready(self) -> Result<Ready> {
         assert!(self.missing.iter().all(|&bytes| bytes == 0), "every tensor of the header has been written");
@@ -161,9 +230,35 @@ impl TensorWriter for Writer {
         Writer::write(self, index, offset, bytes)
     }
 
+    fn whole(&mut self, tensors: Range<usize>, tail: &[u8]) -> Result<Hash> {
+        self.hash(tensors, tail, |_, _| {})
+    }
+
     fn finish(self: Box<Self>) -> Result<()> {
         Writer::finish(*self)
     }
+}
+
+impl FileWriter for Writer {
+    fn keep(&mut self, tensors: Range<usize>) -> Result<()> {
+        self.missing[tensors].fill(0);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.output.sync()
+    }
+}
+
+/// Bytes that are read at a time to be hashed: few, so that they are in the second cache.
+const READ_BACK: usize = 256 << 10;
+
+/// SHA-256.
+pub type Hash = [u8; 32];
+
+/// A hash as it is shown.
+pub fn hex(hash: &Hash) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Where the tensors of a conversion go: one file, or the shards of a folder.
@@ -175,10 +270,20 @@ pub(crate) trait TensorWriter {
     /// [`Error::Io`].
     fn write(&mut self, index: usize, offset: u64, bytes: &[u8]) -> Result<()>;
 
-    /// Whether tensor `index` was written by an earlier job, so that it need not be written again.
-    fn has(&self, _index: usize) -> bool {
+    /// Whether `tensors` were written by an earlier job, so that they need not be written again.
+    fn has(&self, _tensors: Range<usize>) -> bool {
         false
     }
+
+    /// Hear that all of `tensors` are written, which are in one shard, and give the hash of their bytes, one after the other, and of `tail`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    fn whole(&mut self, tensors: Range<usize>, tail: &[u8]) -> Result<Hash>;
+
+    /// Hear that the work ends early, and why is told elsewhere: what can be taken up is made durable.
+    fn leave(&mut self) {}
 
     /// Put everything under its name, durably.
     ///
@@ -186,6 +291,30 @@ pub(crate) trait TensorWriter {
     ///
     /// [`Error::Io`].
     fn finish(self: Box<Self>) -> Result<()>;
+}
+
+/// What is made of files that can be taken up where an earlier job left them.
+pub(super) trait FileWriter: TensorWriter {
+    /// `tensors` are there, written by an earlier job.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    fn keep(&mut self, tensors: Range<usize>) -> Result<()>;
+
+    /// Make durable what was written.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    fn sync(&mut self) -> Result<()>;
+}
+
+/// Write a file of this text, which appears whole and durably.
+pub(super) fn write_text(path: &Path, text: &str, overwrite: bool) -> Result<()> {
+    let mut output = Output::create(path, overwrite)?;
+    output.write(0, text.as_bytes())?;
+    output.finish()
 }
 
 /// The folder that `path` is in.

@@ -28,7 +28,7 @@ pub const LONGEST_HEADER: u64 = 100_000_000;
 const DEEPEST: usize = 32;
 
 /// The key of the free text in the header; no tensor can have this name.
-const METADATA: &str = "__metadata__";
+pub(super) const METADATA: &str = "__metadata__";
 
 /// A safetensors file, open for reading.
 pub struct Safetensors {
@@ -67,6 +67,10 @@ impl Container for Safetensors {
 
     fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
+    }
+
+    fn inputs(&self) -> Vec<&Input> {
+        vec![&self.input]
     }
 
     fn tensors(&self) -> &[Tensor] {

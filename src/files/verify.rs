@@ -13,6 +13,8 @@ use std::collections::{HashMap, HashSet};
 
 use super::checkpoint::{Advance, Checkpoint, Entry};
 use super::compare::{self, Rows, Scratch, errors};
+use super::convert::largest;
+use super::folder::family;
 use super::rows::{self, BLOCK_ELEMENTS, Cut};
 use crate::element::{Sink, Source};
 use crate::engine::{self, Method, NonFinite, Run, Sums};
@@ -66,12 +68,14 @@ pub fn verify(
     let sources: HashMap<&str, &Entry> =
         against.into_iter().flat_map(Checkpoint::entries).map(|entry| (entry.name.as_str(), entry)).collect();
     let mut found = Vec::with_capacity(file.entries().len());
+    let mut largest = HashMap::new();
     for entry in file.entries() {
         let advance = &mut |bytes| advance(bytes, &entry.name);
         let source = against.zip(sources.get(entry.name.as_str()).copied());
         let verified = match source {
             _ if against.is_none() => is_sound(file, entry, run, advance),
-            Some(source) => of_source((file, entry), source, run, advance),
+            Some(source) => shared_largest((file, entry), source.0, &sources, &mut largest, run)
+                .and_then(|largest| of_source((file, entry), source, largest, run, advance)),
             None => Ok((Verdict::Faulty("the source has no such tensor".into()), None)),
         };
         let (verdict, errors) = match verified {
@@ -108,14 +112,47 @@ fn is_sound(file: &Checkpoint, entry: &Entry, run: &Run, advance: Advance) -> Re
     Ok((Verdict::Sound, None))
 }
 
+/// The largest magnitude in the source of all weights that share the second level of their scales with `entry`; `None` where it has its
+/// own. What is known of others is looked up in `known`.
+fn shared_largest(
+    (file, entry): (&Checkpoint, &Entry),
+    against: &Checkpoint,
+    sources: &HashMap<&str, &Entry>,
+    known: &mut HashMap<String, f32>,
+    run: &Run,
+) -> Result<Option<f32>> {
+    let shared = |entry: &Entry| {
+        file.container().folder()?;
+        family::sharing(&entry.name, entry.layout()?)
+    };
+    let Some(common) = shared(entry) else { return Ok(None) };
+    if let Some(&known) = known.get(&common) {
+        return Ok(Some(known));
+    }
+    let mut all = 0.0f32;
+    for other in file.entries().iter().filter(|other| shared(other).as_ref() == Some(&common)) {
+        match sources.get(other.name.as_str()) {
+            Some(source) if has_numbers(source) => all = all.max(largest(against, source, (BLOCK_ELEMENTS, run))?),
+            _ => {}
+        }
+    }
+    known.insert(common, all);
+    Ok(Some(all))
+}
+
+/// Whether a tensor has values that can be compared.
+fn has_numbers(entry: &Entry) -> bool {
+    entry.layout().is_some() || entry.dtype.float().is_some()
+}
+
 /// What a tensor is of the one of its name that it was made of.
 fn of_source(
     (file, entry): (&Checkpoint, &Entry),
     (against, source): (&Checkpoint, &Entry),
+    largest: Option<f32>,
     run: &Run,
     advance: Advance,
 ) -> Result<(Verdict, Option<Sums>)> {
-    let has_numbers = |entry: &Entry| entry.layout().is_some() || entry.dtype.float().is_some();
     if entry.shape != source.shape {
         advance(file.bytes(entry))?;
         let reason = format!("its shape is {}, that of the source {}", Index(&entry.shape), Index(&source.shape));
@@ -138,7 +175,7 @@ fn of_source(
         floats(&found, &mut y, run)?;
         floats(&origin, &mut x, run)?;
         let judged = match (&found, entry.dtype.float()) {
-            (Rows::Quantized(layout, views), _) => quantized(layout, views, &x, &y, run)?,
+            (Rows::Quantized(layout, views), _) => quantized(layout, views, (&x, &y), largest, run)?,
             // Floats of another dtype than those of the source are the nearest of theirs.
             (Rows::Plain(.., bytes), Some(dtype)) => {
                 let mut expected = vec![0; bytes.len()];
@@ -167,14 +204,14 @@ enum Judged {
 }
 
 /// What some rows are that are stored as `layout` and decode to `y`, where the source has `x`.
-fn quantized(layout: &Layout, parts: &[&[u8]], x: &[f32], y: &[f32], run: &Run) -> Result<Judged> {
+fn quantized(layout: &Layout, parts: &[&[u8]], (x, y): (&[f32], &[f32]), largest: Option<f32>, run: &Run) -> Result<Judged> {
     if x.iter().zip(y).all(|(x, y)| x == y) {
         return Ok(Judged::As(Verdict::Same));
     }
     if let Some(at) = y.iter().position(|value| !value.is_finite()) {
         return Ok(Judged::Fault("its values are not finite", Some(at)));
     }
-    let own = own_rule(layout, x, run)?;
+    let own = own_rule(layout, x, largest, run)?;
     if own.as_ref().is_some_and(|own| is_same(own, parts)) {
         return Ok(Judged::As(Verdict::Reproduced));
     }
@@ -198,12 +235,13 @@ fn quantized(layout: &Layout, parts: &[&[u8]], x: &[f32], y: &[f32], run: &Run) 
     Ok(Judged::As(Verdict::Bounded))
 }
 
-/// What the format's own rule makes of some rows; `None` where they do not fit it.
-fn own_rule(layout: &Layout, x: &[f32], run: &Run) -> Result<Option<Quantized>> {
+/// What the format's own rule makes of some rows, and of the `largest` magnitude of all that share a second level of scales with them; `None`
+/// where they do not fit it.
+fn own_rule(layout: &Layout, x: &[f32], largest: Option<f32>, run: &Run) -> Result<Option<Quantized>> {
     let mut own = Quantized::zeroed(layout.clone())?;
     let mut slices: Vec<&mut [u8]> = own.parts.iter_mut().map(Vec::as_mut_slice).collect();
     let source = Source::from_slice(x, &layout.shape);
-    match engine::quantize_by(&source, layout, Method::Nearest, NonFinite::Zero, &mut slices, run) {
+    match engine::quantize_sharing(&source, layout, Method::Nearest, largest, NonFinite::Zero, &mut slices, run) {
         Ok(_) => Ok(Some(own)),
         Err(Error::ScaleOverflow { .. }) => Ok(None),
         Err(error) => Err(error),

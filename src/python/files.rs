@@ -23,6 +23,7 @@ use crate::files::convert::{Action, Effect, Failure, Fallback, How, Plan, Rule, 
 use crate::files::gguf::Value;
 use crate::files::gguf::image::Image;
 use crate::files::gguf::mixture::{self, Mixture};
+use crate::files::output::hex;
 use crate::files::verify;
 use crate::formats::{self, Format};
 use crate::layout::{Layout, Options};
@@ -208,8 +209,8 @@ type Row = (
     Done,
 );
 
-/// Errors, elements replaced, what errors were weighted with, seconds.
-type Done = (Option<Errors>, u64, Option<&'static str>, f64);
+/// Errors, elements replaced, what errors were weighted with, hash of the bytes in the new file, seconds.
+type Done = (Option<Errors>, u64, Option<&'static str>, Option<String>, f64);
 
 /// A pattern of names, and the format, group size, dtype of scales and other options; `None`: kept.
 type GivenRule<'py> = (String, Option<(String, Option<GroupSize>, Option<String>, Option<Bound<'py, PyDict>>)>);
@@ -290,10 +291,8 @@ pub(super) fn convert(
             }
             let (block, peak) = plan.within(memory_limit)?;
             let how = How { nonfinite, scales, work, block };
-            let job = match plan.shards().filter(|_| how.work != Work::Once) {
-                Some((names, of_steps)) => Some((plan.fingerprint(&file, &how)?, names, of_steps)),
-                None => None,
-            };
+            let shards = plan.shards().filter(|_| how.work != Work::Once);
+            let job = shards.map(|(names, of_steps)| (plan.fingerprint(&file, &how), names, of_steps));
             let made = target.as_deref().map(|target| plan.made(target));
             let effects = match target {
                 None => vec![Effect::default(); plan.steps.len()],
@@ -375,8 +374,8 @@ fn row(step: Step, effect: Effect) -> Row {
     };
     let tensor = step.layout.as_ref().map(settled);
     let bytes = (step.bytes_before, step.bytes_after);
-    let Effect { errors, replaced, weights, seconds } = effect;
-    let done = (errors.map(numbers), replaced, weights, seconds);
+    let Effect { errors, replaced, weights, sha256, seconds } = effect;
+    let done = (errors.map(numbers), replaced, weights, sha256.as_ref().map(hex), seconds);
     (step.name, step.shape, step.dtype.name(), action, reason, step.rule, tensor, bytes, becomes, fallback, done)
 }
 

@@ -40,11 +40,13 @@ def sources(tmp_path):
         "parts": ["convert", tmp_path / "in.gguf", tmp_path / "out.gguf", "--to", "gguf:q4_0", "--shard-size", "10000"],
         "folder": ["convert", tmp_path / "in", tmp_path / "out", "--to", "gptq"],
         "shards": ["convert", tmp_path / "in", tmp_path / "out", "--to", "gptq", "--shard-size", "20000"],
-        "resume": ["convert", tmp_path / "in", tmp_path / "out", "--to", "gptq", "--shard-size", "20000", "--resume"],
+        "folder resumed": ["convert", tmp_path / "in", tmp_path / "out", "--to", "gptq", "--shard-size", "20000", "--resume"],
+        "file resumed": ["convert", tmp_path / "in.safetensors", tmp_path / "out.safetensors", "--resume"],
+        "parts resumed": ["convert", tmp_path / "in.gguf", tmp_path / "out.gguf", "--to", "gguf:q4_0", "--shard-size", "10000", "--resume"],
     }
 
 
-KINDS = ["file", "gguf", "parts", "folder", "shards", "resume"]
+KINDS = ["file", "gguf", "parts", "folder", "shards", "folder resumed", "file resumed", "parts resumed"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -60,9 +62,10 @@ def test_a_disk_that_is_full_leaves_nothing(kind, sources, tmp_path):
     assert "File too large" in done.stderr
     assert done.stderr.count("\n") == 1
     # What was done of a job that can be resumed stays, and is taken up.
-    assert names(tmp_path) == sorted([*before, *([".out.partial"] if kind == "resume" else [])])
+    kept = f".{sources[kind][2].name}.partial"
+    assert names(tmp_path) == sorted([*before, *([kept] if "resumed" in kind else [])])
     assert subprocess.run(command(*sources[kind]), capture_output=True, timeout=120, check=False).returncode == 0
-    assert ".out.partial" not in names(tmp_path)
+    assert kept not in names(tmp_path)
 
 
 REFUSED = """

@@ -497,8 +497,6 @@ def test_two_processes_do_not_work_on_one_folder(model, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         qz.convert(model, tmp_path / "out", format="gptq", resume=True, progress=again)
-    with pytest.raises(ValueError, match="expected a folder"):
-        qz.convert(model / "model-00001-of-00002.safetensors", tmp_path / "file", resume=True)
 
 
 def test_the_command_line(model, tmp_path, capsys):
@@ -683,3 +681,19 @@ def test_tensors_that_contradict_the_config_are_refused(tmp_path, format, change
     rewrite_shard(tmp_path / "out", change)
     with pytest.raises(qz.CorruptFileError, match=message):
         qz.open(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "key"),
+    [
+        ("config.json", '{"model_type": "llama", "dtype": "bfloat16", "model_type": "bert"}', "'model_type'"),
+        ("config.json", '{"quantization_config": {"bits": 4, "bits": 8}}', "'bits'"),
+        ("config.json", '{"list": [{"a": 1}, {"b": [{"c": null, "c": 2.5}]}]}', "'c'"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', "'a'"),
+        ("model.safetensors.index.json", '{"weight_map": {}, "weight_map": {}}', "'weight_map'"),
+    ],
+)
+def test_a_key_that_comes_twice_is_refused(model, file, text, key):
+    (model / file).write_text(text)
+    with pytest.raises(qz.CorruptFileError, match=f"'{file}' is ambiguous: the key {key} comes twice at line 1"):
+        qz.open(model)

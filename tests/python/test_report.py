@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from checkpoints import bfloat16_bits, floats_of_bits, write
+from checkpoints import bfloat16_bits, floats_of_bits, gguf_floats, write
+from folders import folder
 from helpers import as_bits, sample
 
 import quantize as qz
@@ -174,3 +175,53 @@ def test_the_command_line_writes_reports(files, tmp_path):
     assert cli.main(["convert", str(source), "--dry-run", "--report", str(tmp_path / "none.json"), "--quiet"]) == 0
     assert not (tmp_path / "none.json").exists()
     assert cli.main(["compare", str(source), str(target), "--quiet", "--report", str(tmp_path / "absent" / "report.json")]) == 5
+
+
+FILES = {
+    "parts of many": ("in.safetensors", {"format": "int4", "keep": ["bias"]}),
+    "one part": ("in.safetensors", {"format": "gguf:q4_0"}),
+    "parts that have columns": ("in.safetensors", {"format": "gptq", "group_size": 32}),
+    "a scale of the tensor": ("in.safetensors", {"format": "torchao:nvfp4"}),
+    "gguf": ("in.gguf", {"format": "gguf:q4_0"}),
+    "several gguf": ("in.gguf", {"format": "gguf:q4_1", "shard_size": 3000}),
+    "npz": ("in.safetensors", {"format": "int4"}),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_hashes_of_a_conversion_are_those_of_the_new_file(name, threads, tmp_path):
+    source, options = FILES[name]
+    arrays = {"a": sample((128, 128), 1), "b": sample((64, 256), 2), "bias": sample((8,), 3), "none": np.zeros((0, 64), np.float32)}
+    source, target = tmp_path / source, tmp_path / ("out.npz" if name == "npz" else f"out{source[2:]}")
+    if source.suffix == ".gguf":
+        source.write_bytes(gguf_floats({name: array for name, array in arrays.items() if array.size}))
+    else:
+        write(source, arrays)
+    made = qz.convert(source, target, threads=threads, memory_limit=200_000, **options)
+    with qz.open(made.target) as file:
+        for tensor in made.tensors:
+            found = file[tensor.name]
+            parts = found.parts.values() if isinstance(found, qz.QuantizedArray) else [found]
+            assert tensor.sha256 == hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest(), tensor.name
+    back = qz.convert(made.target, tmp_path / f"back{target.suffix}", dequantize=True, threads=threads)
+    with qz.open(back.target) as file:
+        assert all(tensor.sha256 == hashlib.sha256(file[tensor.name].tobytes()).hexdigest() for tensor in back.tensors)
+    assert all(tensor.sha256 is None for tensor in qz.convert(source, None, dry_run=True, **options).tensors)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"format": "gptq"},
+        {"format": "awq"},
+        {"format": "compressed-tensors:nvfp4", "shard_size": 20_000},
+        {"format": "mlx"},
+        {"format": "nf4"},
+        {"format": "nf4", "double_quant": True},
+    ],
+)
+def test_the_hashes_of_a_folder(options, tmp_path):
+    made = qz.convert(folder(tmp_path / "in"), tmp_path / "out", **options)
+    measured = qz.report(tmp_path / "in", tmp_path / "out")
+    assert {tensor.name: tensor.sha256 for tensor in made.tensors} == {tensor.name: tensor.sha256 for tensor in measured.tensors}

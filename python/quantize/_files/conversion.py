@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from quantize import _core
+from quantize import _core, _onnx
 from quantize._api import check_number
 from quantize._files.errors import Errors, overall, plain_data
 from quantize._files.progress import Progress, shown_progress
@@ -65,6 +65,9 @@ class TensorReport:
     """The format that was wanted, where its rows do not divide into blocks of that and it became something else."""
     rule: str | None
     """The pattern of the rule that decided, if one did."""
+    sha256: str | None
+    """Hash of the bytes that it has in the new file, part after part; None where nothing was done, where an earlier job wrote them, and of
+    ONNX files."""
     seconds: float
     """How long it took; 0 where nothing was done."""
 
@@ -159,7 +162,8 @@ def convert(
     source : path
         A safetensors file, also one that was converted before, a GGUF, npy, npz or ONNX file, or a Hugging Face folder.
     target : path or None
-        What to write: GGUF from GGUF, ONNX from ONNX, a folder from a folder, else safetensors. None only for a dry run.
+        What to write: GGUF from GGUF, ONNX from ONNX, a folder from a folder, else safetensors, or npz if it ends so. None only for
+        a dry run.
     format : str, optional
         Name or alias; see :func:`formats`. Default: ``"int4"``; with ``rules`` what none of them matches is kept. A GGUF file takes those of gguf, and the mixtures of llama.cpp, which choose a format
         for each tensor: ``q4_0``, ``q4_1``, ``q4_k_s``, ``q4_k_m``, ``iq4_nl``, ``iq4_xs``, ``mxfp4_moe``. An ONNX file takes those of
@@ -207,8 +211,9 @@ def convert(
         Bytes that tensors and what they become may take at a time: larger ones are cut between rows. It is refused where a tensor cannot be
         cut so far. Default: a quarter of the memory of the machine or of its control group, at most 2 GiB.
     resume : bool
-        Keep what is done of a folder if the work ends early, as ``.NAME.partial`` beside the target, and take up what an earlier call with
-        the same source and the same arguments left there. Whole shards are kept; the report knows no errors of their tensors.
+        Keep what is done if the work ends early, as ``.NAME.partial`` beside the target, and take up what an earlier call with the same
+        source and the same arguments left there: whole tensors of a file, whole shards of a folder. The report knows no errors of what was
+        kept. Not for ONNX.
     overwrite : bool
         Replace a file that exists. A folder that is not empty is never written into.
     dry_run : bool
@@ -252,10 +257,8 @@ def convert(
     target = None if target is None else os.fspath(target)
     if target is None and not dry_run:
         raise ValueError("target is None; expected a path, or dry_run=True for the plan alone")
-    if arch is not None and resume:
-        raise ValueError("arch is given; it is for a GGUF file that is made of a safetensors, npy or npz file")
-    if resume and not os.path.isdir(source):
-        raise ValueError("resume is True; the source is one file, which is converted anew: expected a folder")
+    if resume and _onnx.is_onnx(source):
+        raise ValueError("resume is True; an ONNX file is made at once, and anew where that ended early: expected resume=False")
     wanted = asked(
         format=format,
         group_size=group_size,
@@ -282,7 +285,7 @@ def convert(
     started = time.perf_counter()
     made = wanted.carry_out(source, None, limit=limit, threads=threads)
     if target is not None and not dry_run:
-        check_space(target, sum(row[7][1] for row in made.rows))
+        check_space(target, sum(row[7][1] for row in made.rows) - (_kept(target) if resume else 0))
         work: Work = "rest" if resume else "once"
         with shown_progress(progress) as callback:
             made = wanted.carry_out(source, target, limit=limit, work=work, overwrite=overwrite, threads=threads, progress=callback)
@@ -365,7 +368,7 @@ def reported(source: str, target: str | None, dry_run: bool, made: Made, started
     tensors: list[TensorReport] = []
     errors: list[tuple[str, Errors]] = []
     for name, shape, dtype, action, reason, rule, tensor, nbytes, becomes, fallback, done in made.rows:
-        sums, replaced, weights, seconds = done
+        sums, replaced, weights, sha256, seconds = done
         own = None if sums is None else Errors(*sums)
         if own is not None:
             errors.append((name, own))
@@ -388,6 +391,7 @@ def reported(source: str, target: str | None, dry_run: bool, made: Made, started
                 becomes=becomes,
                 fallback=fallback,
                 rule=rule,
+                sha256=sha256,
                 seconds=seconds,
             )
         )
@@ -407,6 +411,13 @@ def reported(source: str, target: str | None, dry_run: bool, made: Made, started
         memory=made.memory,
         tensors=tuple(tensors),
     )
+
+
+def _kept(target: str) -> int:
+    """Give the bytes of the disk that what an earlier call left may take."""
+    path = Path(os.path.realpath(target))
+    found = path.with_name(f".{path.name}.partial").rglob("*")  # as the core calls it
+    return sum(file.stat().st_size for file in found if file.is_file())
 
 
 def check_space(target: str, needed: int) -> None:

@@ -74,7 +74,7 @@ def verify(
         The file that it was made of. Each tensor must then have its values, or be what a conversion makes of them, see
         :class:`TensorVerdict`. A tensor whose elements that were not finite were replaced is compared in the others.
     report : path, optional
-        What ``quantize convert --report FILE.json`` wrote: the hashes of all tensors must be those.
+        What ``quantize convert --report FILE.json`` wrote, or what ``--json`` printed: the hashes of all tensors must be those.
     threads : int, optional
         At most so many threads; see :func:`set_threads`.
     progress : callable or bool
@@ -118,29 +118,32 @@ def verify(
     return Verification(path, source, hashes, all(tensor.reason is None for tensor in tensors), tuple(tensors))
 
 
-def _hashes(path: str) -> dict[str, str]:
-    """Give the hash of each tensor, as a report has it."""
+def _hashes(path: str) -> dict[str, str | None]:
+    """Give the hash of each tensor, as a report has it; None of a tensor that an earlier job wrote."""
     try:
         tensors = json.loads(Path(path).read_text(encoding="utf-8"))["tensors"]
-        return {str(tensor["name"]): str(tensor["sha256"]) for tensor in tensors}
+        return {str(tensor["name"]): tensor["sha256"] and str(tensor["sha256"]) for tensor in tensors}
     except (ValueError, TypeError, KeyError) as error:
-        raise _core.CorruptFileError(f"{path}: no report as 'quantize convert --report FILE.json' writes it: {error!r}") from error
+        raise _core.CorruptFileError(
+            f"{path}: no report as 'quantize convert --report FILE.json' writes it, or --json prints it: {error!r}"
+        ) from error
 
 
-def _other_hashes(path: str, expected: dict[str, str]) -> dict[str, str]:
+def _other_hashes(path: str, expected: dict[str, str | None]) -> dict[str, str]:
     """Give what is wrong with the tensors whose hash is another, or that only one of the file and the report has."""
     wrong: dict[str, str] = {}
     with Checkpoint(path) as file:
         for name in file:
             if name not in expected:
                 wrong[name] = "the report has no such tensor"
+            if not (known := expected.get(name)):
                 continue
             try:
                 found = hashed(file[name])[0]
             except _core.CorruptFileError as error:
                 wrong[name] = str(error)
                 continue
-            if found != expected[name]:
-                wrong[name] = f"its hash is {found[:12]}..., that of the report {expected[name][:12]}..."
+            if found != known:
+                wrong[name] = f"its hash is {found[:12]}..., that of the report {known[:12]}..."
         wrong |= {name: "the report has it, the file has not" for name in expected if name not in file}
     return wrong

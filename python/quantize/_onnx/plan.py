@@ -86,7 +86,7 @@ class Step:
 
     def row(self) -> tuple[Any, ...]:
         """Give what a report is made of."""
-        weight, done = self.weight, (self.errors, self.replaced, self.weighted, self.seconds)
+        weight, done = self.weight, (self.errors, self.replaced, self.weighted, None, self.seconds)
         tensor = None if self.layout is None else self.layout.tensor
         becomes = weight.dtype if tensor is None else tensor[0]
         sizes = (self.before, self.after)

@@ -9,6 +9,7 @@
 //! Each is one thread, so that blocks are read in the order of the plan and written in the order in which they were made, and no more of
 //! them are in memory than the picture has. A caller that may use one thread alone does all of it in turn.
 
+use std::ops::Range;
 use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,7 +17,7 @@ use std::thread::{Builder, Scope, ScopedJoinHandle};
 
 use crate::error::{Error, Result};
 use crate::files::checkpoint::{BLOCK, Checkpoint, Entry};
-use crate::files::output::TensorWriter;
+use crate::files::output::{Hash, TensorWriter};
 use crate::files::rows::{Cut, Share};
 
 /// What of a tensor is read at a time.
@@ -70,6 +71,14 @@ impl Block {
 /// Bytes to be written: of which tensor of the new file, where in it, and the bytes.
 pub(super) type Made = (usize, Share, Vec<u8>);
 
+/// What is told to the writer, in this order.
+enum News {
+    /// What a block has become.
+    Made(Vec<Made>),
+    /// All of these tensors of the new file, which a step makes, has been told; they are hashed with these bytes after theirs.
+    Whole(usize, Range<usize>, Vec<u8>),
+}
+
 /// What a job reads from and writes to.
 pub(super) struct Flow<'a> {
     file: &'a Checkpoint,
@@ -78,6 +87,8 @@ pub(super) struct Flow<'a> {
     spare_blocks: Mutex<Vec<Block>>,
     /// Buffers that were written, likewise.
     spare: Mutex<Vec<Vec<u8>>>,
+    /// What steps have made, and its hash.
+    hashes: Mutex<Vec<(usize, Hash)>>,
     /// Why the writer ended.
     failed: Mutex<Option<Error>>,
 }
@@ -87,8 +98,8 @@ const SPARE: usize = 4;
 
 impl<'a> Flow<'a> {
     pub(super) fn new(file: &'a Checkpoint, writer: &'a mut (dyn TensorWriter + Send)) -> Flow<'a> {
-        let (spare_blocks, spare, failed) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Flow { file, writer: Mutex::new(writer), spare_blocks, spare, failed }
+        let (spare_blocks, spare, hashes, failed) = (Mutex::default(), Mutex::default(), Mutex::default(), Mutex::default());
+        Flow { file, writer: Mutex::new(writer), spare_blocks, spare, hashes, failed }
     }
 
     /// Begin to read `pieces` and to write: with threads of their own if there may be several and they can be had.
@@ -125,17 +136,25 @@ impl<'a> Flow<'a> {
         }
     }
 
-    fn write(&self, from: &Receiver<Vec<Made>>) {
-        for made in from {
-            if let Err(error) = self.write_now(made) {
+    fn write(&self, from: &Receiver<News>) {
+        for news in from {
+            if let Err(error) = self.heed(news) {
                 *lock(&self.failed) = Some(error);
                 return;
             }
         }
     }
 
-    fn write_now(&self, made: Vec<Made>) -> Result<()> {
+    fn heed(&self, news: News) -> Result<()> {
         let mut writer = lock(&self.writer);
+        let made = match news {
+            News::Made(made) => made,
+            News::Whole(step, tensors, tail) => {
+                let hash = writer.whole(tensors, &tail)?;
+                lock(&self.hashes).push((step, hash));
+                return Ok(());
+            }
+        };
         for (tensor, share, bytes) in made {
             share.places().try_for_each(|(at, place)| writer.write(tensor, at, &bytes[place]))?;
             let mut spare = lock(&self.spare);
@@ -153,7 +172,7 @@ pub(super) struct Ends<'scope, 'a> {
     /// What the reader has read, if it is a thread.
     blocks: Option<Receiver<Result<Block>>>,
     /// To the writer, if it is a thread.
-    made: Option<(SyncSender<Vec<Made>>, ScopedJoinHandle<'scope, ()>)>,
+    made: Option<(SyncSender<News>, ScopedJoinHandle<'scope, ()>)>,
 }
 
 impl Ends<'_, '_> {
@@ -183,21 +202,33 @@ impl Ends<'_, '_> {
 
     /// Write what a block has become.
     pub(super) fn write(&self, made: Vec<Made>) -> Result<()> {
+        self.tell(News::Made(made))
+    }
+
+    /// All of `tensors`, which a step makes, is written.
+    pub(super) fn whole(&self, step: usize, tensors: Range<usize>, tail: Vec<u8>) -> Result<()> {
+        self.tell(News::Whole(step, tensors, tail))
+    }
+
+    fn tell(&self, news: News) -> Result<()> {
         match &self.made {
-            Some((to_writer, _)) => to_writer.send(made).map_err(|_| self.failure()),
-            None => self.flow.write_now(made),
+            Some((to_writer, _)) => to_writer.send(news).map_err(|_| self.failure()),
+            None => self.flow.heed(news),
         }
     }
 
-    /// Wait until all is written.
-    pub(super) fn finish(mut self) -> Result<()> {
+    /// Wait until all is written. The answer is what each step has made, and its hash.
+    pub(super) fn finish(mut self) -> Result<Vec<(usize, Hash)>> {
         if let Some((to_writer, writer)) = self.made.take() {
             drop(to_writer);
             if let Err(panic) = writer.join() {
                 resume_unwind(panic);
             }
         }
-        lock(&self.flow.failed).take().map_or(Ok(()), Err)
+        match lock(&self.flow.failed).take() {
+            Some(error) => Err(error),
+            None => Ok(std::mem::take(&mut *lock(&self.flow.hashes))),
+        }
     }
 
     /// Why the writer takes no more; if it panicked the scope tells.

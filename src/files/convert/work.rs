@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::files::StoredDtype;
 use crate::files::checkpoint::{Advance, Checkpoint, Entry};
 use crate::files::compare::{Rows, Scratch, errors};
-use crate::files::folder::{family, modules};
+use crate::files::folder::family;
 use crate::files::output::TensorWriter;
 use crate::files::rows::{self, Cut, Share};
 use crate::layout::Layout;
@@ -45,7 +45,7 @@ pub(super) fn convert(
     run: &Run,
     advance: Progress,
 ) -> std::result::Result<Vec<Effect>, Failure> {
-    let done: Vec<bool> = plan.steps.iter().map(|step| writer.has(step.first)).collect();
+    let done: Vec<bool> = (0..plan.steps.len()).map(|step| writer.has(plan.tensors_of(step))).collect();
     let flow = Flow::new(file, writer);
     thread::scope(|scope| {
         let todo = file.entries().iter().zip(&plan.steps).zip(&done).filter(|(_, done)| !**done);
@@ -63,7 +63,9 @@ pub(super) fn convert(
             let effect = conversion.step(index, step, &ends, advance)?;
             effects.push(Effect { seconds: started.elapsed().as_secs_f64(), ..effect });
         }
-        ends.finish()?;
+        for (step, hash) in ends.finish()? {
+            effects[step].sha256 = Some(hash);
+        }
         Ok(effects)
     })
 }
@@ -92,7 +94,7 @@ struct Passage<'a, 'e, 'f> {
 impl Conversion<'_> {
     fn step(&mut self, index: usize, step: &Step, ends: &Ends, advance: Progress) -> std::result::Result<Effect, Failure> {
         let largest = self.shared_largest(step)?;
-        let Conversion { file, how, run, .. } = *self;
+        let Conversion { plan, file, how, run, .. } = *self;
         let entry = &file.entries()[index];
         let advance = &mut |bytes| advance(bytes, &entry.name);
         let of_tensor = |error| {
@@ -102,6 +104,7 @@ impl Conversion<'_> {
         };
         file.check_once(entry)?;
         let passage = Passage { entry, pieces: pieces(file, entry, step, how.block), first: step.first, ends, run };
+        let (mut tensors, mut tail, mut effect) = (plan.tensors_of(index), Vec::new(), Effect::default());
         match &step.action {
             Action::Keep(_) => passage.copy(advance)?,
             Action::Refuse(_) => unreachable!("a plan that refuses a tensor is not carried out"),
@@ -110,23 +113,26 @@ impl Conversion<'_> {
             Action::Dequantize => passage.dequantize(step.dtype, advance)?,
             Action::Quantize | Action::Repack | Action::Requantize => {
                 let layout = step.layout.as_ref().expect("a step that quantizes has a layout");
-                let mut rewrite = Rewrite { file, passage, layout, repack: step.action == Action::Repack, largest, how };
-                let effect = rewrite.blocks(advance).map_err(of_tensor)?;
+                let mut rewrite = Rewrite { file, passage, layout, repack: step.action == Action::Repack, largest, how, tail: Vec::new() };
+                effect = rewrite.blocks(advance).map_err(of_tensor)?;
                 let constants = if file.container().folder().is_some() { family::constants(layout, entry.dtype) } else { Vec::new() };
                 let place = step.first + layout.spec.parts.len();
                 let constants = constants.into_iter().enumerate();
                 ends.write(constants.map(|(index, constant)| (place + index, Share::piece(0, constant.len()), constant)).collect())?;
-                return Ok(effect);
+                // What is hashed are the parts, as whoever opens the file reads them.
+                tail = rewrite.tail;
+                tensors.end = place - usize::from(!tail.is_empty());
             }
         }
-        Ok(Effect::default())
+        ends.whole(index, tensors, tail)?;
+        Ok(effect)
     }
 
     /// The largest magnitude of all weights that share the second level of their scales with that of `step`; `None` where it has its own.
     fn shared_largest(&mut self, step: &Step) -> Result<Option<f32>> {
         let shared = |step: &Step| {
-            let shares = self.file.container().folder().is_some() && family::shares_scales(step.layout.as_ref()?.spec);
-            shares.then(|| modules::fused(&step.name))?
+            self.file.container().folder()?;
+            family::sharing(&step.name, step.layout.as_ref()?)
         };
         let is_anew = |step: &Step| matches!(step.action, Action::Quantize | Action::Requantize);
         let Some(common) = is_anew(step).then(|| shared(step)).flatten() else { return Ok(None) };
@@ -150,7 +156,7 @@ pub(super) fn cut(entry: &Entry, layout: Option<&Layout>) -> Cut {
 }
 
 /// The largest magnitude of a tensor, block by block.
-fn largest(file: &Checkpoint, entry: &Entry, (block, run): (usize, &Run)) -> Result<f32> {
+pub(in crate::files) fn largest(file: &Checkpoint, entry: &Entry, (block, run): (usize, &Run)) -> Result<f32> {
     let (mut parts, mut scratch, mut largest) = (Vec::new(), Vec::new(), 0.0f32);
     for (first, count) in cut(entry, None).blocks(&entry.shape, block) {
         file.read_rows(entry, first, count, &mut parts)?;
@@ -230,6 +236,8 @@ struct Rewrite<'a, 'e, 'f> {
     /// The largest magnitude of all that share the second level of its scales.
     largest: Option<f32>,
     how: &'a How,
+    /// The bytes of the part that the new file has in a text.
+    tail: Vec<u8>,
 }
 
 impl Rewrite<'_, '_, '_> {
@@ -331,8 +339,11 @@ impl Rewrite<'_, '_, '_> {
     }
 
     /// Where the rows of each part belong, and with the first of them the parts that the tensor has once.
-    fn places(&self, made: Quantized, first: usize, count: usize) -> Vec<Made> {
+    fn places(&mut self, made: Quantized, first: usize, count: usize) -> Vec<Made> {
         let in_folder = self.file.container().folder().is_some();
+        if in_folder && let Some(index) = family::in_text(self.layout) {
+            self.tail.clone_from(&made.parts[index]);
+        }
         let place = |(index, mut part): (usize, Vec<u8>)| {
             let tensor = self.passage.first + index;
             if in_folder {

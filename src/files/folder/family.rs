@@ -19,10 +19,10 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-use super::{buffer, corrupt, shown};
+use super::{buffer, corrupt, modules, shown};
 use crate::error::{Error, Index, Result};
 use crate::files::checkpoint::{part_name, part_tensors};
-use crate::files::{Container, StoredDtype, Tensor};
+use crate::files::{Container, StoredDtype, Tensor, json};
 use crate::formats::{self, bnb};
 use crate::kernels::codebooks;
 use crate::layout::{Layout, Options};
@@ -66,9 +66,10 @@ pub(crate) fn is_mlx(spec: &Spec) -> bool {
     spec.name.split(':').next() == Some("mlx")
 }
 
-/// Whether weights that are computed together share the second level of their scales.
-pub(crate) fn shares_scales(spec: &Spec) -> bool {
-    matches!(spec.name, "compressed-tensors:nvfp4" | "modelopt:nvfp4")
+/// What `weight` has in common with those that it is computed together with, where the second level of their scales is one.
+pub(crate) fn sharing(weight: &str, layout: &Layout) -> Option<String> {
+    let shares = matches!(layout.spec.name, "compressed-tensors:nvfp4" | "modelopt:nvfp4");
+    shares.then(|| modules::fused(weight))?
 }
 
 /// The module of a weight.
@@ -113,6 +114,11 @@ pub(crate) fn stored(layout: &Layout, dtype: StoredDtype, index: usize, part: Ve
     let spaces = 24 - Value::from(f64::from(offset)).to_string().len();
     text.extend(std::iter::repeat_n(b' ', spaces));
     text
+}
+
+/// The part, the last, that a folder has in a text.
+pub(crate) fn in_text(layout: &Layout) -> Option<usize> {
+    is_nested(layout.spec).then_some(OFFSET)
 }
 
 /// The part that is the offset of scales that are quantized in turn.
@@ -571,8 +577,7 @@ impl Module<'_> {
             let bytes = self.container.tensors()[index].bytes();
             let mut text = buffer(bytes, || "the state of bitsandbytes".into())?;
             self.container.read(index, 0, &mut text)?;
-            let state: Value =
-                serde_json::from_slice(&text).map_err(|error| self.wrong(format!("its quant_state is not JSON: {error}")))?;
+            let state = json::read(&text).map_err(|fault| self.wrong(format!("its quant_state {fault}")))?;
             let offset = self.nested_offset(&weight, &state)?;
             if offset.is_some() {
                 spec = formats::choose(format, Some(Choice::DoubleQuant(true)))?.spec();

@@ -3,14 +3,13 @@
 //! Everything is written to a temporary folder beside the target, which is renamed when the last file is in it. A folder that exists
 //! is never written into, unless it is empty: shards of two models in one folder are one broken model.
 //!
-//! A job that can be resumed writes to a folder of a name of its own, `.NAME.partial`, which stays when the job ends early. It holds the
-//! job's fingerprint: shards of another job are not taken up. A lock keeps a second process out, but for those that share the work: each
-//! writes shards of its own there, a shard appears when it is whole, and two that write the same one write the same bytes.
+//! A job that can be resumed writes to a [`Workshop`], which stays when the job ends early; what has the name of a shard there is whole.
+//! Processes that share the work write shards of their own there, and two that write the same one write the same bytes.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -19,8 +18,9 @@ use tempfile::TempDir;
 use super::{CONFIG, INDEX, SINGLE};
 use crate::error::{Error, Result};
 use crate::files::convert::Work;
-use crate::files::output::{Output, TensorWriter, Writer, folder_of, sync_folder};
-use crate::files::{Tensor, safetensors, shown};
+use crate::files::output::{Hash, Output, TensorWriter, Writer, folder_of, sync_folder, write_text};
+use crate::files::workshop::Workshop;
+use crate::files::{Tensor, is_named, safetensors, shown};
 
 /// What is in a new folder besides the tensors' bytes.
 #[derive(Debug)]
@@ -62,94 +62,38 @@ pub(crate) fn shards(steps: impl Iterator<Item = u64>, limit: u64) -> Vec<usize>
 }
 
 /// Where a folder is made.
-enum Workshop {
+enum Place {
     /// Gone with the job.
     Temporary(TempDir),
-    /// Kept for another one; the lock is held as long as the file is open.
-    Kept(PathBuf, #[expect(dead_code, reason = "it is held, not used")] File),
+    /// Kept for another one.
+    Kept(Workshop),
 }
 
-impl Workshop {
+impl Place {
     fn path(&self) -> &Path {
         match self {
-            Workshop::Temporary(folder) => folder.path(),
-            Workshop::Kept(folder, _) => folder,
+            Place::Temporary(folder) => folder.path(),
+            Place::Kept(workshop) => workshop.path(),
         }
-    }
-
-    /// The workshop of a job with this fingerprint that will be `target`: with what it has done before.
-    fn kept(target: &Path, fingerprint: &str, work: &Work) -> Result<Workshop> {
-        let mut name = OsString::from(".");
-        name.push(target.file_name().unwrap_or_default());
-        name.push(".partial");
-        let folder = folder_of(target).join(name);
-        let failed = |source| Error::Io { source, path: folder.clone() };
-        fs::create_dir_all(&folder).map_err(failed)?;
-        let lock = File::options().create(true).truncate(false).write(true).open(folder.join(LOCK)).map_err(failed)?;
-        let is_shared = matches!(work, Work::Shards(_));
-        let locked = if is_shared { lock.try_lock_shared() } else { lock.try_lock() };
-        locked.map_err(|error| match error {
-            fs::TryLockError::WouldBlock => failed(io::Error::new(io::ErrorKind::ResourceBusy, "another process is at work here")),
-            fs::TryLockError::Error(error) => failed(error),
-        })?;
-        if is_shared && !folder.join(FINGERPRINT).exists() {
-            // Another job may be the first.
-            match write_text(&folder.join(FINGERPRINT), fingerprint, false) {
-                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
-                done => done?,
-            }
-        }
-        let is_same = fs::read(folder.join(FINGERPRINT)).ok().as_deref() == Some(fingerprint.as_bytes());
-        if !is_same && *work != Work::Rest {
-            let expected = "that of the plan: remove the folder, or take the plan that it was begun with";
-            return Err(Error::value(format!("the job of {}", folder.display()), "another one", expected));
-        }
-        for entry in fs::read_dir(&folder).map_err(failed)?.take_while(|_| !is_shared) {
-            let path = entry.map_err(failed)?.path();
-            // A shard has its name once it is whole; what else an earlier job left, such as a file that it had begun, is made anew.
-            let is_named = |name: &str| path.file_name().is_some_and(|found| found == name);
-            let stays = is_same && (is_named(FINGERPRINT) || path.extension().is_some_and(|ending| ending == "safetensors"));
-            if path.is_dir() {
-                fs::remove_dir_all(path).map_err(failed)?;
-            } else if !stays && !is_named(LOCK) {
-                fs::remove_file(path).map_err(failed)?;
-            }
-        }
-        if !is_same {
-            write_text(&folder.join(FINGERPRINT), fingerprint, true)?;
-        }
-        Ok(Workshop::Kept(folder, lock))
     }
 
     /// Give the folder its name.
     fn finish(self, target: &Path) -> Result<()> {
-        let failed = |source| Error::Io { source, path: target.to_path_buf() };
-        fs::rename(self.path(), target).map_err(failed)?;
         match self {
-            // It is no longer there to be removed.
-            Workshop::Temporary(folder) => drop(folder.keep()),
-            // Not before: without the lock a second process would begin in this folder, without the fingerprint none could end it.
-            Workshop::Kept(..) => [FINGERPRINT, LOCK].iter().try_for_each(|name| fs::remove_file(target.join(name))).map_err(failed)?,
+            Place::Kept(workshop) => return workshop.name(target),
+            Place::Temporary(folder) => {
+                fs::rename(folder.path(), target).map_err(|source| Error::Io { source, path: target.to_path_buf() })?;
+                // It is no longer there to be removed.
+                drop(folder.keep());
+            }
         }
         sync_folder(target)
     }
 }
 
-fn write_text(path: &Path, text: &str, overwrite: bool) -> Result<()> {
-    let mut output = Output::create(path, overwrite)?;
-    output.write(0, text.as_bytes())?;
-    output.finish()
-}
-
-/// What job a kept folder is of.
-const FINGERPRINT: &str = "fingerprint";
-
-/// The file that is locked by the process which writes to a kept folder.
-const LOCK: &str = "lock";
-
 /// A folder in the making; its tensors are written in their order, shard after shard.
 pub(crate) struct FolderWriter<'a> {
-    folder: Workshop,
+    folder: Place,
     target: PathBuf,
     contents: &'a Contents,
     work: &'a Work,
@@ -187,8 +131,9 @@ impl<'a> FolderWriter<'a> {
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
         let folder = match work {
-            Work::Once => Workshop::Temporary(builder.tempdir_in(folder_of(path)).map_err(failed)?),
-            _ => Workshop::kept(path, fingerprint, work)?,
+            Work::Once => Place::Temporary(builder.tempdir_in(folder_of(path)).map_err(failed)?),
+            // A shard has its name once it is whole; what else an earlier job left, such as a file that it had begun, is made anew.
+            _ => Place::Kept(Workshop::open(path, fingerprint, work, |path| is_named(path, "safetensors"))?),
         };
         let places = contents.shards.iter().enumerate().flat_map(|(shard, tensors)| (0..tensors.len()).map(move |place| (shard, place)));
         let writer = FolderWriter { folder, target: path.to_path_buf(), contents, work, places: places.collect(), open: None };
@@ -253,8 +198,8 @@ impl<'a> FolderWriter<'a> {
 }
 
 impl TensorWriter for FolderWriter<'_> {
-    fn has(&self, index: usize) -> bool {
-        let (shard, _) = self.places[index];
+    fn has(&self, tensors: Range<usize>) -> bool {
+        let (shard, _) = self.places[tensors.start];
         let is_open = self.open.as_ref().is_some_and(|(open, _)| *open == shard);
         !self.is_mine(shard) || !is_open && self.is_done(shard)
     }
@@ -262,6 +207,11 @@ impl TensorWriter for FolderWriter<'_> {
     fn write(&mut self, index: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         let (shard, place) = self.places[index];
         self.open(shard)?.write(place, offset, bytes)
+    }
+
+    fn whole(&mut self, tensors: Range<usize>, tail: &[u8]) -> Result<Hash> {
+        let (shard, place) = self.places[tensors.start];
+        self.open(shard)?.whole(place..place + tensors.len(), tail)
     }
 
     fn finish(mut self: Box<Self>) -> Result<()> {

@@ -4,13 +4,14 @@
 //! Source: ggml-org/llama.cpp `src/llama-model-loader.cpp` and `tools/gguf-split`, build b11739.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::header::{self, Header};
 use super::{ALIGNMENT_KEY, Key, Value, create};
 use crate::error::{Error, Result};
 use crate::files::input::Input;
-use crate::files::output::{Output, Ready, TensorWriter, Writer};
+use crate::files::output::{FileWriter, Hash, Output, Ready, TensorWriter, Writer};
 use crate::files::{Tensor, shown};
 
 const NUMBER: &str = "split.no";
@@ -124,6 +125,8 @@ fn keys_of(keys: &[Key], tensors: usize, index: usize, count: usize) -> Vec<Key>
 pub(crate) struct SplitWriter<'a> {
     target: PathBuf,
     overwrite: bool,
+    /// Where the files are begun, if not beside the target.
+    workshop: Option<&'a Path>,
     parts: &'a [Vec<Tensor>],
     keys: &'a [Key],
     /// The part and the place in it of each tensor.
@@ -135,13 +138,19 @@ pub(crate) struct SplitWriter<'a> {
 }
 
 impl<'a> SplitWriter<'a> {
-    /// Begin the files of a model that is called `path`, which ends in `.gguf`: the tensors of each part, in their order.
+    /// Begin the files of a model that is called `path`, which ends in `.gguf`: the tensors of each part, in their order. See [`Output::begin`].
     ///
     /// # Errors
     ///
     /// [`Error::Io`]: one of them exists and `overwrite` is false, or their folder is missing or cannot be written; [`Error::Value`] for
     /// more parts than five digits count.
-    pub(crate) fn create(path: &Path, overwrite: bool, parts: &'a [Vec<Tensor>], keys: &'a [Key]) -> Result<SplitWriter<'a>> {
+    pub(crate) fn create(
+        path: &Path,
+        overwrite: bool,
+        workshop: Option<&'a Path>,
+        parts: &'a [Vec<Tensor>],
+        keys: &'a [Key],
+    ) -> Result<SplitWriter<'a>> {
         if parts.len() as u64 > u64::from(u16::MAX) {
             return Err(Error::value(
                 "shard_size",
@@ -150,7 +159,7 @@ impl<'a> SplitWriter<'a> {
             ));
         }
         let places = parts.iter().enumerate().flat_map(|(part, tensors)| (0..tensors.len()).map(move |place| (part, place))).collect();
-        let writer = SplitWriter { target: path.to_path_buf(), overwrite, parts, keys, places, open: None, ready: Vec::new() };
+        let writer = SplitWriter { target: path.to_path_buf(), overwrite, workshop, parts, keys, places, open: None, ready: Vec::new() };
         // Whether they can be written is known before the work begins.
         for index in 0..parts.len() {
             drop(Output::create(&writer.path(index), overwrite)?);
@@ -175,10 +184,16 @@ impl<'a> SplitWriter<'a> {
             let index = self.ready.len();
             let count: usize = self.parts.iter().map(Vec::len).sum();
             let keys = keys_of(self.keys, count, index, self.parts.len());
-            let output = Output::create(&self.path(index), self.overwrite)?;
+            let output = Output::begin(&self.path(index), self.overwrite, self.workshop)?;
             self.open = Some((index, create(output, &self.parts[index], &keys)?));
         }
         Ok(&mut self.open.as_mut().expect("it was opened").1)
+    }
+
+    /// The part that `tensors` are in, and their places there.
+    fn in_part(&self, tensors: Range<usize>) -> (usize, Range<usize>) {
+        let (part, place) = self.places[tensors.start];
+        (part, place..place + tensors.len())
     }
 
     fn finish_part(&mut self) -> Result<()> {
@@ -189,10 +204,27 @@ impl<'a> SplitWriter<'a> {
     }
 }
 
+impl FileWriter for SplitWriter<'_> {
+    fn keep(&mut self, tensors: Range<usize>) -> Result<()> {
+        let (part, tensors) = self.in_part(tensors);
+        self.open(part)?.keep(tensors)
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        // Those before it were synced when they became whole.
+        self.open.as_mut().map_or(Ok(()), |(_, writer)| writer.sync())
+    }
+}
+
 impl TensorWriter for SplitWriter<'_> {
     fn write(&mut self, index: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         let (part, place) = self.places[index];
         self.open(part)?.write(place, offset, bytes)
+    }
+
+    fn whole(&mut self, tensors: Range<usize>, tail: &[u8]) -> Result<Hash> {
+        let (part, tensors) = self.in_part(tensors);
+        self.open(part)?.whole(tensors, tail)
     }
 
     fn finish(mut self: Box<Self>) -> Result<()> {

@@ -1,11 +1,12 @@
 //! The JSON of a safetensors header, as serde visits it: the place where a name that comes twice can still be seen.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::METADATA;
+use crate::files::json::{Texts, each_once};
 use crate::files::{StoredDtype, shown};
 
 /// The header as JSON gives it.
@@ -35,57 +36,24 @@ impl<'de> Deserialize<'de> for Header {
                 f.write_str("an object of tensors by name")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Header, A::Error> {
                 let mut metadata: Option<BTreeMap<String, String>> = None;
                 let mut entries = Vec::new();
-                let mut names = HashSet::new();
-                while let Some(name) = map.next_key::<String>()? {
-                    if !names.insert(name.clone()) {
-                        return Err(A::Error::custom(format!("{} comes twice", shown(&name))));
-                    }
+                each_once(map, "", |name, map| {
                     if name == METADATA {
-                        metadata = map.next_value::<Option<Metadata>>()?.map(|metadata| metadata.0);
-                        continue;
+                        metadata = map.next_value::<Option<Texts>>()?.map(|metadata| metadata.0);
+                    } else {
+                        let entry = map.next_value::<Entry>();
+                        let entry = entry.map_err(|error| A::Error::custom(format!("tensor {}: {error}", shown(&name))))?;
+                        entries.push((name, entry));
                     }
-                    let entry = map.next_value::<Entry>();
-                    let entry = entry.map_err(|error| A::Error::custom(format!("tensor {}: {error}", shown(&name))))?;
-                    entries.push((name, entry));
-                }
+                    Ok(())
+                })?;
                 Ok(Header { metadata: metadata.unwrap_or_default(), entries })
             }
         }
 
         deserializer.deserialize_map(Fields)
-    }
-}
-
-/// Text by key, each key once.
-struct Metadata(BTreeMap<String, String>);
-
-impl<'de> Deserialize<'de> for Metadata {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Texts;
-
-        impl<'de> Visitor<'de> for Texts {
-            type Value = Metadata;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of strings as __metadata__")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metadata, A::Error> {
-                let mut texts = BTreeMap::new();
-                while let Some((key, text)) = map.next_entry::<String, String>()? {
-                    if texts.contains_key(&key) {
-                        return Err(A::Error::custom(format!("the metadata key {} comes twice", shown(&key))));
-                    }
-                    texts.insert(key, text);
-                }
-                Ok(Metadata(texts))
-            }
-        }
-
-        deserializer.deserialize_map(Texts)
     }
 }
 
