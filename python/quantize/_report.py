@@ -22,6 +22,7 @@ from quantize._files import (
     FileComparison,
     Progress,
     TensorInfo,
+    as_floats,
     hashed,
     is_turned,
     plain_data,
@@ -201,7 +202,7 @@ def report(
             own = after[info.name]
             digest, length = hashed(own)
             kinds = (info.format or info.dtype, infos[info.name].format or infos[info.name].dtype)
-            x, y = reference(before, after, info.name), reference(after, after, info.name)
+            x, y = reference(before, after, info.name), as_floats(own, infos[info.name].dtype)
             measured = _nothing()
             if x is not None and y is not None and x.shape == y.shape and x.size and kinds[0] != kinds[1]:
                 measured = _measured(x, own if isinstance(own, QuantizedArray) else y, y, _groups(own, before, after, info))

@@ -153,7 +153,7 @@ def test_gemm(tmp_path, format, transposed, bias):
         (
             [node("Gather", "w ids", "y")],
             {"w": floats(8, 64)},
-            "rows are looked up in it; such a table is quantized where include names it",
+            "rows are looked up in it; such a table is quantized where include or a rule names it",
         ),
         ([node("Gather", "w ids", "y", axis=1)], {"w": floats(8, 64)}, "Gather looks up other things than rows of a matrix"),
         (

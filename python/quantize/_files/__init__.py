@@ -19,7 +19,7 @@ from quantize._files.comparison import FileComparison, TensorComparison, compare
 from quantize._files.conversion import ConvertReport, TensorReport, convert
 from quantize._files.errors import hashed, plain_data
 from quantize._files.inspection import Inspection, TensorFinding, inspect
-from quantize._files.optimum import is_turned, reference
+from quantize._files.optimum import as_floats, is_turned, reference
 from quantize._files.parts import SharedPlan, convert_part, finish, plan
 from quantize._files.progress import Progress, printable, shown_progress
 from quantize._files.verification import TensorVerdict, Verification, verify
@@ -37,6 +37,7 @@ __all__ = [
     "TensorReport",
     "TensorVerdict",
     "Verification",
+    "as_floats",
     "compare_files",
     "convert",
     "convert_part",

@@ -60,14 +60,17 @@ def optima(first: str, second: str, importance: str | None, threads: int | None,
 
 def reference(before: Checkpoint, after: Checkpoint, name: str) -> NDArray[Any] | None:
     """Read a tensor of floats of one file with its axes as in the other; None for any other tensor."""
-    info, array = before.info(name), before[name]
+    array = as_floats(before[name], before.info(name).dtype)
+    return array.T if array is not None and is_turned(before, after, name) else array
+
+
+def as_floats(array: QuantizedArray | NDArray[Any], dtype: str) -> NDArray[Any] | None:
+    """Give the numbers of a tensor of floats that was read from a file; None for any other."""
     if isinstance(array, QuantizedArray):
-        array = array.dequantize()
-    elif info.dtype == "bfloat16":
-        array = (array.astype(np.uint32) << 16).view(np.float32)
-    elif info.dtype not in FLOATS:
-        return None
-    return array.T if is_turned(before, after, name) else array
+        return array.dequantize()
+    if dtype == "bfloat16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array if dtype in FLOATS else None
 
 
 def is_turned(before: Checkpoint, after: Checkpoint, name: str) -> bool:
@@ -89,11 +92,10 @@ def _importance(file: Checkpoint, name: str, turned: bool) -> NDArray[np.float32
     key = next((key for key in (name, f"{name}.in_sum2") if key in file), None)
     if key is None:
         return None
-    array, dtype = file[key], file.info(key).dtype
-    if isinstance(array, QuantizedArray) or dtype not in FLOATS:
-        raise TypeError(f"importance of tensor {name!r} is of {dtype}; expected floats")
-    if dtype == "bfloat16":
-        array = (array.astype(np.uint32) << 16).view(np.float32)
+    info = file.info(key)
+    array = None if info.format else as_floats(file[key], info.dtype)
+    if array is None:
+        raise TypeError(f"importance of tensor {name!r} is of {info.format or info.dtype}; expected floats")
     return np.ascontiguousarray(array.T if turned else array, np.float32)
 
 
