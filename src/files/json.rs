@@ -105,7 +105,7 @@ impl<'de> Deserialize<'de> for Texts {
             type Value = Texts;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of strings")
+                f.write_str("an object of strings as __metadata__")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Texts, A::Error> {
