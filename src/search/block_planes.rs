@@ -12,6 +12,7 @@ use super::blocks::{self, Effort, GROUPS, Grouped, Normal, Pair, extreme, in_lan
 use super::groups::{Found, Solver};
 use super::line::Open;
 use super::plane::{self, Best, Centred, Fit, Keep, Offset, Plane};
+use super::plane_proof;
 use super::tile::Tile;
 use crate::kernels::lanes::{clamp, magnitude};
 use crate::simd::Simd;
@@ -47,7 +48,7 @@ impl Solver for BlockPlanes {
         // Codes next to the best ones are as good under some units: the more of them are seen the better.
         plane::spread::<S, _, WEIGHTED>(simd, &group, span, 16, &mut best);
         if let Some(tolerance) = self.tolerance {
-            plane::prove::<S, _, WEIGHTED>(simd, &group, span, tolerance, &mut best);
+            plane_proof::prove::<S, _, WEIGHTED>(simd, &group, span, tolerance, &mut best);
         }
         let is_flat = simd.equal(best.error, group.energy);
         let largest = extreme(simd, simd.select(is_flat, zero, best.scale));

@@ -27,6 +27,7 @@ mod codebook;
 mod groups;
 mod line;
 mod plane;
+mod plane_proof;
 mod small;
 mod sums;
 mod symmetric;
