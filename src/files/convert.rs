@@ -16,7 +16,9 @@
 //! | `work` | doing it |
 //! | `importance` | what errors are weighted with, where scales are searched for |
 //! | `flow` | reading ahead of the work, and writing behind it |
+//! | `assembly` | putting parts together whose rows lie in many pieces |
 
+mod assembly;
 mod choice;
 mod flow;
 mod importance;
@@ -38,7 +40,7 @@ use super::gguf::{self, Key, llama};
 use super::input::Input;
 use super::journal::{Journaled, Past};
 use super::output::{FileWriter, Hash, Output, TensorWriter};
-use super::rows::{BLOCK_ELEMENTS, Cut, ELEMENT_BYTES};
+use super::rows::{self, BLOCK_ELEMENTS, Cut, ELEMENT_BYTES, Share};
 use super::workshop::Workshop;
 use super::{Container, StoredDtype, Tensor, glob, is_named, npz, safetensors, shown};
 use crate::engine::{NonFinite, Run, Sums};
@@ -79,12 +81,25 @@ pub struct How {
     /// Elements that are in memory at a time, if the tensor can be cut between rows: not those of the layouts that pair rows far apart or
     /// have one group.
     pub block: usize,
+    /// Bytes in memory to put parts together in that are stored `[in, out]`; those that do not fit are written piece by piece.
+    pub room: usize,
 }
 
 impl Default for How {
     fn default() -> How {
-        How { nonfinite: NonFinite::Raise, scales: Scales::Nearest, work: Work::Once, block: BLOCK_ELEMENTS }
+        How { nonfinite: NonFinite::Raise, scales: Scales::Nearest, work: Work::Once, block: BLOCK_ELEMENTS, room: 0 }
     }
+}
+
+/// What of a job is in memory at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// See [`How::block`].
+    pub block: usize,
+    /// See [`How::room`].
+    pub room: usize,
+    /// The bytes that tensors then take.
+    pub peak: u64,
 }
 
 /// What of its work a job does.
@@ -229,7 +244,7 @@ pub struct Effect {
     pub replaced: u64,
     /// What errors were weighted with in the search for scales, if there was one: `magnitude` or `importance`.
     pub weights: Option<&'static str>,
-    /// Hash of the bytes that the tensor has in the new file, part after part; `None` where an earlier job wrote them, or another does.
+    /// Hash of the bytes that the tensor has in the new file, part after part; `None` in shards that an earlier job wrote, or another does.
     pub sha256: Option<Hash>,
     /// How long it took.
     pub seconds: f64,
@@ -247,6 +262,16 @@ pub struct Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         Failure { tensor: None, error }
+    }
+}
+
+impl Step {
+    /// Bytes of the parts that are put together in memory where the tensor is cut into blocks of so many elements.
+    fn assembled(&self, block: usize) -> usize {
+        let Some(layout) = &self.layout else { return 0 };
+        let (first, count) = self.cut.blocks(&self.shape, block).next().unwrap_or((0, 0));
+        let shares = (0..layout.spec.parts.len()).filter_map(|part| rows::share(layout, part, first, count));
+        shares.filter(|share| share.pieces > 1).map(Share::span).sum()
     }
 }
 
@@ -377,24 +402,24 @@ impl Plan {
         }
     }
 
-    /// How many elements of a tensor may be in memory at a time (see [`How::block`]) where all may take `limit` bytes, and the bytes
-    /// that they then take.
+    /// What may be in memory at a time where all may take `limit` bytes.
     ///
     /// # Errors
     ///
     /// [`Error::Value`] names the first tensor that cannot be cut and takes more.
-    pub fn within(&self, limit: u64) -> Result<(usize, u64)> {
+    pub fn within(&self, limit: u64) -> Result<Memory> {
         let block = usize::try_from(limit / ELEMENT_BYTES).unwrap_or(BLOCK_ELEMENTS).clamp(1, BLOCK_ELEMENTS);
-        let mut peak = 0;
-        for step in self.steps.iter().filter(|step| !matches!(step.action, Action::Keep(_) | Action::Cast(..))) {
-            let bytes = step.cut.largest(&step.shape, block) as u64 * ELEMENT_BYTES;
-            if bytes > limit {
-                let least = format!("tensor {} takes {bytes} bytes, and cannot be cut further in its format", shown(&step.name));
-                return Err(Error::value("memory_limit", format!("{limit} bytes"), least));
-            }
-            peak = peak.max(bytes);
+        let streamed = || self.steps.iter().filter(|step| !matches!(step.action, Action::Keep(_) | Action::Cast(..)));
+        let of_block = |step: &Step| step.cut.largest(&step.shape, block) as u64 * ELEMENT_BYTES;
+        if let Some(step) = streamed().find(|step| of_block(step) > limit) {
+            let bytes = of_block(step);
+            let least = format!("tensor {} takes {bytes} bytes, and cannot be cut further in its format", shown(&step.name));
+            return Err(Error::value("memory_limit", format!("{limit} bytes"), least));
         }
-        Ok((block, peak))
+        let blocks = streamed().map(of_block).max().unwrap_or(0);
+        let room = usize::try_from(limit - blocks).unwrap_or(usize::MAX);
+        let assembled = streamed().map(|step| step.assembled(block)).max().unwrap_or(0);
+        Ok(Memory { block, room, peak: blocks + assembled.min(room) as u64 })
     }
 
     /// Carry the plan out: write the file `path`, which appears when it is whole.

@@ -52,8 +52,8 @@ pub(super) struct Journaled<'w> {
     writer: Box<dyn FileWriter + Send + 'w>,
     journal: File,
     path: PathBuf,
-    /// Tensors before this one were written by an earlier job.
-    kept: usize,
+    /// What an earlier job wrote: the tensors of its steps, and their hashes.
+    kept: Vec<(Range<usize>, Hash)>,
     /// Lines of steps whose bytes may not be durable yet.
     pending: String,
     /// When the last sync ended, and how long it took.
@@ -75,20 +75,22 @@ impl<'w> Journaled<'w> {
     ) -> Result<Journaled<'w>> {
         let path = workshop.path().join(JOURNAL);
         let failed = |source| Error::Io { source, path: path.clone() };
-        let (mut done, mut kept) = (0, 0);
+        let mut kept = Vec::new();
         for (line, tensors) in past.text.split_inclusive('\n').zip(steps) {
             look()?;
             match writer.whole(tensors.clone(), &[]) {
-                Ok(hash) if line_of(&hash) == line => writer.keep(tensors.clone())?,
+                Ok(hash) if line_of(&hash) == line => {
+                    writer.keep(tensors.clone())?;
+                    kept.push((tensors, hash));
+                }
                 Ok(_) => break,
                 // The file ends before them.
                 Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::UnexpectedEof => break,
                 Err(error) => return Err(error),
             }
-            (done, kept) = (done + 1, tensors.end);
         }
         let mut journal = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
-        let end = (done * LINE) as u64;
+        let end = (kept.len() * LINE) as u64;
         journal.set_len(end).and_then(|()| journal.seek(SeekFrom::Start(end))).map_err(failed)?;
         sync_folder(&path)?;
         Ok(Journaled { writer, journal, path, kept, pending: String::new(), synced: (Instant::now(), Duration::ZERO) })
@@ -112,7 +114,11 @@ impl TensorWriter for Journaled<'_> {
     }
 
     fn has(&self, tensors: Range<usize>) -> bool {
-        tensors.end <= self.kept
+        self.kept.last().is_some_and(|(last, _)| tensors.end <= last.end)
+    }
+
+    fn hash_of(&self, tensors: Range<usize>) -> Option<Hash> {
+        self.kept.iter().find(|(kept, _)| *kept == tensors).map(|(_, hash)| *hash)
     }
 
     fn whole(&mut self, tensors: Range<usize>, tail: &[u8]) -> Result<Hash> {

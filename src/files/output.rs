@@ -162,13 +162,30 @@ pub struct Writer {
     sizes: Vec<u64>,
     /// Those that have not been written.
     missing: Vec<u64>,
+    /// What of the step at hand was written in order.
+    running: Option<Running>,
+}
+
+/// The hash of tensors that follow each other, of which each byte comes after the one before it.
+struct Running {
+    hash: Sha256,
+    /// The first of them.
+    first: usize,
+    /// The tensor and the byte of it that come next.
+    next: (usize, u64),
+}
+
+impl Running {
+    fn new(first: usize) -> Running {
+        Running { hash: Sha256::new(), first, next: (first, 0) }
+    }
 }
 
 impl Writer {
     /// The bytes of each of `tensors` begin where `starts` says.
     pub(super) fn new(output: Output, starts: Vec<u64>, tensors: &[Tensor]) -> Writer {
         let sizes: Vec<u64> = tensors.iter().map(Tensor::bytes).collect();
-        Writer { output, starts, missing: sizes.clone(), sizes }
+        Writer { output, starts, missing: sizes.clone(), sizes, running: None }
     }
 
     /// See `TensorWriter::write`.
@@ -179,7 +196,14 @@ impl Writer {
     pub fn write(&mut self, index: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         let missing = self.missing[index].checked_sub(bytes.len() as u64);
         self.missing[index] = missing.expect("no more bytes are written than the header names");
-        self.output.write(self.starts[index] + offset, bytes)
+        self.output.write(self.starts[index] + offset, bytes)?;
+        let running = self.running.get_or_insert_with(|| Running::new(index));
+        if running.next == (index, offset) {
+            running.hash.update(bytes);
+            let end = offset + bytes.len() as u64;
+            running.next = if end == self.sizes[index] { (index + 1, 0) } else { (index, end) };
+        }
+        Ok(())
     }
 
     /// See `TensorWriter::finish`.
@@ -195,22 +219,31 @@ impl Writer {
         self.ready()?.name()
     }
 
-    /// Hash the bytes of `tensors` as they were written, one after the other, and then `tail`; `also` gets the bytes of each too.
-    pub(super) fn hash(&mut self, tensors: Range<usize>, tail: &[u8], mut also: impl FnMut(usize, &[u8])) -> Result<Hash> {
-        let mut hash = Sha256::new();
-        let mut bytes = Vec::new();
-        for index in tensors {
-            let (mut at, end) = (self.starts[index], self.starts[index] + self.sizes[index]);
-            while at < end {
-                bytes.resize((end - at).min(READ_BACK as u64) as usize, 0);
-                self.output.read(at, &mut bytes)?;
-                hash.update(&bytes);
-                also(index, &bytes);
-                at += bytes.len() as u64;
-            }
+    /// Hash the bytes of `tensors`, which are those of a step, one after the other, and then `tail`. What was not written in this order is
+    /// read back.
+    fn hash(&mut self, tensors: Range<usize>, tail: &[u8]) -> Result<Hash> {
+        // A step may have written tensors beyond these, which are not hashed.
+        let is_of = |running: &Running| running.first == tensors.start && running.next <= (tensors.end, 0);
+        let Running { mut hash, next, .. } = self.running.take().filter(is_of).unwrap_or_else(|| Running::new(tensors.start));
+        for index in next.0..tensors.end {
+            let from = if index == next.0 { next.1 } else { 0 };
+            self.read_back(index, from, |bytes| hash.update(bytes))?;
         }
         hash.update(tail);
         Ok(hash.finalize().into())
+    }
+
+    /// Hear the bytes of a tensor as they were written, from byte `from` on.
+    pub(super) fn read_back(&mut self, index: usize, from: u64, mut hear: impl FnMut(&[u8])) -> Result<()> {
+        let (mut at, end) = (self.starts[index] + from, self.starts[index] + self.sizes[index]);
+        let mut bytes = Vec::new();
+        while at < end {
+            bytes.resize((end - at).min(READ_BACK as u64) as usize, 0);
+            self.output.read(at, &mut bytes)?;
+            hear(&bytes);
+            at += bytes.len() as u64;
+        }
+        Ok(())
     }
 
     /// The file, for what is not of a tensor.
@@ -231,7 +264,7 @@ impl TensorWriter for Writer {
     }
 
     fn whole(&mut self, tensors: Range<usize>, tail: &[u8]) -> Result<Hash> {
-        self.hash(tensors, tail, |_, _| {})
+        self.hash(tensors, tail)
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
@@ -273,6 +306,11 @@ pub(crate) trait TensorWriter {
     /// Whether `tensors` were written by an earlier job, so that they need not be written again.
     fn has(&self, _tensors: Range<usize>) -> bool {
         false
+    }
+
+    /// The hash of `tensors` that an earlier job wrote, where it is known.
+    fn hash_of(&self, _tensors: Range<usize>) -> Option<Hash> {
+        None
     }
 
     /// Hear that all of `tensors` are written, which are in one shard, and give the hash of their bytes, one after the other, and of `tail`.

@@ -108,6 +108,11 @@ impl Share {
     pub(super) fn bytes(self) -> usize {
         self.len * self.pieces
     }
+
+    /// Bytes of a part whose pieces are all so far apart.
+    pub(super) fn span(self) -> usize {
+        self.stride as usize * self.pieces
+    }
 }
 
 /// Where the share of rows `first..first + count` lies in part `index`; `None` for a part that the tensor has once.
@@ -119,6 +124,9 @@ pub(super) fn share(layout: &Layout, index: usize, first: usize, count: usize) -
     // So many lines across all rows, each with `bytes` for eight rows.
     let across = |pieces: usize, bytes: usize| {
         let at = |rows: usize| rows * bytes / 8;
+        if count == rows {
+            return Some(Share::piece(0, pieces * at(rows)));
+        }
         Some(Share { start: at(first) as u64, len: at(count), stride: at(rows) as u64, pieces })
     };
     match layout.spec.parts[index].extent {

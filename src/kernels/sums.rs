@@ -58,42 +58,35 @@ impl Kernel for SumsOf<'_> {
     type Output = Sums;
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> Sums {
+    fn run<S: Simd>(self, simd: S) -> Sums {
         let (x, x_rest) = self.x.as_chunks::<8>();
         let (y, y_rest) = self.y.as_chunks::<8>();
-        // A pass for each sum: the compiler keeps eight running sums in registers, not forty.
-        let error_squares = pass(x, y, |sum, x, y| sum + (x - y) * (x - y));
-        let squares = pass(x, y, |sum, x, _| sum + x * x);
-        let other_squares = pass(x, y, |sum, _, y| sum + y * y);
-        let products = pass(x, y, |sum, x, y| sum + x * y);
-        let max_abs_error = pass(x, y, |largest, x, y| larger(largest, (x - y).abs()));
-        let mut lanes = [Sums::default(); 8];
-        for (lane, sums) in lanes.iter_mut().enumerate() {
-            *sums = Sums {
-                count: x.len() as u64,
-                error_squares: error_squares[lane],
-                squares: squares[lane],
-                other_squares: other_squares[lane],
-                products: products[lane],
-                max_abs_error: max_abs_error[lane],
-            };
+        let zero = simd.splat_f64(0.0);
+        let (mut error_squares, mut squares, mut other_squares, mut products, mut largest) = (zero, zero, zero, zero, zero);
+        for (x, y) in x.iter().zip(y) {
+            let (x, y) = (simd.load_f32_as_f64(x), simd.load_f32_as_f64(y));
+            squares = simd.add_f64(squares, simd.mul_f64(x, x));
+            other_squares = simd.add_f64(other_squares, simd.mul_f64(y, y));
+            products = simd.add_f64(products, simd.mul_f64(x, y));
+            let error = simd.sub_f64(x, y);
+            error_squares = simd.add_f64(error_squares, simd.mul_f64(error, error));
+            largest = simd.max_f64(largest, simd.abs_f64(error));
         }
+        let mut sums = [[0.0; 8]; 5];
+        for (sums, running) in sums.iter_mut().zip([error_squares, squares, other_squares, products, largest]) {
+            simd.store_f64(running, sums);
+        }
+        let mut lanes: [Sums; 8] = std::array::from_fn(|lane| {
+            let [error_squares, squares, other_squares, products, largest] = sums.map(|sums| sums[lane]);
+            // An error that is NaN can be lost among the largest, but not among the squares.
+            let max_abs_error = if error_squares.is_nan() { f64::NAN } else { largest };
+            Sums { count: x.len() as u64, error_squares, squares, other_squares, products, max_abs_error }
+        });
         for ((lane, &x), &y) in lanes.iter_mut().zip(x_rest).zip(y_rest) {
             lane.take(x, y);
         }
         lanes.into_iter().fold(Sums::default(), Sums::then)
     }
-}
-
-#[inline(always)]
-fn pass(x: &[[f32; 8]], y: &[[f32; 8]], next: impl Fn(f64, f64, f64) -> f64) -> [f64; 8] {
-    let mut sums = [0.0; 8];
-    for (x, y) in x.iter().zip(y) {
-        for lane in 0..8 {
-            sums[lane] = next(sums[lane], f64::from(x[lane]), f64::from(y[lane]));
-        }
-    }
-    sums
 }
 
 /// The larger of two, NaN if one is: `f64::max` would lose it.

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::files::StoredDtype;
 use crate::files::checkpoint::{Checkpoint, Entry, part_tensors};
 use crate::files::compare::{self, Compared, Verdict};
-use crate::files::convert::{Action, Effect, Failure, Fallback, How, Plan, Rule, Scales, Selection, Step, Target, Work};
+use crate::files::convert::{Action, Effect, Failure, Fallback, How, Memory, Plan, Rule, Scales, Selection, Step, Target, Work};
 use crate::files::gguf::Value;
 use crate::files::gguf::image::Image;
 use crate::files::gguf::mixture::{self, Mixture};
@@ -289,8 +289,8 @@ pub(super) fn convert(
             if let Some(size) = shard_size {
                 plan.shard(size);
             }
-            let (block, peak) = plan.within(memory_limit)?;
-            let how = How { nonfinite, scales, work, block };
+            let Memory { block, room, peak } = plan.within(memory_limit)?;
+            let how = How { nonfinite, scales, work, block, room };
             let shards = plan.shards().filter(|_| how.work != Work::Once);
             let job = shards.map(|(names, of_steps)| (plan.fingerprint(&file, &how), names, of_steps));
             let made = target.as_deref().map(|target| plan.made(target));

@@ -121,8 +121,12 @@ impl Simd for Avx2 {
         fn splat_f64(x: f64) -> F64 { [_mm256_set1_pd(x); 2] }
         fn load_f64(x: &[f64; 8]) -> F64 { [_mm256_loadu_pd(x.as_ptr()), _mm256_loadu_pd(x[4..].as_ptr())] }
         fn store_f64(v: F64, x: &mut [f64; 8]) { { _mm256_storeu_pd(x.as_mut_ptr(), v[0]); _mm256_storeu_pd(x[4..].as_mut_ptr(), v[1]) } }
+        fn load_f32_as_f64(x: &[f32; 8]) -> F64 { [_mm256_cvtps_pd(_mm_loadu_ps(x.as_ptr())), _mm256_cvtps_pd(_mm_loadu_ps(x[4..].as_ptr()))] }
         fn add_f64(a: F64, b: F64) -> F64 { [_mm256_add_pd(a[0], b[0]), _mm256_add_pd(a[1], b[1])] }
+        fn sub_f64(a: F64, b: F64) -> F64 { [_mm256_sub_pd(a[0], b[0]), _mm256_sub_pd(a[1], b[1])] }
         fn mul_f64(a: F64, b: F64) -> F64 { [_mm256_mul_pd(a[0], b[0]), _mm256_mul_pd(a[1], b[1])] }
+        fn abs_f64(v: F64) -> F64 { [_mm256_andnot_pd(_mm256_set1_pd(-0.0), v[0]), _mm256_andnot_pd(_mm256_set1_pd(-0.0), v[1])] }
+        fn max_f64(a: F64, b: F64) -> F64 { [_mm256_max_pd(a[0], b[0]), _mm256_max_pd(a[1], b[1])] }
 
         fn add_i32(a: I32, b: I32) -> I32 { [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])] }
         fn and(a: I32, b: I32) -> I32 { [_mm256_and_si256(a[0], b[0]), _mm256_and_si256(a[1], b[1])] }

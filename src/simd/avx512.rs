@@ -79,8 +79,12 @@ impl Simd for Avx512 {
         fn splat_f64(x: f64) -> __m512d { _mm512_set1_pd(x) }
         fn load_f64(x: &[f64; 8]) -> __m512d { _mm512_loadu_pd(x.as_ptr()) }
         fn store_f64(v: __m512d, x: &mut [f64; 8]) { _mm512_storeu_pd(x.as_mut_ptr(), v) }
+        fn load_f32_as_f64(x: &[f32; 8]) -> __m512d { _mm512_cvtps_pd(_mm256_loadu_ps(x.as_ptr())) }
         fn add_f64(a: __m512d, b: __m512d) -> __m512d { _mm512_add_pd(a, b) }
+        fn sub_f64(a: __m512d, b: __m512d) -> __m512d { _mm512_sub_pd(a, b) }
         fn mul_f64(a: __m512d, b: __m512d) -> __m512d { _mm512_mul_pd(a, b) }
+        fn abs_f64(v: __m512d) -> __m512d { _mm512_abs_pd(v) }
+        fn max_f64(a: __m512d, b: __m512d) -> __m512d { _mm512_max_pd(a, b) }
 
         fn add_i32(a: __m512i, b: __m512i) -> __m512i { _mm512_add_epi32(a, b) }
         fn and(a: __m512i, b: __m512i) -> __m512i { _mm512_and_si512(a, b) }

@@ -125,10 +125,18 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn load_f64(self, x: &[f64; 8]) -> Self::F64;
     /// 8 numbers to memory.
     fn store_f64(self, v: Self::F64, x: &mut [f64; 8]);
+    /// 8 f32 from memory, exact.
+    fn load_f32_as_f64(self, x: &[f32; 8]) -> Self::F64;
     /// a + b
     fn add_f64(self, a: Self::F64, b: Self::F64) -> Self::F64;
+    /// a - b
+    fn sub_f64(self, a: Self::F64, b: Self::F64) -> Self::F64;
     /// a * b
     fn mul_f64(self, a: Self::F64, b: Self::F64) -> Self::F64;
+    /// |v|
+    fn abs_f64(self, v: Self::F64) -> Self::F64;
+    /// The larger; where one is NaN, any.
+    fn max_f64(self, a: Self::F64, b: Self::F64) -> Self::F64;
 
     /// a + b, wrapping
     fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;

@@ -85,8 +85,14 @@ impl Simd for Neon {
         fn store_f64(v: F64, x: &mut [f64; 8]) {
             for (v, x) in v.into_iter().zip(x.as_chunks_mut::<2>().0) { vst1q_f64(x.as_mut_ptr(), v) }
         }
+        fn load_f32_as_f64(x: &[f32; 8]) -> F64 {
+            [0, 2, 4, 6].map(|at| vcvt_f64_f32(vld1_f32(x[at..].as_ptr())))
+        }
         fn add_f64(a: F64, b: F64) -> F64 { four!(vaddq_f64(a, b)) }
+        fn sub_f64(a: F64, b: F64) -> F64 { four!(vsubq_f64(a, b)) }
         fn mul_f64(a: F64, b: F64) -> F64 { four!(vmulq_f64(a, b)) }
+        fn abs_f64(v: F64) -> F64 { four!(vabsq_f64(v)) }
+        fn max_f64(a: F64, b: F64) -> F64 { four!(vmaxq_f64(a, b)) }
 
         fn add_i32(a: I32, b: I32) -> I32 { four!(vaddq_s32(a, b)) }
         fn and(a: I32, b: I32) -> I32 { four!(vandq_s32(a, b)) }

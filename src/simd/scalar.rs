@@ -112,12 +112,28 @@ impl Simd for Scalar {
         *x = v;
     }
 
+    fn load_f32_as_f64(self, x: &[f32; 8]) -> [f64; 8] {
+        x.map(f64::from)
+    }
+
     fn add_f64(self, a: [f64; 8], b: [f64; 8]) -> [f64; 8] {
         std::array::from_fn(|i| a[i] + b[i])
     }
 
+    fn sub_f64(self, a: [f64; 8], b: [f64; 8]) -> [f64; 8] {
+        std::array::from_fn(|i| a[i] - b[i])
+    }
+
     fn mul_f64(self, a: [f64; 8], b: [f64; 8]) -> [f64; 8] {
         std::array::from_fn(|i| a[i] * b[i])
+    }
+
+    fn abs_f64(self, v: [f64; 8]) -> [f64; 8] {
+        v.map(f64::abs)
+    }
+
+    fn max_f64(self, a: [f64; 8], b: [f64; 8]) -> [f64; 8] {
+        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
 
     fn add_i32(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {

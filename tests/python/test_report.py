@@ -210,6 +210,33 @@ def test_the_hashes_of_a_conversion_are_those_of_the_new_file(name, threads, tmp
     assert all(tensor.sha256 is None for tensor in qz.convert(source, None, dry_run=True, **options).tensors)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", ["gptq", "awq", "onnx:qdq"])
+def test_parts_that_lie_turned_are_put_together_where_there_is_room(name, threads, tmp_path):
+    rows, columns = 96, 128
+    write(tmp_path / "in.safetensors", {"a": sample((rows, columns), 1), "b": sample((rows, columns), 2)})
+
+    def made(limit):
+        """The estimate of memory, and the parts and the hash of each tensor."""
+        source, target = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+        report = qz.convert(source, target, format=name, group_size=32, threads=threads, memory_limit=limit, overwrite=True)
+        with qz.open(target) as file:
+            parts = {tensor: [part.tobytes() for part in file[tensor].parts.values()] for tensor in ("a", "b")}
+        return report.memory, parts, {tensor.name: tensor.sha256 for tensor in report.tensors}
+
+    # Of 32 bytes for each element of a block: eight rows, and all of them.
+    block = 8 * columns * 32
+    at_once, parts, hashes = made(None)
+    assert at_once == rows * columns * 32
+    assert hashes == {tensor: hashlib.sha256(b"".join(found)).hexdigest() for tensor, found in parts.items()}
+    # No room, room for some parts or for none, room for all.
+    assert made(block) == (block, parts, hashes)
+    assert made(block + 2000) == (block + 2000, parts, hashes)
+    memory, *others = made(2 * block - 32)
+    assert block + 2000 < memory < 2 * block - 32
+    assert others == [parts, hashes]
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -129,6 +129,8 @@ def test_what_is_done_is_kept(job):
     assert 5 < len(kept(report)) < COUNT
     assert outputs(target) == expected
     assert not partial(target).exists()
+    at_once = qz.convert(source, target, overwrite=True, **options)
+    assert [(tensor.name, tensor.sha256) for tensor in report.tensors] == [(tensor.name, tensor.sha256) for tensor in at_once.tensors]
 
 
 def test_what_is_damaged_is_done_anew(job):

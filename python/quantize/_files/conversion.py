@@ -66,8 +66,8 @@ class TensorReport:
     rule: str | None
     """The pattern of the rule that decided, if one did."""
     sha256: str | None
-    """Hash of the bytes that it has in the new file, part after part; None where nothing was done, where an earlier job wrote them, and of
-    ONNX files."""
+    """Hash of the bytes that it has in the new file, part after part; None where nothing was done, in the shards of a folder that an
+    earlier job wrote, and of ONNX files."""
     seconds: float
     """How long it took; 0 where nothing was done."""
 

@@ -119,7 +119,7 @@ def verify(
 
 
 def _hashes(path: str) -> dict[str, str | None]:
-    """Give the hash of each tensor, as a report has it; None of a tensor that an earlier job wrote."""
+    """Give the hash of each tensor, as a report has it; None where that is not known."""
     try:
         tensors = json.loads(Path(path).read_text(encoding="utf-8"))["tensors"]
         return {str(tensor["name"]): tensor["sha256"] and str(tensor["sha256"]) for tensor in tensors}

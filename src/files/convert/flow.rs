@@ -15,6 +15,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
+use super::assembly::Assembly;
 use crate::error::{Error, Result};
 use crate::files::checkpoint::{BLOCK, Checkpoint, Entry};
 use crate::files::output::{Hash, TensorWriter};
@@ -82,7 +83,7 @@ enum News {
 /// What a job reads from and writes to.
 pub(super) struct Flow<'a> {
     file: &'a Checkpoint,
-    writer: Mutex<&'a mut (dyn TensorWriter + Send)>,
+    writer: Mutex<(&'a mut (dyn TensorWriter + Send), Assembly)>,
     /// Blocks that were computed, whose buffers are used again.
     spare_blocks: Mutex<Vec<Block>>,
     /// Buffers that were written, likewise.
@@ -97,9 +98,10 @@ pub(super) struct Flow<'a> {
 const SPARE: usize = 4;
 
 impl<'a> Flow<'a> {
-    pub(super) fn new(file: &'a Checkpoint, writer: &'a mut (dyn TensorWriter + Send)) -> Flow<'a> {
+    /// From `file` to `writer`, with so many bytes of room to put parts together in.
+    pub(super) fn new(file: &'a Checkpoint, writer: &'a mut (dyn TensorWriter + Send), room: usize) -> Flow<'a> {
         let (spare_blocks, spare, hashes, failed) = (Mutex::default(), Mutex::default(), Mutex::default(), Mutex::default());
-        Flow { file, writer: Mutex::new(writer), spare_blocks, spare, hashes, failed }
+        Flow { file, writer: Mutex::new((writer, Assembly::new(room))), spare_blocks, spare, hashes, failed }
     }
 
     /// Begin to read `pieces` and to write: with threads of their own if there may be several and they can be had.
@@ -146,17 +148,20 @@ impl<'a> Flow<'a> {
     }
 
     fn heed(&self, news: News) -> Result<()> {
-        let mut writer = lock(&self.writer);
+        let (writer, assembly) = &mut *lock(&self.writer);
         let made = match news {
             News::Made(made) => made,
             News::Whole(step, tensors, tail) => {
+                assembly.write(*writer)?;
                 let hash = writer.whole(tensors, &tail)?;
                 lock(&self.hashes).push((step, hash));
                 return Ok(());
             }
         };
         for (tensor, share, bytes) in made {
-            share.places().try_for_each(|(at, place)| writer.write(tensor, at, &bytes[place]))?;
+            if !assembly.take(tensor, share, &bytes) {
+                share.places().try_for_each(|(at, place)| writer.write(tensor, at, &bytes[place]))?;
+            }
             let mut spare = lock(&self.spare);
             if spare.len() < SPARE {
                 spare.push(bytes);

@@ -1,6 +1,7 @@
 //! Doing what a plan says, tensor by tensor.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::time::Instant;
 use std::{mem, thread};
 
@@ -45,18 +46,21 @@ pub(super) fn convert(
     run: &Run,
     advance: Progress,
 ) -> std::result::Result<Vec<Effect>, Failure> {
-    let done: Vec<bool> = (0..plan.steps.len()).map(|step| writer.has(plan.tensors_of(step))).collect();
-    let flow = Flow::new(file, writer);
+    let before = |tensors: Range<usize>| {
+        writer.has(tensors.clone()).then(|| Effect { sha256: writer.hash_of(tensors), ..Effect::default() })
+    };
+    let done: Vec<Option<Effect>> = (0..plan.steps.len()).map(|step| before(plan.tensors_of(step))).collect();
+    let flow = Flow::new(file, writer, how.room);
     thread::scope(|scope| {
-        let todo = file.entries().iter().zip(&plan.steps).zip(&done).filter(|(_, done)| !**done);
+        let todo = file.entries().iter().zip(&plan.steps).zip(&done).filter(|(_, done)| done.is_none());
         let pieces = todo.flat_map(|((entry, step), _)| pieces(file, entry, step, how.block).map(move |piece| (entry, piece)));
         let ends = flow.ends(scope, run.threads, pieces);
         let mut conversion = Conversion { plan, file, how, run, largest: HashMap::new() };
         let mut effects = Vec::with_capacity(plan.steps.len());
         for ((index, step), done) in plan.steps.iter().enumerate().zip(&done) {
-            if *done {
+            if let Some(effect) = done {
                 advance(step.bytes_before, &step.name)?;
-                effects.push(Effect::default());
+                effects.push(*effect);
                 continue;
             }
             let started = Instant::now();

@@ -174,9 +174,12 @@ impl TensorWriter for NpzWriter {
     }
 
     fn whole(&mut self, tensors: Range<usize>, tail: &[u8]) -> Result<Hash> {
-        let NpzWriter { writer, members, .. } = self;
-        members[tensors.clone()].iter_mut().for_each(|member| member.sum = sum(&member.description));
-        writer.hash(tensors, tail, |index, bytes| members[index].sum.update(bytes))
+        for index in tensors.clone() {
+            let mut sum = sum(&self.members[index].description);
+            self.writer.read_back(index, 0, |bytes| sum.update(bytes))?;
+            self.members[index].sum = sum;
+        }
+        self.writer.whole(tensors, tail)
     }
 
     fn finish(mut self: Box<Self>) -> Result<()> {
