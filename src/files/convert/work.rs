@@ -46,9 +46,8 @@ pub(super) fn convert(
     run: &Run,
     advance: Progress,
 ) -> std::result::Result<Vec<Effect>, Failure> {
-    let before = |tensors: Range<usize>| {
-        writer.has(tensors.clone()).then(|| Effect { sha256: writer.hash_of(tensors), ..Effect::default() })
-    };
+    let before =
+        |tensors: Range<usize>| writer.has(tensors.clone()).then(|| Effect { sha256: writer.hash_of(tensors), ..Effect::default() });
     let done: Vec<Option<Effect>> = (0..plan.steps.len()).map(|step| before(plan.tensors_of(step))).collect();
     let flow = Flow::new(file, writer, how.room);
     thread::scope(|scope| {
