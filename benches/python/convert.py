@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -38,7 +39,7 @@ report = qz.convert(sys.argv[1], sys.argv[2], overwrite=True, **json.loads(sys.a
 print(json.dumps([time.perf_counter() - start, peak(), before, report.memory / 2**20]))
 """
 
-WANTED = ({"format": "int4"}, {"format": "gguf:q4_0"}, {"format": "gptq"}, {"format": "int4", "memory_limit": 32 << 20})
+WANTED = ({"format": "int4"}, {"format": "gguf:q4_0"}, {"format": "gptq"}, {"format": "awq"}, {"format": "int4", "memory_limit": 32 << 20})
 
 
 def checkpoint(path: Path, mebibytes: int) -> None:
@@ -60,10 +61,12 @@ def checkpoint(path: Path, mebibytes: int) -> None:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Return the seconds of one call."""
+    """Return the seconds of one call, after which the disk is at rest: what it leaves to be written would slow the next one down."""
     start = time.perf_counter()
     work()
-    return time.perf_counter() - start
+    took = time.perf_counter() - start
+    os.sync()
+    return took
 
 
 def read(path: Path) -> None:
@@ -77,6 +80,7 @@ def read(path: Path) -> None:
 def child(*arguments: str) -> list[float]:
     """Convert in a process of its own: seconds, largest memory, that before the conversion, the estimate."""
     done = subprocess.run([sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, check=True)
+    os.sync()
     found: list[float] = json.loads(done.stdout)
     return found
 

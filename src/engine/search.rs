@@ -5,6 +5,7 @@ use super::importance::{Importance, Weights};
 use crate::element::Source;
 use crate::error::{Error, Result};
 use crate::formats::{Context, FORMATS, Faults, Format, Groups, Rows, variants};
+use crate::kernels::sums::ErrorsOf;
 use crate::layout::Layout;
 use crate::search::{LARGEST_GROUP, Nested, Problem, Task};
 use crate::spec::{GroupSize, Spec};
@@ -171,12 +172,9 @@ fn keep_the_better(format: &dyn Rows, context: Context, x: &[f32], weights: Opti
 fn errors(format: &dyn Rows, context: Context, x: &[f32], weights: Option<&[f32]>, groups: &Groups, size: usize) -> Vec<f64> {
     let mut decoded = vec![0.0; x.len()];
     format.dequantize(context, groups, &mut decoded);
-    let error = |i: usize| {
-        let off = f64::from(x[i]) - f64::from(decoded[i]);
-        weights.map_or(1.0, |weights| f64::from(weights[i])) * off * off
-    };
-    let starts = (0..x.len()).step_by(size);
-    starts.map(|start| (start..x.len().min(start + size)).map(error).sum()).collect()
+    let mut errors = vec![0.0; x.len().div_ceil(size)];
+    context.level.run(ErrorsOf { x, y: &decoded, weights, size, errors: &mut errors });
+    errors
 }
 
 /// What a method searches in a format.

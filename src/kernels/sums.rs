@@ -1,4 +1,4 @@
-//! The sums that errors are made of, in f64, each element's in order of its lane: the same at every level.
+//! The sums that errors are made of, in f64, of every eighth element in order: the same at every level.
 
 use crate::simd::{Kernel, Simd};
 
@@ -87,6 +87,75 @@ impl Kernel for SumsOf<'_> {
         }
         lanes.into_iter().fold(Sums::default(), Sums::then)
     }
+}
+
+/// The errors of groups, each the sum of w (x - y)^2 over `size` elements: of every eighth one, and then of these eight.
+pub struct ErrorsOf<'a> {
+    /// The reference.
+    pub x: &'a [f32],
+    /// As many others.
+    pub y: &'a [f32],
+    /// As many weights; `None`: all are 1.
+    pub weights: Option<&'a [f32]>,
+    /// Elements of a group; the last may have fewer.
+    pub size: usize,
+    /// One for each group.
+    pub errors: &'a mut [f64],
+}
+
+impl Kernel for ErrorsOf<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let groups = self.x.chunks(self.size).zip(self.y.chunks(self.size)).zip(self.errors);
+        match self.weights {
+            None => {
+                for ((x, y), error) in groups {
+                    *error = plain_error(simd, x, y);
+                }
+            }
+            Some(weights) => {
+                for (((x, y), error), weights) in groups.zip(weights.chunks(self.size)) {
+                    *error = weighted_error(simd, x, y, weights);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn plain_error<S: Simd>(simd: S, x: &[f32], y: &[f32]) -> f64 {
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<8>(), y.as_chunks::<8>());
+    let mut sum = simd.splat_f64(0.0);
+    for (x, y) in x.iter().zip(y) {
+        let off = simd.sub_f64(simd.load_f32_as_f64(x), simd.load_f32_as_f64(y));
+        sum = simd.add_f64(sum, simd.mul_f64(off, off));
+    }
+    let mut sums = [0.0; 8];
+    simd.store_f64(sum, &mut sums);
+    for ((sum, &x), &y) in sums.iter_mut().zip(x_rest).zip(y_rest) {
+        let off = f64::from(x) - f64::from(y);
+        *sum += off * off;
+    }
+    sums.iter().sum()
+}
+
+#[inline(always)]
+fn weighted_error<S: Simd>(simd: S, x: &[f32], y: &[f32], weights: &[f32]) -> f64 {
+    let ((x, x_rest), (y, y_rest), (weights, weights_rest)) = (x.as_chunks::<8>(), y.as_chunks::<8>(), weights.as_chunks::<8>());
+    let mut sum = simd.splat_f64(0.0);
+    for ((x, y), weights) in x.iter().zip(y).zip(weights) {
+        let off = simd.sub_f64(simd.load_f32_as_f64(x), simd.load_f32_as_f64(y));
+        sum = simd.add_f64(sum, simd.mul_f64(simd.mul_f64(simd.load_f32_as_f64(weights), off), off));
+    }
+    let mut sums = [0.0; 8];
+    simd.store_f64(sum, &mut sums);
+    for (((sum, &x), &y), &weight) in sums.iter_mut().zip(x_rest).zip(y_rest).zip(weights_rest) {
+        let off = f64::from(x) - f64::from(y);
+        *sum += f64::from(weight) * off * off;
+    }
+    sums.iter().sum()
 }
 
 /// The larger of two, NaN if one is: `f64::max` would lose it.
