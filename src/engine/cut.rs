@@ -76,7 +76,8 @@ impl Grid {
         let long = group > LONG && (group.is_multiple_of(2) || group >= columns) || shared && rows > 1;
         let block = layout.spec.block(group);
         let unit = if long { 2 } else { block * pairs };
-        let share = rows * columns / (4 * threads.max(1));
+        // Many, as helpers may begin late.
+        let share = rows * columns / (16 * threads.max(1));
         let task = share.clamp(TASK, LARGEST_TASK) / SPAN * SPAN;
         Grid { rows, columns, group, block, unit, long, shared, task }
     }
