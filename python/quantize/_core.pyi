@@ -137,6 +137,7 @@ class File:
     def read(self, index: int) -> list[tuple[str, NDArray[np.uint8], str, tuple[int, ...]]]: ...
 
 def convert(
+def name_map(text: bytes) -> dict[str, str]: ...
     source: str,
     target: str | None,
     format: str | None,
@@ -154,7 +155,7 @@ def convert(
     fallback: str | None,
     requantize: bool,
     arch: str | None,
-    names: list[tuple[str, str]],
+    names: dict[str, str],
     shard_size: int | None,
     memory_limit: int,
     work: str,

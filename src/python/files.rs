@@ -1,5 +1,6 @@
 //! Files as Python sees them: open one, convert one, compare two.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,7 +22,7 @@ use crate::files::checkpoint::{Checkpoint, Entry, part_tensors};
 use crate::files::compare::{self, Compared, Verdict};
 use crate::files::convert::{Action, Effect, Failure, Fallback, How, Plan, Rule, Scales, Selection, Step, Target, Work};
 use crate::files::gguf::Value;
-use crate::files::gguf::image::Image;
+use crate::files::gguf::image::{self, Image};
 use crate::files::gguf::mixture::{self, Mixture};
 use crate::files::output::hex;
 use crate::files::verify;
@@ -246,7 +247,7 @@ pub(super) fn convert(
     fallback: Option<&str>,
     requantize: bool,
     arch: Option<&str>,
-    names: Vec<(String, String)>,
+    names: BTreeMap<String, String>,
     shard_size: Option<u64>,
     memory_limit: u64,
     work: &str,
@@ -270,7 +271,7 @@ pub(super) fn convert(
         };
         let nonfinite = named_policy(nonfinite)?;
         let rules = rules.into_iter().map(named_rule).collect::<PyResult<_>>()?;
-        let image = arch.map(|arch| Image::new(arch, names.into_iter().collect())).transpose()?;
+        let image = arch.map(|arch| Image::new(arch, names)).transpose()?;
         let selection = Selection { include, exclude, keep, rules, fallback, requantize, image };
         let work = match work {
             "rest" => Work::Rest,
@@ -311,6 +312,12 @@ pub(super) fn convert(
             Ok((plan.steps.into_iter().zip(effects).map(|(step, effect)| row(step, effect)).collect(), peak, job, made))
         })
     })
+}
+
+/// `name_map(text)`: the names of a JSON object, the old one to the new one; or what is wrong with it, in words that follow its name.
+#[pyfunction]
+pub(super) fn name_map(text: &[u8]) -> PyResult<BTreeMap<String, String>> {
+    guarded(|| image::names(text).map_err(PyValueError::new_err))
 }
 
 /// The format of this name and its options; `None` where it is the name of a mixture alone.
