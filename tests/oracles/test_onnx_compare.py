@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import onnx
 import pytest
+from checkpoints import container
 from helpers import PEAK, python
 from onnx import TensorProto, helper
 from onnx_models import NBITS, QDQ, floats, formats, model, node, write
@@ -155,3 +156,15 @@ print(peak() - before, compared.tensors[0].verdict)
     grown, verdict = python(code, QUANTIZE_NUM_THREADS="2").split()
     assert verdict == "measured"
     assert int(grown) < nbytes  # of which the file and the floats of both would take several
+
+
+def test_rows_that_are_no_whole_bytes_are_compared_at_once(tmp_path):
+    made = model([node("Identity", "x", "y")], {}, {"x": (None, 64)})
+    made.graph.initializer.add(name="nibbles", data_type=TensorProto.FLOAT4E2M1, dims=(2, 3), raw_data=b"\x12\x34\x56")
+    source = write(tmp_path / "in.onnx", made)
+    for data, verdict in ((b"\x12\x34\x56", "same"), (b"\x12\x34\x57", "different")):
+        header = {"nibbles": {"dtype": "F4", "shape": [2, 3], "data_offsets": [0, 3]}}
+        (tmp_path / "other.safetensors").write_bytes(container(header, data))
+        for pair in ((source, tmp_path / "other.safetensors"), (tmp_path / "other.safetensors", source)):
+            [tensor] = qz.compare_files(*pair).tensors
+            assert tensor.verdict == verdict
