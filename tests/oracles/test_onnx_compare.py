@@ -1,5 +1,6 @@
 """ONNX models compared with each other and with other files, some lines of a tensor at a time."""
 
+import json
 import os
 from contextlib import contextmanager
 
@@ -156,6 +157,18 @@ print(peak() - before, compared.tensors[0].verdict)
     grown, verdict = python(code, QUANTIZE_NUM_THREADS="2").split()
     assert verdict == "measured"
     assert int(grown) < nbytes  # of which the file and the floats of both would take several
+
+
+def test_parts_that_contradict_each_other_are_an_error_of_the_file(others, tmp_path):
+    path = tmp_path / "gptq.safetensors"
+    qz.convert(others["npz"], path, format="gptq", group_size=32, include=["t"])
+    data = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    begin, end = json.loads(data[8:start])["t.g_idx"]["data_offsets"]
+    data[start + begin : start + end] = np.full(K, 77, np.int32).tobytes()
+    path.write_bytes(data)
+    with pytest.raises(qz.CorruptFileError, match=r"gptq\.safetensors: tensor 't': parts\['g_idx'\] is 77 at 0"):
+        qz.compare_files(others["source"], path)
 
 
 def test_rows_that_are_no_whole_bytes_are_compared_at_once(tmp_path):

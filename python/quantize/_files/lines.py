@@ -15,6 +15,8 @@ from quantize._types import QuantizedArray
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from numpy.typing import NDArray
+
     from quantize._files.checkpoint import TensorInfo
     from quantize._files.progress import Progress
 
@@ -56,13 +58,23 @@ def _pair(
     if _is_measured(info) and _is_measured(other):
         errors = [np.zeros(6)]
         for one, two in blocks:
-            x, y = (array.dequantize(threads=threads) if isinstance(array, QuantizedArray) else array for array in (one, two))
+            x, y = _floats(first, name, one, threads), _floats(second, name, two, threads)
             y = y.T if turned else y
             errors.append(_core.compare(x, x.dtype == np.uint16, y, y.dtype == np.uint16, None, threads))  # bfloat16 comes as its bits
         return "measured", (*np.sum(errors, axis=0).tolist()[:-1], float(np.max(errors, axis=0)[-1]))
     if _kept(info)[0] != _kept(other)[0]:
         return "dtypes", None
     return "same" if all(one.tobytes() == (two.T if turned else two).tobytes() for one, two in blocks) else "different", None
+
+
+def _floats(file: Checkpoint, name: str, array: QuantizedArray | NDArray[Any], threads: int | None) -> NDArray[Any]:
+    """Give lines as numbers."""
+    if not isinstance(array, QuantizedArray):
+        return array
+    try:
+        return array.dequantize(threads=threads)
+    except ValueError as error:  # a part contradicts another
+        raise _core.CorruptFileError(f"{file.path}: tensor {name!r}: {error}") from error
 
 
 def _is_measured(info: TensorInfo) -> bool:
