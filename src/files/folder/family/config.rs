@@ -128,12 +128,11 @@ fn compressed_tensors(kinds: &[Kind], ignore: &[String]) -> Value {
         "compressed-tensors:mxfp4" => "mxfp4-pack-quantized",
         _ => "pack-quantized",
     };
-    let group = |(index, kind): (usize, &Kind)| {
-        let targets = if index == 0 { json!(["Linear"]) } else { json!(kind.modules) };
-        let group = json!({"targets": targets, "weights": compressed_tensors_weights(kind), "input_activations": null});
-        (format!("group_{index}"), group)
-    };
-    let groups: Map<String, Value> = kinds.iter().enumerate().map(group).collect();
+    let group = |targets, kind| json!({"targets": targets, "weights": compressed_tensors_weights(kind), "input_activations": null});
+    // Where the group of all others comes first, its readers warn that they find no module for the names of the next.
+    let of_modules = kinds[1..].iter().map(|kind| group(json!(kind.modules), kind));
+    let groups = of_modules.chain([group(json!(["Linear"]), &kinds[0])]).enumerate();
+    let groups: Map<String, Value> = groups.map(|(index, group)| (format!("group_{index}"), group)).collect();
     json!({
         "quant_method": "compressed-tensors", "format": format, "quantization_status": "compressed", "ignore": ignore,
         "config_groups": groups,
