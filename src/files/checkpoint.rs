@@ -221,7 +221,24 @@ impl Checkpoint {
 
     /// The blocks of about so many elements that a tensor can be read in: first row, number of rows.
     pub fn blocks(&self, entry: &Entry, elements: usize) -> Vec<(usize, usize)> {
-        entry.layout().map_or(Cut::Rows(1), Cut::of).blocks(&entry.shape, elements).collect()
+        self.cut(entry).blocks(&entry.shape, elements).collect()
+    }
+
+    /// The rows between which a tensor can be cut: each block but the last has a multiple of so many.
+    pub fn step(&self, entry: &Entry) -> usize {
+        match self.cut(entry) {
+            Cut::Rows(step) => step,
+            Cut::Whole => rows::lengths(&entry.shape).1.max(1),
+        }
+    }
+
+    fn cut(&self, entry: &Entry) -> Cut {
+        match entry.layout() {
+            Some(layout) => Cut::of(layout),
+            // Where a row of elements below a byte is no whole number of bytes.
+            None if !self.bytes(entry).is_multiple_of(rows::lengths(&entry.shape).1.max(1) as u64) => Cut::Whole,
+            None => Cut::Rows(1),
+        }
     }
 
     /// Read `count` rows from row `first` on, those of each part into the buffer of its place; a part that the tensor has once is read
@@ -237,8 +254,9 @@ impl Checkpoint {
             let share = match entry.layout() {
                 Some(layout) => rows::share(layout, part, first, count),
                 None => {
-                    let row = tensor.bytes() / rows::lengths(&tensor.shape).1.max(1) as u64;
-                    Some(Share::piece(first as u64 * row, count * row as usize))
+                    let (bytes, rows) = (tensor.bytes(), rows::lengths(&tensor.shape).1);
+                    let at = |row: usize| if row == rows { bytes } else { row as u64 * (bytes / rows as u64) };
+                    Some(Share::piece(at(first), (at(first + count) - at(first)) as usize))
                 }
             };
             let share = share.unwrap_or(Share::piece(0, tensor.bytes() as usize));

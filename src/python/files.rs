@@ -1,5 +1,6 @@
 //! Files as Python sees them: open one, convert one, compare two.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,7 +22,7 @@ use crate::files::checkpoint::{Checkpoint, Entry, part_tensors};
 use crate::files::compare::{self, Compared, Verdict};
 use crate::files::convert::{Action, Effect, Failure, Fallback, How, Memory, Plan, Rule, Scales, Selection, Step, Target, Work};
 use crate::files::gguf::Value;
-use crate::files::gguf::image::Image;
+use crate::files::gguf::image::{self, Image};
 use crate::files::gguf::mixture::{self, Mixture};
 use crate::files::output::hex;
 use crate::files::verify;
@@ -109,18 +110,17 @@ impl File {
                 read.map_err(|error| watch.exception(error, Some(&self.path)))
             })?;
             // A part is one of the format's, however the container shapes it.
-            let seen: Vec<_> = match entry.layout() {
-                Some(layout) => {
-                    let names = layout.spec.parts.iter().map(|part| part.name);
-                    names.zip(part_tensors(&entry.name, layout)).map(|(name, part)| (name, part.dtype.name(), part.shape)).collect()
-                }
+            let seen = match entry.layout() {
+                Some(layout) => of_parts(&entry.name, layout),
                 None => self.checkpoint.stored(entry).map(|(_, tensor)| plain(tensor)).collect(),
             };
-            seen.into_iter()
-                .zip(outputs.into_arrays())
-                .map(|((name, dtype, shape), bytes)| Ok((name, bytes, dtype, PyTuple::new(py, shape)?)))
-                .collect()
+            stored(py, seen, outputs)
         })
+    }
+
+    /// The rows of tensor `index` between which it can be cut: each block but the last has a multiple of so many.
+    fn step(&self, index: usize) -> usize {
+        self.checkpoint.step(&self.checkpoint.entries()[index])
     }
 
     /// The blocks of about so many elements that quantized tensor `index` can be read in: first row, number of rows.
@@ -128,33 +128,50 @@ impl File {
         self.checkpoint.blocks(&self.checkpoint.entries()[index], elements)
     }
 
-    /// Rows `first` to `first + count` of quantized tensor `index`: how they are quantized as a matrix of their own, and what [`Self::read`]
-    /// gives. Nothing is said of parts that contradict the layout.
-    fn read_rows<'py>(&self, py: Python<'py>, index: usize, first: usize, count: usize) -> PyResult<(Tensor, Vec<Stored<'py>>)> {
+    /// Rows `first` to `first + count` of tensor `index` as a matrix of their own: how they are quantized, and what [`Self::read`] gives.
+    /// Nothing is said of parts that contradict the layout.
+    fn read_rows<'py>(&self, py: Python<'py>, index: usize, first: usize, count: usize) -> PyResult<(Option<Tensor>, Vec<Stored<'py>>)> {
         guarded(|| {
             let entry = &self.checkpoint.entries()[index];
-            let layout = entry.layout_of_rows(count).ok_or_else(|| PyValueError::new_err("the tensor is not quantized"))?;
+            let layout = entry.layout_of_rows(count);
             let mut parts = Vec::new();
             py.detach(|| self.checkpoint.read_rows(entry, first, count, &mut parts)).map_err(|error| exception(error, Some(&self.path)))?;
-            for (_, bytes) in layout.spec.parts.iter().zip(&mut parts).filter(|(part, _)| part.extent == Extent::Lengths) {
-                *bytes = lengths(&layout);
-            }
-            let seen = part_tensors(&entry.name, &layout);
-            let wanted: Vec<Wanted> = seen
+            let seen: Vec<_> = match &layout {
+                Some(layout) => {
+                    for (_, bytes) in layout.spec.parts.iter().zip(&mut parts).filter(|(part, _)| part.extent == Extent::Lengths) {
+                        *bytes = lengths(layout);
+                    }
+                    of_parts(&entry.name, layout)
+                }
+                None => {
+                    let columns = entry.shape.last().copied().unwrap_or(1);
+                    vec![plain(&files::Tensor { name: entry.name.clone(), dtype: entry.dtype, shape: vec![count, columns] })]
+                }
+            };
+            let wanted: Vec<Wanted> = parts
                 .iter()
-                .map(|part| Wanted { argument: format!("'{}'", part.name), item: Item::U8, shape: vec![part.bytes() as usize] })
+                .map(|part| Wanted { argument: format!("'{}'", entry.name), item: Item::U8, shape: vec![part.len()] })
                 .collect();
             let mut outputs = Outputs::new(py, &wanted)?;
             outputs.slices().iter_mut().zip(&parts).for_each(|(out, part)| out.copy_from_slice(part));
-            let names = layout.spec.parts.iter().map(|part| part.name);
-            let stored = names
-                .zip(seen)
-                .zip(outputs.into_arrays())
-                .map(|((name, part), bytes)| Ok((name, bytes, part.dtype.name(), PyTuple::new(py, part.shape)?)))
-                .collect::<PyResult<_>>()?;
-            Ok((settled(&layout), stored))
+            Ok((layout.as_ref().map(settled), stored(py, seen, outputs)?))
         })
     }
+}
+
+/// What a stored tensor is as an array: the name of the part, dtype and shape.
+type Seen = (&'static str, &'static str, Vec<usize>);
+
+/// The parts of a layout as arrays.
+fn of_parts(name: &str, layout: &Layout) -> Vec<Seen> {
+    let names = layout.spec.parts.iter().map(|part| part.name);
+    names.zip(part_tensors(name, layout)).map(|(name, part)| (name, part.dtype.name(), part.shape)).collect()
+}
+
+/// What was read, and what it is.
+fn stored<'py>(py: Python<'py>, seen: Vec<Seen>, read: Outputs<'py>) -> PyResult<Vec<Stored<'py>>> {
+    let seen = seen.into_iter().zip(read.into_arrays());
+    seen.map(|((name, dtype, shape), bytes)| Ok((name, bytes, dtype, PyTuple::new(py, shape)?))).collect()
 }
 
 /// The lengths of axes as a part has them.
@@ -163,7 +180,7 @@ fn lengths(layout: &Layout) -> Vec<u8> {
 }
 
 /// No name of a part, and dtype and shape of a stored tensor as an array: blocks are bytes along the last axis.
-fn plain(tensor: &files::Tensor) -> (&'static str, &'static str, Vec<usize>) {
+fn plain(tensor: &files::Tensor) -> Seen {
     let (mut shape, block) = (tensor.shape.clone(), tensor.dtype.block());
     match shape.last_mut() {
         Some(last) if tensor.dtype.safetensors_name().is_none() => {
@@ -246,7 +263,7 @@ pub(super) fn convert(
     fallback: Option<&str>,
     requantize: bool,
     arch: Option<&str>,
-    names: Vec<(String, String)>,
+    names: BTreeMap<String, String>,
     shard_size: Option<u64>,
     memory_limit: u64,
     work: &str,
@@ -270,7 +287,7 @@ pub(super) fn convert(
         };
         let nonfinite = named_policy(nonfinite)?;
         let rules = rules.into_iter().map(named_rule).collect::<PyResult<_>>()?;
-        let image = arch.map(|arch| Image::new(arch, names.into_iter().collect())).transpose()?;
+        let image = arch.map(|arch| Image::new(arch, names)).transpose()?;
         let selection = Selection { include, exclude, keep, rules, fallback, requantize, image };
         let work = match work {
             "rest" => Work::Rest,
@@ -311,6 +328,12 @@ pub(super) fn convert(
             Ok((plan.steps.into_iter().zip(effects).map(|(step, effect)| row(step, effect)).collect(), peak, job, made))
         })
     })
+}
+
+/// `name_map(text)`: the names of a JSON object, the old one to the new one; or what is wrong with it, in words that follow its name.
+#[pyfunction]
+pub(super) fn name_map(text: &[u8]) -> PyResult<BTreeMap<String, String>> {
+    guarded(|| image::names(text).map_err(PyValueError::new_err))
 }
 
 /// The format of this name and its options; `None` where it is the name of a mixture alone.

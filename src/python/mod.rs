@@ -24,7 +24,7 @@ mod _core {
     #[pymodule_export]
     use super::feedback::{Hessian, gptq, output_error};
     #[pymodule_export]
-    use super::files::{File, PolicyError, compare_files, convert, verify_file};
+    use super::files::{File, PolicyError, compare_files, convert, name_map, verify_file};
     #[pymodule_export]
     use super::from_parts::from_parts;
     #[pymodule_export]

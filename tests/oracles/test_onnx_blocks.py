@@ -1,13 +1,12 @@
 """Weights of ONNX models that are changed some outputs at a time: the same bytes as at once, in less memory."""
 
 import os
-import subprocess
-import sys
 from itertools import pairwise
 
 import numpy as np
 import onnx
 import pytest
+from helpers import PEAK, python
 from onnx import TensorProto
 from onnx_models import NBITS, QDQ, floats, formats, model, node, write
 
@@ -153,16 +152,12 @@ def test_memory_stays_under_its_limit(tmp_path, format, turned):
     write(path, made)
     with (tmp_path / "w.bin").open("wb") as file:
         os.truncate(file.fileno(), 4 * inputs * outputs)
-    code = f"""
-import resource, onnx, onnx.helper, quantize as qz
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    code = f"""{PEAK}
+import onnx, onnx.helper, quantize as qz
 before = peak()
 report = qz.convert({str(path)!r}, {str(tmp_path / "out.onnx")!r}, format={format!r}, memory_limit={limit})
 print(peak() - before, report.memory)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=os.environ | {"QUANTIZE_NUM_THREADS": "2"}
-    )
-    grown, said = map(int, done.stdout.split())
+    grown, said = map(int, python(code, QUANTIZE_NUM_THREADS="2").split())
     assert said <= limit
     assert grown <= limit + (8 << 20)  # what threads take

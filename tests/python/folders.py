@@ -18,6 +18,9 @@ LINEAR = {
     "mlp.down_proj": (128, 256),
 }
 
+MODULES = [f"model.layers.{layer}.{name}" for layer in range(2) for name in LINEAR]
+FLOATS = ["lm_head", "model.embed_tokens"]
+
 
 def weights():
     """The float32 arrays of a model of two layers, in the order of a file, each a bfloat16 number."""
@@ -64,3 +67,8 @@ def stored(path):
             begin, end = entry["data_offsets"]
             found[name] = entry["dtype"], tuple(entry["shape"]), data[8 + length + begin : 8 + length + end]
     return found
+
+
+def config(path):
+    """The config of a folder."""
+    return json.loads((path / "config.json").read_text())

@@ -100,6 +100,15 @@ def python(code, *flags, timeout=120, **environment):
     return done.stdout
 
 
+# For such an interpreter: peak(), the bytes of memory that it has had at most. What resource says is at least what its parent had.
+PEAK = """
+import re
+from pathlib import Path
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+
+
 # The formats whose parts are cut between rows as the array is, whatever its axes; the others have tests of their own.
 BY_ROWS = [
     row.name

@@ -86,7 +86,13 @@ def test_names_of_a_map(model, tmp_path, capsys):
     for text, message in [
         ('{"absent": "x"}', "names is 'absent'; no tensor of the file has that name"),
         ('{"odd.weight": "conv.weight"}', "two tensors of the new file would have that name"),
-        ("[1]", "expected a JSON object of names"),
+        (
+            '{"odd.weight": "x", "conv.weight": "x"}',
+            "names is 'x' for both 'conv.weight' and 'odd.weight'; two tensors would have that name",
+        ),
+        ('{"odd.weight": "x", "odd.weight": "y"}', "is ambiguous: the key 'odd.weight' comes twice"),
+        ('{"odd.weight": 1}', "holds no JSON object of names"),
+        ("[1]", "holds no JSON object of names"),
         ("{", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
     ]:

@@ -76,6 +76,14 @@ def stopped(source, target, options, after=0.5):
     assert (partial(target) / "journal").exists()
 
 
+@pytest.fixture
+def begun(job):
+    """A job that was interrupted, and what it makes."""
+    expected = undisturbed(*job)
+    stopped(*job)
+    return *job, expected
+
+
 def kept(report):
     """The tensors that an earlier job had made: their errors are not known."""
     return [tensor.name for tensor in report.tensors if tensor.action == "quantize" and tensor.sqnr_db is None]
@@ -120,10 +128,8 @@ def test_a_job_that_is_killed_is_taken_up(name, tmp_path):
     assert not partial(target).exists()
 
 
-def test_what_is_done_is_kept(job):
-    source, target, options = job
-    expected = undisturbed(source, target, options)
-    stopped(source, target, options)
+def test_what_is_done_is_kept(begun):
+    source, target, options, expected = begun
     assert outputs(target) == {}
     report = qz.convert(source, target, resume=True, **options)
     assert 5 < len(kept(report)) < COUNT
@@ -133,10 +139,8 @@ def test_what_is_done_is_kept(job):
     assert [(tensor.name, tensor.sha256) for tensor in report.tensors] == [(tensor.name, tensor.sha256) for tensor in at_once.tensors]
 
 
-def test_what_is_damaged_is_done_anew(job):
-    source, target, options = job
-    expected = undisturbed(source, target, options)
-    stopped(source, target, options)
+def test_what_is_damaged_is_done_anew(begun):
+    source, target, options, expected = begun
     whole = (partial(target) / "journal").read_bytes().count(b"\n")
     files = sorted(path for path in partial(target).iterdir() if path.suffix == ".new")
     data = bytearray(files[0].read_bytes())
@@ -147,10 +151,8 @@ def test_what_is_damaged_is_done_anew(job):
     assert outputs(target) == expected
 
 
-def test_what_is_cut_short_is_done_anew(job):
-    source, target, options = job
-    expected = undisturbed(source, target, options)
-    stopped(source, target, options)
+def test_what_is_cut_short_is_done_anew(begun):
+    source, target, options, expected = begun
     journal = partial(target) / "journal"
     journal.write_bytes(journal.read_bytes()[:-10])  # a line that was being written
     for file in partial(target).glob("*.new"):
@@ -262,10 +264,8 @@ def test_any_name_will_do(name, tmp_path):
     assert (tmp_path / name).read_bytes() == (tmp_path / "expected").read_bytes()
 
 
-def test_the_command_line(job, capsys):
-    source, target, options = job
-    expected = undisturbed(source, target, options)
-    stopped(source, target, options)
+def test_the_command_line(begun, capsys):
+    source, target, options, expected = begun
     size = [] if "shard_size" not in options else ["--shard-size", str(options["shard_size"])]
     assert cli.main(["convert", str(source), str(target), "--to", options["format"], *size, "--resume", "--quiet"]) == 0
     assert capsys.readouterr().out == ""

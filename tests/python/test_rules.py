@@ -76,7 +76,7 @@ def test_a_folder_in_groups_of_several_sizes(tmp_path):
     rules = {"*.down_proj.*": "compressed-tensors,group_size=32,symmetric=false", "*.o_proj.*": "keep"}
     qz.convert(model, tmp_path / "ct", format="compressed-tensors", rules=rules)
     said = config(tmp_path / "ct")
-    first, second = said["config_groups"]["group_0"], said["config_groups"]["group_1"]
+    second, first = said["config_groups"]["group_0"], said["config_groups"]["group_1"]  # the group of all others is the last
     assert (first["targets"], first["weights"]["group_size"], first["weights"]["symmetric"]) == (["Linear"], 128, True)
     assert (sorted(second["targets"]), second["weights"]["group_size"], second["weights"]["symmetric"]) == (downs, 32, False)
     assert {f"model.layers.{layer}.self_attn.o_proj" for layer in range(2)} <= set(said["ignore"])

@@ -7,6 +7,7 @@
 | ``wanted``, ``rules`` | what is asked of a conversion |
 | ``parts`` | the same by several processes |
 | ``comparison`` | two files compared |
+| ``lines`` | the same with ONNX models |
 | ``optimum`` | and beside the smallest error of their formats |
 | ``inspection`` | what a file holds, and what is suspicious |
 | ``verification`` | whether a file is what it should be |

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +15,8 @@ from quantize import _core, _onnx
 from quantize._types import QuantizedArray, amount, wrap
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from numpy.typing import NDArray
 
 
@@ -134,8 +137,26 @@ class Checkpoint(Mapping[str, "QuantizedArray | NDArray[Any]"]):
             yield 0, found
             return
         for first, count in file.blocks(index, elements):
-            tensor, parts = file.read_rows(index, first, count)
-            yield first, wrap(tensor, {part: _array(data, dtype, shape) for part, data, dtype, shape in parts})
+            found = _rows(file, index, first, count)
+            assert isinstance(found, QuantizedArray)
+            yield first, found
+
+    def lines(self, name: str, axis: int) -> AbstractContextManager[_onnx.Lines]:
+        """Open a tensor as a matrix of all axes but the last and the last, to be read some lines at a time.
+
+        Lines run along ``axis``: 1 for rows, 0 in an ONNX file alone, for columns. What numpy has no dtype for comes as it does elsewhere, but
+        for bfloat16 from an ONNX file, which is float32.
+        """
+        file, (index, info, _) = self._open_file(), self._tensors[name]
+        if not isinstance(file, _core.File):
+            return file.lines(index, axis)
+        if axis != 1:
+            raise ValueError(f"axis is {axis}; expected 1, the file is read in rows")
+
+        def read(start: int, stop: int) -> QuantizedArray | NDArray[Any]:
+            return _rows(file, index, start, stop - start)
+
+        return nullcontext(_onnx.Lines(math.prod(info.shape[:-1]) if info.size else 0, file.step(index), read))
 
     def close(self) -> None:
         """Close the file. Arrays that were read stay."""
@@ -193,6 +214,13 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:
     QuantizedArray(int4, shape=(2, 64), 4.50 bits/weight, 72 bytes)
     """
     return Checkpoint(path)
+
+
+def _rows(file: _core.File, index: int, first: int, count: int) -> QuantizedArray | NDArray[Any]:
+    """Read some rows of a tensor as a matrix."""
+    tensor, parts = file.read_rows(index, first, count)
+    arrays = {part: _array(data, dtype, shape) for part, data, dtype, shape in parts}
+    return arrays[""] if tensor is None else wrap(tensor, arrays)
 
 
 def _array(data: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:

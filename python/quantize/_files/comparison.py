@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from quantize import _core, _onnx
+from quantize._files import lines
 from quantize._files.errors import Errors, overall, plain_data
 from quantize._files.optimum import optima
 from quantize._files.progress import Progress, shown_progress
@@ -120,7 +121,7 @@ def compare_files(
         raise ValueError("importance is given; it has no use without optimum=True")
     first, second = os.fspath(first), os.fspath(second)
     with shown_progress(progress) as callback:
-        compare = _onnx.compare if _onnx.is_onnx(first) or _onnx.is_onnx(second) else _core.compare_files
+        compare = lines.compare if _onnx.is_onnx(first) or _onnx.is_onnx(second) else _core.compare_files
         rows = compare(first, second, requested(threads), callback)
         best = optima(first, second, None if importance is None else os.fspath(importance), threads, callback) if optimum else {}
     tensors: list[TensorComparison] = []

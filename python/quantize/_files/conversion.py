@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import shutil
@@ -346,16 +345,13 @@ def asked(
     )
 
 
-def _name_map(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+def _name_map(path: str | os.PathLike[str]) -> dict[str, str]:
     """Read the new names of tensors."""
+    text = Path(path).read_bytes()
     try:
-        found: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"names is {os.fspath(path)!r}, which is not JSON: {error}") from None
-    pairs: list[tuple[str, Any]] | None = list(found.items()) if isinstance(found, dict) else None  # pyright: ignore[reportUnknownArgumentType]
-    if pairs is None or not all(isinstance(name, str) for _, name in pairs):
-        raise ValueError(f"names is {os.fspath(path)!r}; expected a JSON object of names: the old one to the new one")
-    return pairs
+        return _core.name_map(text)
+    except ValueError as error:
+        raise ValueError(f"names is {os.fspath(path)!r}, which {error}") from None
 
 
 def _names(given: Sequence[str]) -> list[str]:

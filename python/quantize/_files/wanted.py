@@ -54,7 +54,7 @@ class Wanted:
     dequantize: bool = False
     dtype: str | None = None
     arch: str | None = None
-    names: list[tuple[str, str]] | None = None
+    names: dict[str, str] | None = None
     shard_size: int | None = None
     options: dict[str, Any] = field(default_factory=dict[str, Any])
 
@@ -139,7 +139,7 @@ class Wanted:
             self.fallback,
             self.requantize,
             self.arch,
-            self.names or [],
+            self.names or {},
             self.shard_size,
             limit,
             work,

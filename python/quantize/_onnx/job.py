@@ -45,12 +45,10 @@ def cut(model: Model, steps: list[Step], limit: int) -> int:
         if not step.changes:
             continue
         weight, layout = step.weight, _inner_layout(step)
-        tensors = (weight.tensor,) if weight.packed is None else weight.packed.tensors
-        whole = sum(model.source.nbytes(tensor) for tensor in tensors if not is_outside(tensor))
+        whole = sum(model.source.nbytes(tensor) for tensor in weight.tensors if not is_outside(tensor))
         whole += 0 if outside else 2 * step.after
         whole += _importance_bytes(weight.name, step.how)
-        parts = [*weight.stored(layout.axis), *layout.stored()]
-        smallest = min(math.lcm(*(part.step for part in parts)), max(layout.rows, 1))
+        smallest = min(math.lcm(weight.step(_inputs_axis(step)), *(part.step for part in layout.stored())), max(layout.rows, 1))
         each = ELEMENT_BYTES * max(layout.columns, 1)
         needed = whole + smallest * each
         if needed > limit:
@@ -123,10 +121,15 @@ def _inner_layout(step: Step) -> Layout:
     return step.weight.packed.layout
 
 
+def _inputs_axis(step: Step) -> int:
+    """The axis of the weight, as the old file has it, along which the inputs run."""
+    return _inner_layout(step).axis if step.weight.packed is None else step.weight.packed.layout.axis
+
+
 def _carry_out(model: Model, step: Step, surgeon: Surgeon, output: files.Output) -> None:
     weight, layout = step.weight, _inner_layout(step)
     with ExitStack() as stack:
-        read = stack.enter_context(opened(weight, layout.axis, model.source))
+        lines = stack.enter_context(opened(weight, _inputs_axis(step), model.source))
         if step.layout is None:
             targets = surgeon.floats(weight, step.uses, layout)
         elif layout.format == "onnx:matmulnbits":
@@ -141,7 +144,7 @@ def _carry_out(model: Model, step: Step, surgeon: Surgeon, output: files.Output)
         for start in range(0, layout.rows, step.count):
             stop = min(start + step.count, layout.rows)
             try:
-                changed = _changed(read(start, stop), step, start, errors)
+                changed = _changed(lines.read(start, stop), step, start, errors)
             except ValueError as error:
                 some = "" if stop - start == layout.rows else f" outputs {start} to {stop - 1}:"
                 raise _core.PolicyError(f"{model.path}: tensor {weight.name!r}:{some} {error}") from error

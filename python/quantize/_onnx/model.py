@@ -42,7 +42,7 @@ class Model:
 
     def bytes_before(self, weight: Weight) -> int:
         """Bytes that a weight takes in the file."""
-        return sum(map(self.source.nbytes, (weight.tensor,) if weight.packed is None else weight.packed.tensors))
+        return sum(map(self.source.nbytes, weight.tensors))
 
 
 def package() -> Any:

@@ -1,4 +1,4 @@
-"""How a quantized matrix lies in the tensors of a graph, and how its outputs are read and written some at a time.
+"""How a matrix lies in the tensors of a graph, and how its lines, outputs or inputs, are read and written some at a time.
 
 ``g`` is the block size, ``G`` the number of blocks of K inputs, N the number of outputs:
 
@@ -42,7 +42,7 @@ class Stored(NamedTuple):
     bits: int
     """Of an element."""
     axis: int
-    """The axis along which the outputs are."""
+    """The axis along which the lines are counted."""
 
     @property
     def nbytes(self) -> int:
@@ -51,14 +51,14 @@ class Stored(NamedTuple):
 
     @property
     def step(self) -> int:
-        """Outputs between which it can be cut: each cut is at the beginning of a byte."""
+        """Lines between which it can be cut: each cut is at the beginning of a byte."""
         row = self.shape[1] * self.bits
         if self.axis == 0:
             return 8 // math.gcd(8, row)
         return max(self.shape[1], 1) if row % 8 else 8 // math.gcd(8, self.bits)
 
     def places(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Where some outputs are: the first byte and the number of bytes of each piece."""
+        """Where some lines are: the first byte and the number of bytes of each piece."""
         rows, columns = self.shape
         if stop - start == self.shape[self.axis]:
             yield 0, self.nbytes
@@ -70,7 +70,7 @@ class Stored(NamedTuple):
                 yield (row * columns + start) * self.bits // 8, (stop - start) * self.bits // 8
 
     def read(self, fill: Piece, start: int, stop: int) -> NDArray[np.uint8]:
-        """Read some outputs."""
+        """Read some lines."""
         places = list(self.places(start, stop))
         found = np.empty(sum(length for _, length in places), np.uint8)
         end = 0
@@ -80,7 +80,7 @@ class Stored(NamedTuple):
         return found
 
     def write(self, write: Piece, start: int, stop: int, array: NDArray[Any]) -> None:
-        """Write some outputs."""
+        """Write some lines."""
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         end = 0
         for at, length in self.places(start, stop):
@@ -136,6 +136,17 @@ class Layout(NamedTuple):
         else:
             parts = [Stored((columns, rows), 4, 1), Stored((groups, rows), width, 1), Stored((groups, rows), 4, 1)]
         return parts[:2] if self.symmetric else parts
+
+    def inputs(self, start: int, stop: int) -> Layout:
+        """How some inputs of all outputs are quantized."""
+        return self._replace(shape=(stop - start, self.rows) if self.axis == 0 else (self.rows, stop - start))
+
+    def lines_of_inputs(self, start: int, stop: int, parts: Sequence[Stored]) -> list[tuple[int, int]]:
+        """Which lines of each part are of some inputs, cut between blocks if there are several; the last ones have the padding."""
+        block = max(self.block, 1)
+        starts = [start] + [start // block] * (len(parts) - 1)
+        stops = [stop] + [-(-stop // block)] * (len(parts) - 1)
+        return list(zip(starts, [part.shape[part.axis] for part in parts] if stop == self.columns else stops, strict=True))
 
     @property
     def nbytes(self) -> int:

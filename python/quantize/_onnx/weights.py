@@ -5,14 +5,16 @@ A tensor is constant that is an initializer or in a Constant node, or what a qua
 
 from __future__ import annotations
 
+import math
 import re
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from quantize._onnx.data import INT4, TYPES, UINT4, UINT8, Proto, Source
+from quantize._onnx.data import INT4, TYPES, UINT4, UINT8, Proto, Source, is_outside
 from quantize._onnx.graph import Scope, integer, is_microsoft, is_operator
 from quantize._onnx.storage import BLOCKS, DTYPES, Layout, Stored, assembled
 
@@ -22,6 +24,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from quantize._types import QuantizedArray
+
+
+class Lines(NamedTuple):
+    """A matrix that is read some lines at a time: rows, or columns."""
+
+    length: int
+    """How many there are."""
+    step: int
+    """It can be cut after so many."""
+    read: Callable[[int, int], QuantizedArray | NDArray[Any]]
+    """Give those from one on up to another as a matrix."""
 
 
 class Packed(NamedTuple):
@@ -78,11 +91,30 @@ class Weight:
         """The name of that type."""
         return TYPES[self.data_type][0]
 
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """The shape as a matrix: all axes but the last, and the last."""
+        return math.prod(self.shape[:-1]), self.shape[-1] if self.shape else 1
+
+    @property
+    def tensors(self) -> tuple[Proto, ...]:
+        """What it is stored in."""
+        return (self.tensor,) if self.packed is None else self.packed.tensors
+
     def stored(self, axis: int) -> list[Stored]:
-        """How it lies in its tensors, as a matrix whose inputs run along ``axis``."""
-        if self.packed is not None:
-            return self.packed.stored
-        return [Stored((self.shape[-2], self.shape[-1]), TYPES[self.data_type][1], 1 - axis)]
+        """How it lies in its tensors, as a matrix whose lines run along ``axis``."""
+        if self.packed is None:
+            return [Stored(self.matrix, TYPES[self.data_type][1], 1 - axis)]
+        parts = self.packed.stored
+        return parts if axis == self.packed.layout.axis else [part._replace(axis=1 - part.axis) for part in parts]
+
+    def step(self, axis: int) -> int:
+        """Lines along ``axis`` between which it can be cut."""
+        codes, *others = [part.step for part in self.stored(axis)]
+        if self.packed is not None and axis != self.packed.layout.axis:  # the lines of a block share a scale
+            layout = self.packed.layout
+            others = [layout.block * step for step in others] if layout.groups > 1 else []
+        return math.lcm(codes, *others)
 
 
 def weights(found: list[Scope], source: Source) -> list[Weight]:
@@ -195,30 +227,47 @@ def load(weight: Weight, source: Source) -> QuantizedArray | NDArray[Any]:
     """Read a weight: a quantized one, or an array; what numpy has no dtype for as its bits or bytes."""
     if weight.packed is not None:
         return assembled(weight.packed.layout, weight.packed.layout.rows, [source.read(tensor) for tensor in weight.packed.tensors])
-    name, bits, _ = TYPES[weight.tensor.data_type]
-    data = source.read(weight.tensor)
-    if bits < 8:
-        return data
-    name = "uint16" if name == "bfloat16" else "uint8" if name.startswith("float8_") else name
-    return data.view(np.dtype(name).newbyteorder("<")).reshape(weight.shape)
+    return _array(source.read(weight.tensor), weight.data_type, weight.shape)
 
 
 @contextmanager
-def opened(weight: Weight, axis: int, source: Source) -> Generator[Callable[[int, int], QuantizedArray | NDArray[Any]]]:
-    """Give what reads some outputs of a weight, whose inputs run along ``axis``: a quantized matrix, or one of floats."""
-    stored = weight.stored(axis)
-    tensors = (weight.tensor,) if weight.packed is None else weight.packed.tensors
+def opened(weight: Weight, axis: int, source: Source) -> Generator[Lines]:
+    """Open a weight as a matrix whose lines run along ``axis``: along that of its inputs they are outputs. Brain floats become floats."""
+    if weight.dtype == "string" and not is_outside(weight.tensor):
+        yield Lines(1, 1, partial(_texts, weight.tensor))
+        return
+    stored, (rows, columns) = weight.stored(axis), weight.matrix
+    layout = None if weight.packed is None else weight.packed.layout
     with ExitStack() as files:
-        pieces = [files.enter_context(source.opened(tensor)) for tensor in tensors]
+        pieces = [files.enter_context(source.opened(tensor)) for tensor in weight.tensors]
+
+        def parts(lines: list[tuple[int, int]]) -> list[NDArray[np.uint8]]:
+            return [part.read(piece, *some) for part, piece, some in zip(stored, pieces, lines, strict=True)]
 
         def read(start: int, stop: int) -> QuantizedArray | NDArray[Any]:
-            data = [part.read(piece, start, stop) for part, piece in zip(stored, pieces, strict=True)]
-            if weight.packed is not None:
-                return assembled(weight.packed.layout, stop - start, data)
-            shape = list(stored[0].shape)
-            shape[stored[0].axis] = stop - start
-            if weight.dtype == "bfloat16":
-                return (data[0].view("<u2").astype("<u4") << 16).view("<f4").reshape(shape)
-            return data[0].view(np.dtype(weight.dtype).newbyteorder("<")).reshape(shape)
+            if layout is None:
+                shape = (stop - start, columns) if axis == 1 else (rows, stop - start)
+                [data] = parts([(start, stop)])
+                is_brain = weight.dtype == "bfloat16"
+                return (
+                    (data.view("<u2").astype("<u4") << 16).view("<f4").reshape(shape) if is_brain else _array(data, weight.data_type, shape)
+                )
+            if axis == layout.axis:
+                return assembled(layout, stop - start, parts([(start, stop)] * len(stored)))
+            return assembled(layout.inputs(start, stop), layout.rows, parts(layout.lines_of_inputs(start, stop, stored)))
 
-        yield read
+        yield Lines((rows, columns)[1 - axis], weight.step(axis), read)
+
+
+def _texts(tensor: Proto, _start: int, _stop: int) -> NDArray[np.uint8]:
+    """Give all texts as bytes, which tell where each ends."""
+    return np.frombuffer(repr(list(tensor.string_data)).encode(), np.uint8)
+
+
+def _array(data: NDArray[np.uint8], data_type: int, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Give bytes as an array; those of what numpy has no dtype for as they are."""
+    name, bits, _ = TYPES[data_type]
+    if bits < 8:
+        return data
+    name = "uint16" if name == "bfloat16" else "uint8" if name.startswith("float8_") else name
+    return data.view(np.dtype(name).newbyteorder("<")).reshape(shape)

@@ -3,13 +3,13 @@
 //!
 //! Source: city96/ComfyUI-GGUF `loader.py`, `tools/convert.py`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::llama::{FILE_TYPE, QUANTIZATION_VERSION};
 use super::{Key, Value};
 use crate::error::{Error, Result};
 use crate::files::checkpoint::{Checkpoint, Entry};
-use crate::files::shown;
+use crate::files::{json, shown};
 
 /// The key that says what a model is.
 const ARCHITECTURE: &str = "general.architecture";
@@ -29,7 +29,7 @@ const SMALL: u64 = 1024;
 pub struct Image {
     architecture: String,
     /// The new names of tensors that do not keep theirs.
-    names: HashMap<String, String>,
+    names: BTreeMap<String, String>,
 }
 
 impl Image {
@@ -38,11 +38,18 @@ impl Image {
     /// # Errors
     ///
     /// [`Error::Value`] for an architecture that is none of those of images, unless names are given: whoever knows the names of another kind
-    /// knows what it needs.
-    pub fn new(architecture: &str, names: HashMap<String, String>) -> Result<Image> {
+    /// knows what it needs. And for two tensors that would get one name.
+    pub fn new(architecture: &str, names: BTreeMap<String, String>) -> Result<Image> {
         if names.is_empty() && !ARCHITECTURES.contains(&architecture) {
             let known = format!("tensors keep their names in the models of images: {}", ARCHITECTURES.join(", "));
             return Err(Error::value("arch", shown(architecture), format!("{known}; {LANGUAGE}")));
+        }
+        let mut olds = HashMap::new();
+        for (old, new) in &names {
+            if let Some(other) = olds.insert(new, old) {
+                let both = format!("{} and {}", shown(other), shown(old));
+                return Err(Error::value("names", format!("{} for both {both}", shown(new)), "two tensors would have that name"));
+            }
         }
         Ok(Image { architecture: architecture.into(), names })
     }
@@ -52,12 +59,10 @@ impl Image {
         self.names.get(name).map_or(name, String::as_str)
     }
 
-    /// Every name of the map is that of a tensor, and no two tensors get one name.
+    /// Every name of the map is that of a tensor.
     pub(crate) fn check(&self, file: &Checkpoint) -> Result<()> {
         let found: HashSet<&str> = file.entries().iter().map(|entry| entry.name.as_str()).collect();
-        let mut unknown: Vec<&String> = self.names.keys().filter(|name| !found.contains(name.as_str())).collect();
-        unknown.sort_unstable();
-        match unknown.first() {
+        match self.names.keys().find(|name| !found.contains(name.as_str())) {
             Some(name) => Err(Error::value("names", shown(name), "no tensor of the file has that name")),
             None => Ok(()),
         }
@@ -71,6 +76,14 @@ impl Image {
         }
         keys
     }
+}
+
+/// The names of a map, the old one to the new one, as a JSON object has them; or what is wrong with it, in words that follow its name.
+pub fn names(text: &[u8]) -> std::result::Result<BTreeMap<String, String>, String> {
+    let found = json::read(text)?;
+    let name = |(old, new): (&String, &serde_json::Value)| Some((old.clone(), new.as_str()?.to_string()));
+    let names = found.as_object().and_then(|object| object.iter().map(name).collect());
+    names.ok_or_else(|| "holds no JSON object of names: the old one to the new one".into())
 }
 
 /// Whether a key says that the file is a model of images.
