@@ -52,7 +52,7 @@ pub enum Order {
 
 impl Order {
     /// Which of eight neighbours each nibble holds.
-    const fn neighbours(self) -> [usize; 8] {
+    pub(super) const fn neighbours(self) -> [usize; 8] {
         match self {
             Order::Natural => [0, 1, 2, 3, 4, 5, 6, 7],
             Order::Awq => [0, 2, 4, 6, 1, 3, 5, 7],
@@ -215,9 +215,7 @@ fn tile<S: Simd, const PER: usize>(simd: S, from: Block<'_>, mut to: BlockMut<'_
         for (row, &place) in rows.iter_mut().zip(to_order) {
             *row = load(simd, from.row(PER * c + place));
         }
-        swap(simd, &mut rows, PER / 2, 16, 0x0000_ffff);
-        swap(simd, &mut rows, PER / 4, 8, 0x00ff_00ff);
-        swap(simd, &mut rows, PER / 8, 4, 0x0f0f_0f0f);
+        exchange(simd, &mut rows);
         for (words, row) in words.iter_mut().zip(&rows) {
             words[c] = simd.as_f32(*row);
         }
@@ -227,6 +225,14 @@ fn tile<S: Simd, const PER: usize>(simd: S, from: Block<'_>, mut to: BlockMut<'_
             store(simd, simd.bits(*column), to.row(PER * j + place));
         }
     }
+}
+
+/// Item p of each word of row i becomes item i of that word of row p.
+#[inline(always)]
+pub(super) fn exchange<S: Simd, const PER: usize>(simd: S, rows: &mut [S::I32; PER]) {
+    swap(simd, rows, PER / 2, 16, 0x0000_ffff);
+    swap(simd, rows, PER / 4, 8, 0x00ff_00ff);
+    swap(simd, rows, PER / 8, 4, 0x0f0f_0f0f);
 }
 
 /// The upper fields of `bits` bits of each row and the lower ones of the row `distance` below it change places.
@@ -244,12 +250,12 @@ fn swap<S: Simd, const PER: usize>(simd: S, rows: &mut [S::I32; PER], distance: 
 }
 
 #[inline(always)]
-fn load<S: Simd>(simd: S, line: &[u8]) -> S::I32 {
+pub(super) fn load<S: Simd>(simd: S, line: &[u8]) -> S::I32 {
     simd.load_i32(&bytemuck::pod_read_unaligned(line))
 }
 
 #[inline(always)]
-fn store<S: Simd>(simd: S, v: S::I32, line: &mut [u8]) {
+pub(super) fn store<S: Simd>(simd: S, v: S::I32, line: &mut [u8]) {
     let mut words = [0; LANES];
     simd.store_i32(v, &mut words);
     line.copy_from_slice(bytemuck::bytes_of(&words));
