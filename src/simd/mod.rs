@@ -153,7 +153,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Floats from their bits.
     fn as_f32(self, v: Self::I32) -> Self::F32;
 
-    /// The nearest integer, half to even. Any value where `v` is beyond i32 or NaN.
+    /// The nearest integer, half to even. `i32::MIN` where `v` is below i32, any value where it is above or NaN.
     fn round(self, v: Self::F32) -> Self::I32;
     /// The integer part. Any value below 1 where `v` is NaN, any at all where it is beyond i32.
     fn truncate(self, v: Self::F32) -> Self::I32;

@@ -48,8 +48,9 @@ impl Kernel for Primitives {
         };
         let (a, b) = (simd.load(&self.a), simd.load(&self.b));
         let (i, j) = (simd.load_i32(&self.integers), simd.bits(b));
-        // Conversions to integers are defined within their range only.
+        // Conversions to integers are defined within their range, and rounding below it.
         let small = simd.load(&self.a.map(|x| if x.abs() < 1e9 { x } else { 0.0 }));
+        let not_above = simd.load(&self.a.map(|x| if x < 1e9 { x } else { 0.0 }));
         let mut halves = [0; 16];
         simd.store_f16(a, &mut halves);
         let numbers = self.a.iter().zip(&halves).filter(|(x, _)| !x.is_nan()).map(|(_, &half)| u32::from(half));
@@ -75,7 +76,7 @@ impl Kernel for Primitives {
             ("shift_left", integers(simd.shift_left(i, 5))),
             ("shift_right", integers(simd.shift_right(i, 7))),
             ("bits", integers(simd.bits(simd.as_f32(i)))),
-            ("round", integers(simd.round(small))),
+            ("round", integers(simd.round(not_above))),
             ("truncate", integers(simd.truncate(small))),
             ("to_f32", floats(simd.to_f32(i))),
             ("look_up", floats(simd.look_up(a, i))),
