@@ -23,6 +23,7 @@ use quantize::kernels::nibbles::{Pack, SIGNED, Unpack};
 use quantize::kernels::scales;
 use quantize::kernels::sums::SumsOf;
 use quantize::kernels::transpose::{Deinterleave, Interleave, Items, Nibbles, Order};
+use quantize::kernels::words::{Kept, Words};
 use quantize::layout::{Layout, Options as FormatOptions};
 use quantize::level::Level;
 use quantize::spec::{GroupSize, GroupSizes, ScaleDtype};
@@ -309,6 +310,17 @@ fn transpose_cases(level: Level, elements: usize) -> Vec<Case> {
             level.run(Items { size, from, to });
         });
         cases.push(case(format!("items of {size} transpose"), bytes / size, turn));
+    }
+    let (down, natural, awq) = (Kept::Down, Kept::Across(Order::Natural), Kept::Across(Order::Awq));
+    for (name, from_kept, to_kept) in [("down to across", down, awq), ("across to down", awq, down), ("in another order", natural, awq)] {
+        // 128 rows across, or 16 down.
+        let width_of = move |kept: Kept| if kept == down { 8 * width } else { width };
+        let (from, mut to) = (rows.clone(), columns.clone());
+        let words = repeatable(move || {
+            let (from, to) = (Block::whole(black_box(&from), width_of(from_kept)), BlockMut::whole(&mut to, width_of(to_kept)));
+            level.run(Words { from, from_kept, to, to_kept, flip: 8 });
+        });
+        cases.push(case(format!("words {name}"), elements, words));
     }
     let (low, high, mut pairs) = (vec![0x35; bytes / 2], vec![0x53; bytes / 2], columns.clone());
     let interleave = repeatable(move || level.run(Interleave { low: black_box(&low), high: black_box(&high), bytes: &mut pairs }));

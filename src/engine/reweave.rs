@@ -4,14 +4,16 @@
 //! parts -> rows of the one format -> scales and offsets as floats, checked and converted -> rows of the other -> parts
 //! ```
 //!
-//! Where both have their codes two a byte, these never lie apart: nibbles become other nibbles.
+//! Where both have their codes two a byte, these never lie apart: nibbles become other nibbles. Where both are layouts of the turned
+//! matrix nothing is turned.
 
 use super::cut::{self, Parts, PartsMut};
 use super::woven::{self, Scratch, Tiles, row_bytes, rows_of};
 use super::{Outcome, Run, SERIAL};
 use crate::error::Result;
-use crate::formats::{self, Context, Format, Groups, Weave};
+use crate::formats::{self, Context, Format, Groups, Turned, Weave};
 use crate::kernels::nibbles::{Pack, Unpack};
+use crate::kernels::words::Words;
 use crate::layout::Layout;
 use crate::pool;
 use crate::spec::{Extent, GroupSize};
@@ -49,6 +51,11 @@ impl<'a> Side<'a> {
         if let Format::Woven(weave) = self.format { Some(weave) } else { None }
     }
 
+    /// Where its parts are those of the turned matrix, in whole words.
+    fn turned(&self) -> Option<&'static dyn Turned> {
+        self.weave()?.turned().filter(|_| self.rows.rows().is_multiple_of(8))
+    }
+
     fn has(&self, extents: &[Extent]) -> bool {
         self.layout.spec.parts.iter().any(|part| extents.contains(&part.extent))
     }
@@ -63,13 +70,24 @@ impl<'a> Side<'a> {
         }
     }
 
+    /// Whether its codes are rows that follow each other, though other parts are woven.
+    fn has_codes_in_place(&self) -> bool {
+        let is_rows = self.layout.spec.parts[0].extent == Extent::Codes && self.layout.part_bytes(0) == self.rows.part_bytes(0);
+        self.weave().is_some() && is_rows
+    }
+
     /// Bytes of each part of the rows for so many elements of a row.
     fn bytes(&self, len: usize) -> [usize; cut::MAX_PARTS] {
         std::array::from_fn(|index| if index < self.rows.spec.parts.len() { row_bytes(&self.rows, index, len) } else { 0 })
     }
 
-    fn context(&self, tiles: &Tiles<'_>, run: &Run<'_>) -> Context {
-        Context { scale_dtype: self.rows.scale_dtype, ..tiles.context(run) }
+    fn threads(&self, run: &Run<'_>) -> usize {
+        if self.layout.elements() < SERIAL { 1 } else { run.threads }
+    }
+
+    fn context(&self, run: &Run<'_>) -> Context {
+        let (group, scale_dtype) = (self.rows.group_elements(), self.rows.scale_dtype);
+        Context { level: run.level, group, scale_dtype, global: 1.0, stream: false }
     }
 }
 
@@ -82,12 +100,16 @@ pub(super) fn reweave(
     convert: impl Fn(&mut Groups) -> bool + Sync,
     run: &Run<'_>,
 ) -> Result<Option<Outcome>> {
-    let threads = if from.layout.elements() < SERIAL { 1 } else { run.threads };
+    let threads = from.threads(run);
+    let (from_context, to_context) = (from.context(run), to.context(run));
+    let nibbles = (from.has_plain_codes() && to.has_plain_codes()).then(|| Nibbles::between(from, to, shift, from_context, to_context));
+    let flipped = nibbles.as_ref().and_then(|nibbles| nibbles.flipped);
+    if let (Some(source), Some(target), Some(flip)) = (from.turned(), to.turned(), flipped) {
+        return stay_turned((from, source, parts), (to, target, out), flip, convert, run);
+    }
     // The tiles know which of the two cannot be cut between any rows.
     let cut_by = if from.has(&[Extent::Transposed, Extent::GroupPairsTransposed]) { from } else { to };
     let tiles = Tiles::of_rows(cut_by.layout, cut_by.rows.clone(), threads, true);
-    let (from_context, to_context) = (from.context(&tiles, run), to.context(&tiles, run));
-    let nibbles = (from.has_plain_codes() && to.has_plain_codes()).then(|| Nibbles::between(from, to, shift, from_context, to_context));
     let columns = from.layout.columns();
     let (group, has_pairs) = (from_context.group, from.has(&[Extent::GroupPairs]) || to.has(&[Extent::GroupPairs]));
     // Rows that follow each other without padding on both sides are one.
@@ -116,15 +138,21 @@ pub(super) fn reweave(
             return;
         }
         let unwoven = from.weave().map(|weave| {
-            let mut rows = Scratch::new(&from.rows, tile, true);
+            let mut rows = Scratch::new(&from.rows, tile, !from.has_codes_in_place());
             weave.unweave(from_context, tile, &source, &mut rows.slices());
             rows
         });
-        let mut woven = to.weave().map(|_| Scratch::new(&to.rows, tile, true));
+        let mut woven = to.weave().map(|_| Scratch::new(&to.rows, tile, !to.has_codes_in_place()));
         {
             let mut from_rows = unwoven.as_ref().map_or(from_rows, |rows| cut::borrow(&rows.views()));
             let mut slices = woven.as_mut().map(Scratch::slices);
             let mut to_rows = slices.as_mut().map_or(to_rows, |rows| cut::borrow_mut(rows));
+            if from.has_codes_in_place() {
+                from_rows[0] = source[0].bytes().expect("whole rows");
+            }
+            if to.has_codes_in_place() {
+                to_rows[0] = target[0].bytes().expect("whole rows");
+            }
             let mut groups = Groups::default();
             let (runs, run_len) = if in_one { (1, tile.rows * columns) } else { (tile.rows, columns) };
             let spans = (0..runs).flat_map(|_| (0..run_len).step_by(span).map(|start| span.min(run_len - start)));
@@ -150,6 +178,38 @@ pub(super) fn reweave(
         if let (Some(weave), Some(rows)) = (to.weave(), woven) {
             weave.weave(to_context, tile, &rows.views(), &mut target);
         }
+    })?;
+    Ok((!failed.into_inner()).then_some(Outcome { replaced: 0, pool_failed }))
+}
+
+/// The same of two layouts of the turned matrix: codes word by word, scales and offsets one row of it after the other.
+fn stay_turned(
+    (from, source, parts): (&Side<'_>, &dyn Turned, &[&[u8]]),
+    (to, target, out): (&Side<'_>, &dyn Turned, &mut [&mut [u8]]),
+    flip: u8,
+    convert: impl Fn(&mut Groups) -> bool + Sync,
+    run: &Run<'_>,
+) -> Result<Option<Outcome>> {
+    let threads = from.threads(run);
+    let (from_context, to_context) = (from.context(run), to.context(run));
+    let tiles = Tiles::bands(from.layout, from.rows.clone(), threads);
+    let (mut from_blocks, mut to_blocks) = (tiles.cut(from.layout, parts), tiles.cut_mut(to.layout, out));
+    let tasks = tiles.places().map(|place| (place.tile, woven::next(&mut from_blocks), woven::next_mut(&mut to_blocks)));
+    let failed = AtomicBool::new(false);
+    let pool_failed = pool::for_each(tasks, threads, run.interrupted, |(tile, parts, mut out)| {
+        if failed.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut groups = Groups::default();
+        for row in 0..from_context.groups(tile.columns) {
+            groups.resize_scales(from.rows.spec, Context { group: 1, ..from_context }, tile.rows);
+            source.unpack_row(from_context, &parts, row, &mut groups);
+            if !convert(&mut groups) {
+                return failed.store(true, Ordering::Relaxed);
+            }
+            target.pack_row(to_context, &groups, &mut out, row);
+        }
+        run.level.run(Words { from: parts[0], from_kept: source.kept(), to: out.swap_remove(0), to_kept: target.kept(), flip });
     })?;
     Ok((!failed.into_inner()).then_some(Outcome { replaced: 0, pool_failed }))
 }

@@ -23,6 +23,9 @@ const MOST_ROWS: usize = 128;
 /// Rows of a tile at least, where the tensor has them: 16 words are a cache line.
 const LEAST_ROWS: usize = 16;
 
+/// Elements of a run of a turned matrix at least, where it has them: eight cache lines of codes.
+const LEAST_RUN: usize = 1024;
+
 /// The layout of the same tensor as the rows that a weave is made of.
 pub(super) fn rows_of(layout: &Layout, weave: &dyn Weave) -> Layout {
     let halves = layout.spec.parts.iter().any(|part| part.extent == Extent::HalfRows);
@@ -74,6 +77,16 @@ impl<'a> Tiles<'a> {
         let unit = groups / gcd(groups, 8) * 8;
         let width = if n > height { TILE / height } else { (TILE / height).min(k / (4 * threads)) };
         let width = if whole_rows || n > height && k <= 2 * width { k } else { (width / unit).max(1) * unit };
+        Tiles { layout, rows, row_lengths: lengths(n, height), column_lengths: lengths(k, width) }
+    }
+
+    /// Cut for matrices that stay turned: into bands of columns, whose parts are runs of the turned matrix.
+    pub(super) fn bands(layout: &'a Layout, rows: Layout, threads: usize) -> Self {
+        let (n, k) = (rows.rows(), rows.columns());
+        let group = rows.group_elements();
+        let unit = group / gcd(group, 8) * 8;
+        let height = (TILE / unit).max(LEAST_RUN).min(n);
+        let width = ((TILE / height).min(k / (4 * threads)) / unit).max(1) * unit;
         Tiles { layout, rows, row_lengths: lengths(n, height), column_lengths: lengths(k, width) }
     }
 

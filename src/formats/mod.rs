@@ -43,6 +43,7 @@ use crate::error::{Error, Result};
 use crate::kernels::blocks::{Block, BlockMut};
 use crate::kernels::decode::Output;
 use crate::kernels::encode::Input;
+use crate::kernels::words::Kept;
 use crate::level::Level;
 use crate::search::Nested;
 use crate::spec::{Choice, ScaleDtype, Spec};
@@ -221,11 +222,28 @@ pub trait Weave: Sync {
     /// are zero points, those, one element a group.
     fn rows(&self) -> &'static dyn Rows;
 
-    /// The tile as rows to the tile in the parts.
+    /// The tile as rows to the tile in the parts; where `rows[0]` is empty the codes are there already.
     fn weave(&self, context: Context, tile: Tile, rows: &[&[u8]], parts: &mut [BlockMut<'_>]);
 
     /// The tile in the parts to the tile as rows; where `rows[0]` is empty only the scales and zero points are wanted.
     fn unweave(&self, context: Context, tile: Tile, parts: &[Block<'_>], rows: &mut [&mut [u8]]);
+
+    /// Itself, where its parts are those of the turned matrix.
+    fn turned(&self) -> Option<&dyn Turned> {
+        None
+    }
+}
+
+/// A format whose parts are those of the turned matrix, its codes the first: from one of them to another nothing need be turned.
+pub trait Turned: Sync {
+    /// Which codes share a word, where the matrix has whole words.
+    fn kept(&self) -> Kept;
+
+    /// The scales and offsets of a row of groups of the turned matrix.
+    fn unpack_row(&self, context: Context, parts: &[Block<'_>], row: usize, groups: &mut Groups);
+
+    /// The parts of the scales and offsets of a row of groups of the turned matrix.
+    fn pack_row(&self, context: Context, groups: &Groups, parts: &mut [BlockMut<'_>], row: usize);
 }
 
 /// Lengths of a tile. It begins at a multiple of 8 rows, a whole group and a whole byte of a row.

@@ -9,11 +9,12 @@
 //! ```
 
 use super::planar::Planar;
-use super::{Context, Rows, Tile, Weave};
+use super::{Context, Groups, Rows, Tile, Turned, Weave};
 use crate::kernels::blocks::{Block, BlockMut};
 use crate::kernels::encode::Rule;
 use crate::kernels::nibbles::{Pack, UNSIGNED, Unpack};
 use crate::kernels::transpose::{Items, Nibbles, Order};
+use crate::kernels::words::{Kept, Words};
 use crate::spec::{Extent, Spec};
 
 /// A format of these layouts: its facts, and its numerics as rows. `ZERO` is taken from zero points where they are stored.
@@ -61,8 +62,7 @@ impl<R: Rule, const ZERO: u8> Weave for Transposed<R, ZERO> {
                     let width = groups.div_ceil(2);
                     let mut packed = vec![0; tile.rows * width];
                     for (zero_points, packed) in rows[2].chunks_exact(groups).zip(packed.chunks_exact_mut(width)) {
-                        let stored: Vec<u8> = zero_points.iter().map(|zero_point| zero_point.wrapping_sub(ZERO) & 15).collect();
-                        context.level.run(Pack { codes: &stored, bias: 0, packed });
+                        pack_zero_points::<ZERO>(context, zero_points, packed);
                     }
                     self.turn(context, Block::whole(&packed, width), groups, to);
                 }
@@ -91,15 +91,73 @@ impl<R: Rule, const ZERO: u8> Weave for Transposed<R, ZERO> {
                     let width = groups.div_ceil(2);
                     let mut packed = vec![0; tile.rows * width];
                     self.turn_back(context, *from, groups, BlockMut::whole(&mut packed, width));
-                    let table = &UNSIGNED.map(|code| code.cast_unsigned() + ZERO);
                     for (zero_points, packed) in rows[2].chunks_exact_mut(groups).zip(packed.chunks_exact(width)) {
-                        context.level.run(Unpack { packed, table, codes: zero_points });
+                        unpack_zero_points::<ZERO>(context, packed, zero_points);
                     }
                 }
                 _ => {}
             }
         }
     }
+
+    fn turned(&self) -> Option<&dyn Turned> {
+        Some(self)
+    }
+}
+
+impl<R: Rule, const ZERO: u8> Turned for Transposed<R, ZERO> {
+    fn kept(&self) -> Kept {
+        if self.spec.parts[0].extent == Extent::WordsAlongColumns { Kept::Down } else { Kept::Across(self.order()) }
+    }
+
+    fn unpack_row(&self, context: Context, parts: &[Block<'_>], row: usize, groups: &mut Groups) {
+        let (mut scales, mut zero_points) = (&[][..], Vec::new());
+        for (part, from) in self.spec.parts.iter().zip(parts) {
+            match part.extent {
+                Extent::GroupsTransposed => scales = from.row(row),
+                Extent::GroupWordsTransposed | Extent::GroupPairsTransposed => {
+                    let mut packed = vec![0; from.width()];
+                    let (from, to) = (from.part(row..row + 1, 0..from.width()), BlockMut::whole(&mut packed, from.width()));
+                    let to_kept = Kept::Across(Order::Natural);
+                    context.level.run(Words { from, from_kept: Kept::Across(self.order()), to, to_kept, flip: 0 });
+                    zero_points.resize(2 * packed.len(), 0);
+                    unpack_zero_points::<ZERO>(context, &packed, &mut zero_points);
+                }
+                _ => {}
+            }
+        }
+        self.rows.unpack(context, &[&[], scales, &zero_points], groups);
+    }
+
+    fn pack_row(&self, context: Context, groups: &Groups, parts: &mut [BlockMut<'_>], row: usize) {
+        let mut zero_points = vec![0; groups.offsets.len()];
+        for (part, to) in self.spec.parts.iter().zip(&mut *parts) {
+            if part.extent == Extent::GroupsTransposed {
+                self.rows.pack(context, groups, &mut [&mut [], to.row(row), &mut zero_points]);
+            }
+        }
+        for (part, to) in self.spec.parts.iter().zip(parts) {
+            if matches!(part.extent, Extent::GroupWordsTransposed | Extent::GroupPairsTransposed) {
+                let mut packed = vec![0; to.width()];
+                pack_zero_points::<ZERO>(context, &zero_points, &mut packed);
+                let (from, to) = (Block::whole(&packed, to.width()), to.part(row..row + 1, 0..to.width()));
+                let from_kept = Kept::Across(Order::Natural);
+                context.level.run(Words { from, from_kept, to, to_kept: Kept::Across(self.order()), flip: 0 });
+            }
+        }
+    }
+}
+
+/// Two a byte, as they are stored.
+fn pack_zero_points<const ZERO: u8>(context: Context, zero_points: &[u8], packed: &mut [u8]) {
+    let stored: Vec<u8> = zero_points.iter().map(|zero_point| zero_point.wrapping_sub(ZERO) & 15).collect();
+    context.level.run(Pack { codes: &stored, bias: 0, packed });
+}
+
+/// The reverse.
+fn unpack_zero_points<const ZERO: u8>(context: Context, packed: &[u8], zero_points: &mut [u8]) {
+    let table = &UNSIGNED.map(|code| code.cast_unsigned() + ZERO);
+    context.level.run(Unpack { packed, table, codes: zero_points });
 }
 
 impl<R: Rule, const ZERO: u8> Transposed<R, ZERO> {

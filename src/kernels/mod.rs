@@ -15,3 +15,4 @@ pub mod scales;
 pub mod stream;
 pub mod sums;
 pub mod transpose;
+pub mod words;

@@ -52,7 +52,7 @@ pub enum Order {
 
 impl Order {
     /// Which of eight neighbours each nibble holds.
-    const fn neighbours(self) -> [usize; 8] {
+    pub(super) const fn neighbours(self) -> [usize; 8] {
         match self {
             Order::Natural => [0, 1, 2, 3, 4, 5, 6, 7],
             Order::Awq => [0, 2, 4, 6, 1, 3, 5, 7],
@@ -180,6 +180,9 @@ fn turn<S: Simd, const PER: usize>(simd: S, from: Block<'_>, mut to: BlockMut<'_
     let (whole_from, whole_to) = (&mut whole_from[..side * LINE], &mut whole_to[..side * LINE]);
     // The inner loop goes along the rows that lie farther apart: they are on a page each.
     let down = to.stride() > from.stride();
+    // Lines that lie apart are no stream that a processor follows by itself. Where items are words a tile is too small to gain by it.
+    let ahead = if from.stride() > from.width() { AHEAD * from.stride() } else { 0 };
+    let to_apart = PER > 1 && to.stride() > to.width();
     let (below, beside) = (rows.div_ceil(side), columns.div_ceil(side));
     let (outer, inner) = if down { (beside, below) } else { (below, beside) };
     for i in 0..outer {
@@ -189,13 +192,19 @@ fn turn<S: Simd, const PER: usize>(simd: S, from: Block<'_>, mut to: BlockMut<'_
             let part = from.part(top..bottom, bytes(left)..bytes(right));
             let mut target = to.part(left..right, bytes(top)..bytes(bottom));
             if bottom - top == side && right - left == side {
-                tile(simd, part, target, from_order, to_order);
+                if to_apart {
+                    for row in 0..side {
+                        ask(simd, target.row(row), 0);
+                    }
+                }
+                tile(simd, (part, ahead), target, from_order, to_order);
             } else {
                 whole_from.fill(0);
                 for row in 0..part.rows() {
                     whole_from[row * LINE..][..part.width()].copy_from_slice(part.row(row));
                 }
-                tile(simd, Block::whole(whole_from, LINE), BlockMut::whole(whole_to, LINE), from_order, to_order);
+                let (padded, turned) = (Block::whole(whole_from, LINE), BlockMut::whole(whole_to, LINE));
+                tile(simd, (padded, 0), turned, from_order, to_order);
                 for row in 0..target.rows() {
                     let width = target.width();
                     target.row(row).copy_from_slice(&whole_to[row * LINE..][..width]);
@@ -206,18 +215,24 @@ fn turn<S: Simd, const PER: usize>(simd: S, from: Block<'_>, mut to: BlockMut<'_
 }
 
 /// A whole tile: both steps. Item p of a word read belongs to column `from_order[p]` of its PER columns, item i of a word
-/// written to row `to_order[i]` of its PER rows.
+/// written to row `to_order[i]` of its PER rows. With each line that is read the one `ahead` bytes after it is asked for.
 #[inline(always)]
-fn tile<S: Simd, const PER: usize>(simd: S, from: Block<'_>, mut to: BlockMut<'_>, from_order: &[usize; PER], to_order: &[usize; PER]) {
+fn tile<S: Simd, const PER: usize>(
+    simd: S,
+    (from, ahead): (Block<'_>, usize),
+    mut to: BlockMut<'_>,
+    from_order: &[usize; PER],
+    to_order: &[usize; PER],
+) {
     let mut words = [[simd.splat(0.0); LANES]; PER];
     for c in 0..LANES {
         let mut rows = [simd.splat_i32(0); PER];
         for (row, &place) in rows.iter_mut().zip(to_order) {
-            *row = load(simd, from.row(PER * c + place));
+            let line = from.row(PER * c + place);
+            ask(simd, line, ahead);
+            *row = load(simd, line);
         }
-        swap(simd, &mut rows, PER / 2, 16, 0x0000_ffff);
-        swap(simd, &mut rows, PER / 4, 8, 0x00ff_00ff);
-        swap(simd, &mut rows, PER / 8, 4, 0x0f0f_0f0f);
+        exchange(simd, &mut rows);
         for (words, row) in words.iter_mut().zip(&rows) {
             words[c] = simd.as_f32(*row);
         }
@@ -227,6 +242,26 @@ fn tile<S: Simd, const PER: usize>(simd: S, from: Block<'_>, mut to: BlockMut<'_
             store(simd, simd.bits(*column), to.row(PER * j + place));
         }
     }
+}
+
+/// Rows that are asked for ahead.
+const AHEAD: usize = 16;
+
+/// Ask for the line `ahead` bytes after this one, which can lie in two cache lines.
+#[inline(always)]
+fn ask<S: Simd>(simd: S, line: &[u8], ahead: usize) {
+    if let [first, .., last] = line {
+        simd.prefetch(first, ahead);
+        simd.prefetch(last, ahead);
+    }
+}
+
+/// Item p of each word of row i becomes item i of that word of row p.
+#[inline(always)]
+pub(super) fn exchange<S: Simd, const PER: usize>(simd: S, rows: &mut [S::I32; PER]) {
+    swap(simd, rows, PER / 2, 16, 0x0000_ffff);
+    swap(simd, rows, PER / 4, 8, 0x00ff_00ff);
+    swap(simd, rows, PER / 8, 4, 0x0f0f_0f0f);
 }
 
 /// The upper fields of `bits` bits of each row and the lower ones of the row `distance` below it change places.
@@ -244,12 +279,12 @@ fn swap<S: Simd, const PER: usize>(simd: S, rows: &mut [S::I32; PER], distance: 
 }
 
 #[inline(always)]
-fn load<S: Simd>(simd: S, line: &[u8]) -> S::I32 {
+pub(super) fn load<S: Simd>(simd: S, line: &[u8]) -> S::I32 {
     simd.load_i32(&bytemuck::pod_read_unaligned(line))
 }
 
 #[inline(always)]
-fn store<S: Simd>(simd: S, v: S::I32, line: &mut [u8]) {
+pub(super) fn store<S: Simd>(simd: S, v: S::I32, line: &mut [u8]) {
     let mut words = [0; LANES];
     simd.store_i32(v, &mut words);
     line.copy_from_slice(bytemuck::bytes_of(&words));

@@ -228,21 +228,36 @@ def test_a_conversion_keeps_every_value_or_is_refused(target):
 WORDS = ("gptq", "gptq:v2", "awq", "compressed-tensors", "onnx:matmulnbits", "onnx:qdq", "uint4")
 
 
-@pytest.mark.parametrize(("source", "target"), list(itertools.permutations(WORDS, 2)))
-@pytest.mark.parametrize("size", [32, 64, 128])
-def test_words_travel_with_their_zero_points(source, target, size):
-    """From every format of zero points to every other: zero points 1 to 15 and float16 scales, which all of them hold."""
+def with_zero_points(shape, size):
+    """Zero points 1 to 15 and float16 scales, which all of these formats hold."""
     random = np.random.default_rng(size)
-    shape, groups = (24, 256), (24, 256 // size)
+    groups = (shape[0], shape[1] // size)
     packed = qz.pack(random.integers(0, 16, shape), signed=False)
     zero_points = qz.pack(random.integers(1, 16, groups), signed=False)
     scales = random.uniform(0.01, 2, groups).astype(np.float16)
-    first = qz.from_parts("uint4", {"packed": packed, "scales": scales, "zero_points": zero_points}, shape=shape, group_size=size)
+    return qz.from_parts("uint4", {"packed": packed, "scales": scales, "zero_points": zero_points}, shape=shape, group_size=size)
+
+
+@pytest.mark.parametrize(("source", "target"), list(itertools.permutations(WORDS, 2)))
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_words_travel_with_their_zero_points(source, target, size):
+    """From every format of zero points to every other."""
+    first = with_zero_points((24, 256), size)
     start = first.to(source)
     converted = start.to(target)
     same(converted.dequantize(), first.dequantize())
     assert converted.to(source).identical(start)
     assert converted.to("uint4", scale_dtype="float16").identical(first)
+
+
+@pytest.mark.parametrize(("source", "target"), list(itertools.permutations(("gptq", "gptq:v2", "awq", "onnx:qdq"), 2)))
+@pytest.mark.parametrize("size", [32, 128, 1280])
+def test_what_stays_turned_is_what_was_turned_twice(source, target, size):
+    """Words that need no turning, in several bands and in runs of more than 1024, against the way through rows."""
+    first = with_zero_points((1160, 1280), size)
+    expected = first.to(target).parts
+    for threads in (1, 2):
+        same_parts(first.to(source).to(target, threads=threads).parts, expected)
 
 
 MXFP4 = ("gptoss:mxfp4", "gguf:mxfp4", "mlx:mxfp4", "compressed-tensors:mxfp4", "torchao:mxfp4")
