@@ -10,7 +10,7 @@ use quantize::engine;
 use quantize::engine::{NonFinite, Run, Sums};
 use quantize::error::Error;
 use quantize::files::StoredDtype;
-use quantize::files::convert::{Action, Failure, How, Plan, Rule, Selection, Step, Target};
+use quantize::files::convert::{Action, Failure, How, Memory, Plan, Rule, Selection, Step, Target};
 use quantize::formats::{self, FORMATS};
 use quantize::layout::{Layout, Options};
 use quantize::level::Level;
@@ -268,13 +268,21 @@ fn a_limit_of_memory_cuts_tensors_or_names_the_one_that_cannot_be_cut() {
     let path = folder.path().join("in");
     write_file(&path, &[float_tensor("w", StoredDtype::F32, &[64, 512])], &[]);
     let plan = |format| Plan::new(&checkpoint(&path), target(format, None), &Selection::default()).unwrap();
-    let (block, peak) = plan("gptq").within(8 * 512 * 32).unwrap();
-    assert_eq!((block, peak), (8 * 512, 8 * 512 * 32));
+    let least = 8 * 512 * 32;
+    assert_eq!(plan("gptq").within(least as u64).unwrap(), Memory { block: 8 * 512, room: 0, peak: least as u64 });
+    // The rows of eight are then cut from parts that are put together: codes, zero points and scales of groups of 128.
+    let turned = 64 * 512 / 2 + 64 * 4 / 2 + 64 * 4 * 2;
+    assert_eq!(
+        plan("gptq").within(least as u64 + 5000).unwrap(),
+        Memory { block: 8 * 512 + 5000 / 32, room: 5000, peak: least as u64 + 5000 }
+    );
+    let found = plan("gptq").within(2 * least as u64 - 32).unwrap();
+    assert_eq!((found.room, found.peak), (least - 32, (least + turned) as u64));
     let message = plan("gptq").within(8 * 512 * 32 - 1).unwrap_err().to_string();
     assert!(message.contains("tensor 'w' takes 131072 bytes"), "{message}");
     let message = plan("hqq").within(100_000).unwrap_err().to_string();
     assert!(message.contains("tensor 'w' takes 1048576 bytes"), "{message}");
-    assert_eq!(plan("hqq").within(1 << 20).unwrap().1, 1 << 20);
+    assert_eq!(plan("hqq").within(1 << 20).unwrap().peak, 1 << 20);
 }
 
 #[test]
