@@ -8,6 +8,9 @@ use crate::error::Result;
 use crate::files::output::TensorWriter;
 use crate::files::rows::Share;
 
+/// Bytes that are written at once: as many as of other parts. A system that keeps larger writes in larger pages takes new memory for them.
+const PIECE: usize = 1 << 20;
+
 /// The parts of one step that are put together.
 pub(super) struct Assembly {
     /// Bytes that they may take.
@@ -35,6 +38,11 @@ impl Assembly {
 
     /// Write what was put together.
     pub(super) fn write(&mut self, writer: &mut dyn TensorWriter) -> Result<()> {
-        mem::take(&mut self.parts).into_iter().try_for_each(|(index, part)| writer.write(index, 0, &part))
+        for (index, part) in mem::take(&mut self.parts) {
+            for (number, bytes) in part.chunks(PIECE).enumerate() {
+                writer.write(index, (number * PIECE) as u64, bytes)?;
+            }
+        }
+        Ok(())
     }
 }
