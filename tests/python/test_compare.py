@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers import BFLOAT16, BY_ROWS, sample
+from helpers import BFLOAT16, BY_ROWS, python, sample
 from reference import bnb, e2m1, iq4
 
 import quantize as qz
@@ -62,6 +62,22 @@ def test_two_arrays():
     a, b = sample((30, 40)), sample((30, 40), seed=1)
     close(qz.compare(a, b), figures(a, b))
     close(qz.compare(a, b.astype(np.float64)), figures(a, b))
+
+
+@pytest.mark.parametrize("level", ["scalar", None])
+def test_an_error_that_is_no_number_is_told_wherever_it_is(level):
+    """In every lane of a vector, before and after larger errors, and behind the last whole vector."""
+    code = """
+import numpy as np
+import quantize as qz
+for place in range(21):
+    for value in (np.nan, np.inf, -np.inf):
+        a, b = np.zeros(21), np.arange(21.0)
+        b[place] = value
+        found = qz.compare(a, b).max_abs_error
+        assert np.array_equal(found, np.abs(a - b).max(), equal_nan=True), (place, value, found)
+"""
+    python(code, **({} if level is None else {"QUANTIZE_LEVEL": level}))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1, -3])

@@ -1,5 +1,5 @@
 //! Parts that are stored turned, `[in, out]`: the rows of a block lie in them in pieces that are far apart, of two hundred bytes or two
-//! thousand. Where there is room such a part is put together in memory and written at once.
+//! thousand. Where there is room such a part is put together in memory and written from its first byte to its last.
 
 use std::collections::BTreeMap;
 use std::mem;
