@@ -77,9 +77,10 @@ pub(super) fn sweep(
     let mut pool_failed = false;
     if !columns.together {
         pool_failed |= pool::for_each(tiles.iter_mut().enumerate(), run.threads, run.interrupted, |(number, tile)| {
+            let mut scratch = Scratch::default();
             for (group, members) in columns.members.iter().enumerate() {
                 let t: Vec<Lanes> = members.iter().map(|&member| tile.w[member]).collect();
-                let faults = chooser.choose(group, &t, tile);
+                let faults = chooser.choose(group, &t, tile, &mut scratch);
                 note(number, group, faults, tile);
             }
         })?;
@@ -94,6 +95,7 @@ pub(super) fn sweep(
         pool_failed |= pool::for_each(tiles.iter_mut().enumerate(), run.threads, run.interrupted, |(number, tile)| {
             let mut t = tile.w[block.clone()].to_vec();
             run.level.run(Combine { factors: &factors, x: &tile.lost[..block.start], out: &mut t });
+            let mut scratch = Scratch::default();
             let step = if columns.together { group } else { block.len() };
             for start in (0..block.len()).step_by(step) {
                 let end = block.len().min(start + step);
@@ -102,7 +104,7 @@ pub(super) fn sweep(
                     let mut y = t[start..end].to_vec();
                     let w = &tile.w[block.start + start..block.start + end];
                     run.level.run(Ahead { shares: &shares, first: start, columns: block.len(), w, y: &mut y });
-                    let faults = chooser.choose(group, &y, tile);
+                    let faults = chooser.choose(group, &y, tile, &mut scratch);
                     note(number, group, faults, tile);
                 }
                 run.level.run(Step {
@@ -147,27 +149,61 @@ struct Chooser<'a> {
     run: &'a Run<'a>,
 }
 
+/// A group of sixteen rows, and what was found for it.
+#[derive(Default)]
+struct Scratch {
+    x: Vec<f32>,
+    found: Groups,
+}
+
 impl Chooser<'_> {
     /// Scale and offset of a group of sixteen rows whose elements are to be `t`.
-    fn choose(&self, group: usize, t: &[Lanes], tile: &mut Tile) -> Faults {
-        let len = t.len();
-        let mut x = vec![0.0; LANES * len];
-        for (lane, row) in x.chunks_exact_mut(len).enumerate() {
-            row.iter_mut().zip(t).for_each(|(x, t)| *x = t[lane]);
-        }
-        let scale_dtype = self.layout.scale_dtype;
-        let context = Context { level: self.run.level, group: len, scale_dtype, global: 1.0, stream: false };
-        let mut found = Groups::default();
+    fn choose(&self, group: usize, t: &[Lanes], tile: &mut Tile, Scratch { x, found }: &mut Scratch) -> Faults {
+        let (level, len) = (self.run.level, t.len());
+        x.resize(LANES * len, 0.0);
+        level.run(AsRows { columns: t, rows: x });
+        let context = Context { level, group: len, scale_dtype: self.layout.scale_dtype, global: 1.0, stream: false };
         found.resize(self.format.spec(), context, x.len());
         let faults = match self.searches.get(group) {
-            Some(search) => search.quantize(self.format, context, self.run, 0, &x, &mut found),
-            None => self.format.quantize(context, &x, None, &mut found),
+            Some(search) => search.quantize(self.format, context, self.run, 0, x, found),
+            None => self.format.quantize(context, x, None, found),
         };
         tile.scales[group].copy_from_slice(&found.scales);
         if !found.offsets.is_empty() {
             tile.offsets[group].copy_from_slice(&found.offsets);
         }
         faults
+    }
+}
+
+/// Sixteen rows, one after the other, of the columns of a group.
+struct AsRows<'a> {
+    columns: &'a [Lanes],
+    rows: &'a mut [f32],
+}
+
+impl Kernel for AsRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let len = self.columns.len();
+        for (at, columns) in self.columns.chunks(LANES).enumerate() {
+            let mut block = [simd.splat(0.0); LANES];
+            for (v, column) in block.iter_mut().zip(columns) {
+                *v = simd.load(column);
+            }
+            for (v, row) in simd.transpose(&block).into_iter().zip(self.rows.chunks_exact_mut(len)) {
+                let row = &mut row[at * LANES..][..columns.len()];
+                if let Some(whole) = row.first_chunk_mut() {
+                    simd.store(v, whole);
+                } else {
+                    let mut lanes = [0.0; LANES];
+                    simd.store(v, &mut lanes);
+                    row.copy_from_slice(&lanes[..row.len()]);
+                }
+            }
+        }
     }
 }
 

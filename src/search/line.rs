@@ -19,7 +19,7 @@
 //! same with twice the codes, scales need not be looked at from there on.
 
 use super::groups::{Found, Solver, lanes};
-use super::sums::{Levels, Sums, ends, sums};
+use super::sums::{self, Levels, Sums};
 use super::tile::Tile;
 use crate::kernels::lanes::larger;
 use crate::simd::{LANES, Simd};
@@ -101,75 +101,110 @@ pub(super) struct Gap<S: Simd> {
     pub(super) may_gain: S::I32,
 }
 
-impl<S: Simd> Point<S> {
-    #[inline(always)]
-    fn lanes(self, simd: S) -> [At; LANES] {
-        let [scales, errors] = [lanes(simd, self.scale), lanes(simd, self.error)];
-        let [curvatures, steps] = [lanes(simd, self.curvature), lanes(simd, self.steps)];
-        std::array::from_fn(|lane| At { scale: scales[lane], error: errors[lane], curvature: curvatures[lane], steps: steps[lane] })
-    }
-}
-
-/// A point in one lane.
+/// Intervals of scales that may hold a better one: of one group, or of sixteen as arrays.
 #[derive(Clone, Copy, Default)]
-struct At {
-    scale: f32,
-    error: f32,
-    curvature: f32,
-    steps: f32,
-}
-
-/// An interval of scales of one group that may hold a better one.
-#[derive(Clone, Copy, Default)]
-struct Interval {
-    branch: f32,
-    greater: At,
-    smaller: At,
-    middle: f32,
-    bound: f32,
-}
-
-/// What is known of an interval in each lane.
-struct Weighed<S: Simd> {
-    /// No error within is smaller.
-    bound: S::F32,
+struct Interval<T> {
+    branch: T,
+    greater_scale: T,
+    greater_error: T,
+    greater_steps: T,
+    smaller_scale: T,
+    smaller_error: T,
+    smaller_steps: T,
+    smaller_curvature: T,
     /// A scale within that can be stored, in the middle or next to it.
-    middle: S::F32,
-    /// Whether it may hold a better scale than the best one.
-    is_open: S::I32,
+    middle: T,
+    /// No error within is smaller.
+    bound: T,
+}
+
+impl Interval<[f32; LANES]> {
+    #[inline(always)]
+    fn lane(&self, lane: usize) -> Interval<f32> {
+        Interval {
+            branch: self.branch[lane],
+            greater_scale: self.greater_scale[lane],
+            greater_error: self.greater_error[lane],
+            greater_steps: self.greater_steps[lane],
+            smaller_scale: self.smaller_scale[lane],
+            smaller_error: self.smaller_error[lane],
+            smaller_steps: self.smaller_steps[lane],
+            smaller_curvature: self.smaller_curvature[lane],
+            middle: self.middle[lane],
+            bound: self.bound[lane],
+        }
+    }
+
+    #[inline(always)]
+    fn set(&mut self, lane: usize, interval: Interval<f32>) {
+        self.branch[lane] = interval.branch;
+        self.greater_scale[lane] = interval.greater_scale;
+        self.greater_error[lane] = interval.greater_error;
+        self.greater_steps[lane] = interval.greater_steps;
+        self.smaller_scale[lane] = interval.smaller_scale;
+        self.smaller_error[lane] = interval.smaller_error;
+        self.smaller_steps[lane] = interval.smaller_steps;
+        self.smaller_curvature[lane] = interval.smaller_curvature;
+        self.middle[lane] = interval.middle;
+        self.bound[lane] = interval.bound;
+    }
 }
 
 /// The open intervals of each lane. The last one in is the first one out, so that a stack holds no more than the gaps of the grid
 /// and one for each halving.
-pub(super) struct Open([Vec<Interval>; LANES]);
+pub(super) struct Open([Vec<Interval<f32>>; LANES]);
 
 impl Open {
     pub(super) fn new() -> Self {
         Open(std::array::from_fn(|_| Vec::with_capacity(64)))
     }
 
+    /// The part of a gap that may hold a scale better than `limit`.
     #[inline(always)]
-    fn push<S: Simd>(&mut self, simd: S, branches: &[f32; LANES], greater: &[At; LANES], smaller: &[At; LANES], weighed: &Weighed<S>) {
-        let (bounds, middles) = (lanes(simd, weighed.bound), lanes(simd, weighed.middle));
-        let mut is_open = [0; LANES];
-        simd.store_i32(weighed.is_open, &mut is_open);
-        for lane in (0..LANES).filter(|&lane| is_open[lane] != 0) {
-            let (greater, smaller, middle, bound) = (greater[lane], smaller[lane], middles[lane], bounds[lane]);
-            self.0[lane].push(Interval { branch: branches[lane], greater, smaller, middle, bound });
+    fn push<S: Simd>(&mut self, simd: S, tile: &Tile<S>, gap: &Gap<S>, limit: S::F32) {
+        let Gap { branch, greater, smaller, may_gain } = *gap;
+        let bound = bound(simd, greater, smaller);
+        let changes = simd.less(simd.splat(1.5), simd.sub(smaller.steps, greater.steps));
+        let may_gain = simd.and(simd.and(simd.less(bound, limit), changes), may_gain);
+        if !simd.any(may_gain) {
+            return;
+        }
+        let half = simd.mul(simd.add(greater.scale, smaller.scale), simd.splat(0.5));
+        let middle = tile.of_lane(simd, tile.stored(simd, half));
+        let is_within = simd.and(simd.less(smaller.scale, middle), simd.less(middle, greater.scale));
+        let mut open = simd.which(simd.and(may_gain, is_within));
+        let intervals = Interval {
+            branch: lanes(simd, branch),
+            greater_scale: lanes(simd, greater.scale),
+            greater_error: lanes(simd, greater.error),
+            greater_steps: lanes(simd, greater.steps),
+            smaller_scale: lanes(simd, smaller.scale),
+            smaller_error: lanes(simd, smaller.error),
+            smaller_steps: lanes(simd, smaller.steps),
+            smaller_curvature: lanes(simd, smaller.curvature),
+            middle: lanes(simd, middle),
+            bound: lanes(simd, bound),
+        };
+        while open != 0 {
+            let lane = open.trailing_zeros() as usize;
+            self.0[lane].push(intervals.lane(lane));
+            open &= open - 1;
         }
     }
 
-    /// The next interval of each lane whose bound is below the limit; whether there is one.
-    fn pop(&mut self, limits: &[f32; LANES], next: &mut [Interval; LANES]) -> [bool; LANES] {
-        std::array::from_fn(|lane| {
-            while let Some(interval) = self.0[lane].pop() {
+    /// The next interval of each lane whose bound is below the limit, and the mask of the lanes that have one.
+    fn pop(&mut self, limits: &[f32; LANES], next: &mut Interval<[f32; LANES]>) -> [i32; LANES] {
+        let mut found = [0; LANES];
+        for (lane, stack) in self.0.iter_mut().enumerate() {
+            while let Some(interval) = stack.pop() {
                 if interval.bound < limits[lane] {
-                    next[lane] = interval;
-                    return true;
+                    next.set(lane, interval);
+                    found[lane] = -1;
+                    break;
                 }
             }
-            false
-        })
+        }
+        found
     }
 }
 
@@ -185,7 +220,7 @@ pub(super) fn look<S: Simd, B: Branches, const WEIGHTED: bool, const BEYOND: boo
 ) -> Point<S> {
     let branch = branches.at(simd, tile, branch, scale);
     let (levels, sign) = branches.branch(simd, branch);
-    let Sums { rr, rq, qq, steps, beyond } = sums::<S, _, WEIGHTED, BEYOND>(simd, levels, tile, simd.div(sign, scale));
+    let Sums { rr, rq, qq, steps, beyond } = sums::sums::<S, _, WEIGHTED, BEYOND>(simd, levels, tile, simd.div(sign, scale));
     let zero = simd.splat(0.0);
     let free = simd.add(scale, simd.mul(scale, simd.div(rq, qq)));
     // The error of fixed codes is a parabola: the nearest scale that is allowed is the best of those.
@@ -227,17 +262,6 @@ fn bound<S: Simd>(simd: S, greater: Point<S>, smaller: Point<S>) -> S::F32 {
     let bound = chord(simd, greater.error, smaller.error, simd.mul(simd.mul(width, width), smaller.curvature));
     // Where both ends are far above it the difference has their rounding errors.
     simd.sub(bound, simd.mul(simd.add(greater.error, smaller.error), simd.splat(ROUNDING)))
-}
-
-/// See [`Weighed`]; `limit` is what a bound must be below.
-#[inline(always)]
-fn weigh<S: Simd>(simd: S, tile: &Tile<S>, greater: Point<S>, smaller: Point<S>, limit: S::F32) -> Weighed<S> {
-    let bound = bound(simd, greater, smaller);
-    let half = simd.mul(simd.add(greater.scale, smaller.scale), simd.splat(0.5));
-    let middle = tile.of_lane(simd, tile.stored(simd, half));
-    let is_within = simd.and(simd.less(smaller.scale, middle), simd.less(middle, greater.scale));
-    let changes = simd.less(simd.splat(1.5), simd.sub(smaller.steps, greater.steps));
-    Weighed { bound, middle, is_open: simd.and(simd.and(simd.less(bound, limit), is_within), changes) }
 }
 
 /// The search for such numbers.
@@ -326,12 +350,8 @@ pub(super) fn settle<S: Simd, B: Branches, const WEIGHTED: bool>(
     best: &mut Best<S>,
 ) {
     let limit = simd.mul(best.error, simd.splat(1.0 - TOLERANCE));
-    for &Gap { branch, greater, smaller, may_gain } in gaps {
-        let mut weighed = weigh(simd, tile, greater, smaller, limit);
-        weighed.is_open = simd.and(weighed.is_open, may_gain);
-        if simd.any(weighed.is_open) {
-            open.push(simd, &lanes(simd, branch), &greater.lanes(simd), &smaller.lanes(simd), &weighed);
-        }
+    for gap in gaps {
+        open.push(simd, tile, gap, limit);
     }
     halve::<S, B, WEIGHTED>(simd, branches, tile, open, best);
 }
@@ -353,27 +373,29 @@ fn scan<S: Simd, L: Line, const WEIGHTED: bool>(
     gaps: &mut Vec<Gap<S>>,
 ) -> Option<Point<S>> {
     let signs = simd.splat(sign);
-    let (numbers, _) = levels.branch(simd, signs);
+    // Nothing much is beyond the numbers before.
+    let clipped = 1.05 * levels.full();
     let least = best.least[usize::from(sign < 0.0)];
     let skipped = if mirrored.is_some() { levels.grid().iter().take_while(|&&multiple| multiple < levels.mirrored()).count() } else { 0 };
     let (mut first, mut last_mirrored) = (None, None);
     let (mut last, mut multiple) = (mirrored, 0.0);
     let mut grid = levels.grid()[skipped..].iter();
     loop {
-        // Nothing much is beyond the numbers at the beginning.
-        if let Some(Point { scale, .. }) = last.filter(|_| multiple > 1.05 * levels.full()) {
-            let ends = ends::<S, _, WEIGHTED>(simd, numbers, tile, simd.div(signs, scale));
-            let missed = simd.mul(simd.mul(scale, scale), ends.beyond);
-            if !simd.any(simd.and(simd.less(missed, best.error), simd.less(least, scale))) {
-                break;
-            }
+        if let Some(Point { scale, beyond, .. }) = last.filter(|_| multiple > clipped)
+            && !simd.any(simd.and(simd.less(beyond, best.error), simd.less(least, scale)))
+        {
+            break;
         }
         multiple = grid.next().copied().unwrap_or(multiple * EXTENDED.0);
         if multiple > LIMITS.1 {
             break;
         }
         let scale = larger(simd, simd.div(unit, simd.splat(multiple)), least);
-        let next = look::<S, L, WEIGHTED, false>(simd, levels, tile, scale, signs, best);
+        let next = if multiple > clipped {
+            look::<S, L, WEIGHTED, true>(simd, levels, tile, scale, signs, best)
+        } else {
+            look::<S, L, WEIGHTED, false>(simd, levels, tile, scale, signs, best)
+        };
         if let Some(last) = last {
             gaps.push(Gap { branch: signs, greater: last, smaller: next, may_gain: simd.splat_i32(-1) });
         }
@@ -408,10 +430,10 @@ pub(super) fn grow<S: Simd, B: Branches, const WEIGHTED: bool>(
     let (mut smaller, unit, mut multiple) = from;
     while simd.any(may_gain) {
         let (numbers, sign) = branches.branch(simd, branches.at(simd, tile, branch, smaller.scale));
-        let ends = ends::<S, _, WEIGHTED>(simd, numbers, tile, simd.div(sign, smaller.scale));
-        let mut is_open = simd.less(simd.mul(simd.mul(smaller.scale, smaller.scale), ends.least), best.error);
+        let least = sums::least::<S, _, WEIGHTED>(simd, numbers, tile, simd.div(sign, smaller.scale));
+        let mut is_open = simd.less(simd.mul(simd.mul(smaller.scale, smaller.scale), least.squares), best.error);
         if numbers.least() > 0.0 {
-            is_open = simd.or(is_open, simd.less(zero, ends.least_sum));
+            is_open = simd.or(is_open, simd.less(zero, least.residuals));
         }
         is_open = simd.and(is_open, simd.less(zero, smaller.steps));
         multiple *= EXTENDED.1;
@@ -428,39 +450,34 @@ pub(super) fn grow<S: Simd, B: Branches, const WEIGHTED: bool>(
 #[inline(always)]
 fn halve<S: Simd, B: Branches, const WEIGHTED: bool>(simd: S, branches: B, tile: &Tile<S>, open: &mut Open, best: &mut Best<S>) {
     // A lane without an interval looks at what it looked at before, which does no harm.
-    let mut current = [Interval { branch: 1.0, middle: 1.0, ..Interval::default() }; LANES];
+    let one = [1.0; LANES];
+    let mut current = Interval { branch: one, middle: one, ..Interval::default() };
     loop {
         let limit = simd.mul(best.error, simd.splat(1.0 - TOLERANCE));
-        let is_halved = open.pop(&lanes(simd, limit), &mut current);
-        if !is_halved.contains(&true) {
+        let found = open.pop(&lanes(simd, limit), &mut current);
+        let may_gain = simd.load_i32(&found);
+        if !simd.any(may_gain) {
             return;
         }
-        let branch = current.map(|interval| interval.branch);
-        let zero = simd.splat(0.0);
+        let (branch, zero) = (simd.load(&current.branch), simd.splat(0.0));
+        let middle = look::<S, B, WEIGHTED, false>(simd, branches, tile, simd.load(&current.middle), branch, best);
         let greater = Point::<S> {
-            scale: simd.load(&current.map(|interval| interval.greater.scale)),
-            error: simd.load(&current.map(|interval| interval.greater.error)),
+            scale: simd.load(&current.greater_scale),
+            error: simd.load(&current.greater_error),
             curvature: zero,
-            steps: simd.load(&current.map(|interval| interval.greater.steps)),
+            steps: simd.load(&current.greater_steps),
             beyond: zero,
         };
         let smaller = Point::<S> {
-            scale: simd.load(&current.map(|interval| interval.smaller.scale)),
-            error: simd.load(&current.map(|interval| interval.smaller.error)),
-            curvature: simd.load(&current.map(|interval| interval.smaller.curvature)),
-            steps: simd.load(&current.map(|interval| interval.smaller.steps)),
+            scale: simd.load(&current.smaller_scale),
+            error: simd.load(&current.smaller_error),
+            curvature: simd.load(&current.smaller_curvature),
+            steps: simd.load(&current.smaller_steps),
             beyond: zero,
         };
-        let middle = simd.load(&current.map(|interval| interval.middle));
-        let middle = look::<S, B, WEIGHTED, false>(simd, branches, tile, middle, simd.load(&branch), best);
         let limit = simd.mul(best.error, simd.splat(1.0 - TOLERANCE));
-        let is_halved = simd.load_i32(&is_halved.map(|is_halved| -i32::from(is_halved)));
         for (greater, smaller) in [(greater, middle), (middle, smaller)] {
-            let mut weighed = weigh(simd, tile, greater, smaller, limit);
-            weighed.is_open = simd.and(weighed.is_open, is_halved);
-            if simd.any(weighed.is_open) {
-                open.push(simd, &branch, &greater.lanes(simd), &smaller.lanes(simd), &weighed);
-            }
+            open.push(simd, tile, &Gap { branch, greater, smaller, may_gain }, limit);
         }
     }
 }

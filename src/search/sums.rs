@@ -36,20 +36,18 @@ pub(super) struct Sums<S: Simd> {
     pub(super) qq: S::F32,
     /// Steps from the number of smallest magnitude, of all elements: 1 more for every code that changes as the scale shrinks.
     pub(super) steps: S::F32,
-    /// sum w r^2 over elements more than half a step beyond the numbers, where that is asked for: as the scale shrinks they stay
-    /// there, and what they miss grows.
+    /// sum w r^2 over the elements beyond the numbers, where that is asked for: as the scale shrinks they stay there, and what they
+    /// miss grows.
     pub(super) beyond: S::F32,
 }
 
-/// Sums over a part of the elements, which bound the error of all scales on one side.
+/// Sums over the elements of the number of smallest magnitude: as the scale grows they stay there.
 #[derive(Clone, Copy)]
-pub(super) struct Ends<S: Simd> {
-    /// sum w r^2 over the elements beyond the numbers: as the scale shrinks they stay there, and what they miss grows.
-    pub(super) beyond: S::F32,
-    /// sum w r^2 over the elements of the number of smallest magnitude: as the scale grows they stay there.
-    pub(super) least: S::F32,
-    /// sum w r over the same: unless it is positive, what they miss grows too.
-    pub(super) least_sum: S::F32,
+pub(super) struct Least<S: Simd> {
+    /// sum w r^2
+    pub(super) squares: S::F32,
+    /// sum w r: unless it is positive, what they miss grows.
+    pub(super) residuals: S::F32,
 }
 
 /// The sums at the reciprocal scales `t`.
@@ -60,7 +58,8 @@ pub(super) fn sums<S: Simd, L: Levels<S>, const WEIGHTED: bool, const BEYOND: bo
     tile: &Tile<S>,
     t: S::F32,
 ) -> Sums<S> {
-    let (zero, half) = (simd.splat(0.0), simd.splat(0.5));
+    let zero = simd.splat(0.0);
+    let (lowest, highest) = (levels.lowest(simd), levels.highest(simd));
     let mut sums = Sums::<S> { rr: zero, rq: zero, qq: zero, steps: zero, beyond: zero };
     let weights = if WEIGHTED { &tile.weights[..] } else { &tile.x[..] };
     for (x, weight) in tile.x.iter().zip(weights) {
@@ -71,7 +70,7 @@ pub(super) fn sums<S: Simd, L: Levels<S>, const WEIGHTED: bool, const BEYOND: bo
         let square = simd.mul(wr, r);
         sums.rr = simd.add(sums.rr, square);
         if BEYOND {
-            let is_beyond = simd.less(half, magnitude(simd, r));
+            let is_beyond = simd.or(simd.less(y, lowest), simd.less(highest, y));
             sums.beyond = simd.add(sums.beyond, simd.as_f32(simd.and(is_beyond, simd.bits(square))));
         }
         sums.rq = simd.add(sums.rq, simd.mul(wr, q));
@@ -81,25 +80,22 @@ pub(super) fn sums<S: Simd, L: Levels<S>, const WEIGHTED: bool, const BEYOND: bo
     sums
 }
 
-/// The sums over the ends at the reciprocal scales `t`.
+/// The sums over the elements of the number of smallest magnitude at the reciprocal scales `t`.
 #[inline(always)]
-pub(super) fn ends<S: Simd, L: Levels<S>, const WEIGHTED: bool>(simd: S, levels: L, tile: &Tile<S>, t: S::F32) -> Ends<S> {
+pub(super) fn least<S: Simd, L: Levels<S>, const WEIGHTED: bool>(simd: S, levels: L, tile: &Tile<S>, t: S::F32) -> Least<S> {
     let zero = simd.splat(0.0);
-    let mut ends = Ends::<S> { beyond: zero, least: zero, least_sum: zero };
+    let mut least = Least::<S> { squares: zero, residuals: zero };
     let weights = if WEIGHTED { &tile.weights[..] } else { &tile.x[..] };
     for (x, weight) in tile.x.iter().zip(weights) {
         let y = simd.mul(*x, t);
         let (q, _) = levels.nearest(simd, y);
         let r = simd.sub(y, q);
         let wr = if WEIGHTED { simd.mul(*weight, r) } else { r };
-        let square = simd.mul(wr, r);
-        let is_beyond = simd.or(simd.less(y, levels.lowest(simd)), simd.less(levels.highest(simd), y));
         let is_least = simd.equal(magnitude(simd, q), simd.splat(levels.least()));
-        ends.beyond = simd.add(ends.beyond, simd.select(is_beyond, square, zero));
-        ends.least = simd.add(ends.least, simd.select(is_least, square, zero));
-        ends.least_sum = simd.add(ends.least_sum, simd.select(is_least, wr, zero));
+        least.squares = simd.add(least.squares, simd.select(is_least, simd.mul(wr, r), zero));
+        least.residuals = simd.add(least.residuals, simd.select(is_least, wr, zero));
     }
-    ends
+    least
 }
 
 /// sum w r^2 over all elements, and over those beyond the numbers.

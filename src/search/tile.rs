@@ -77,27 +77,26 @@ impl<S: Simd> Tile<S> {
         let mut largest = worst;
         if !self.weights.is_empty() {
             largest = simd.splat_i32(0);
-            for (x, weight) in self.x.iter_mut().zip(&self.weights) {
-                let counted = simd.select(simd.equal(*weight, zero), zero, *x);
-                largest = simd.max_i32(largest, simd.bits(magnitude(simd, counted)));
-                *x = counted;
+            for (x, weight) in self.x.iter().zip(&self.weights) {
+                largest = simd.max_i32(largest, simd.bits(magnitude(simd, counted(simd, *x, *weight))));
             }
         }
         (self.up, self.down) = powers(simd, simd.max_of_runs(largest, block));
         let (down, mut highest, mut lowest, mut energy) = (self.down, simd.splat_i32(0), simd.splat_i32(0), zero);
-        for x in &mut self.x {
-            *x = simd.mul(*x, down);
-            // As integers negative floats are less than 0.
-            highest = simd.max_i32(highest, simd.bits(*x));
-            lowest = simd.max_i32(lowest, simd.bits(simd.sub(zero, *x)));
-        }
         if self.weights.is_empty() {
-            for x in &self.x {
+            for x in &mut self.x {
+                *x = simd.mul(*x, down);
                 energy = simd.add(energy, simd.mul(*x, *x));
             }
         }
-        for (x, weight) in self.x.iter().zip(&self.weights) {
+        for (x, weight) in self.x.iter_mut().zip(&self.weights) {
+            *x = simd.mul(counted(simd, *x, *weight), down);
             energy = simd.add(energy, simd.mul(simd.mul(*weight, *x), *x));
+        }
+        for x in &self.x {
+            // As integers negative floats are less than 0.
+            highest = simd.max_i32(highest, simd.bits(*x));
+            lowest = simd.max_i32(lowest, simd.bits(simd.sub(zero, *x)));
         }
         (self.highest, self.lowest, self.energy) = (simd.as_f32(highest), simd.as_f32(lowest), energy);
         worst
@@ -209,6 +208,13 @@ impl<S: Simd> Tile<S> {
         let least = if self.dtype == ScaleDtype::F16 { 1.0 / 8192.0 } else { 2.0 * f32::MIN_POSITIVE };
         simd.less(simd.mul(scale, self.up), simd.splat(least))
     }
+}
+
+/// An element, or 0 where its weight is 0.
+#[inline(always)]
+fn counted<S: Simd>(simd: S, x: S::F32, weight: S::F32) -> S::F32 {
+    let zero = simd.splat(0.0);
+    simd.select(simd.equal(weight, zero), zero, x)
 }
 
 /// The power of two of the exponent of a magnitude, and its reciprocal; both are normal numbers.

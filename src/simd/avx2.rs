@@ -116,6 +116,9 @@ impl Simd for Avx2 {
         fn select(mask: I32, a: F32, b: F32) -> F32 {
             [_mm256_blendv_ps(b[0], a[0], _mm256_castsi256_ps(mask[0])), _mm256_blendv_ps(b[1], a[1], _mm256_castsi256_ps(mask[1]))]
         }
+        fn which(mask: I32) -> u32 {
+            (_mm256_movemask_ps(_mm256_castsi256_ps(mask[0])) | _mm256_movemask_ps(_mm256_castsi256_ps(mask[1])) << 8) as u32
+        }
         fn any(mask: I32) -> bool { _mm256_movemask_epi8(_mm256_or_si256(mask[0], mask[1])) != 0 }
 
         fn splat_f64(x: f64) -> F64 { [_mm256_set1_pd(x); 2] }

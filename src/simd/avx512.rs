@@ -74,6 +74,7 @@ impl Simd for Avx512 {
         fn less(a: __m512, b: __m512) -> __m512i { _mm512_movm_epi32(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b)) }
         fn equal(a: __m512, b: __m512) -> __m512i { _mm512_movm_epi32(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b)) }
         fn select(mask: __m512i, a: __m512, b: __m512) -> __m512 { _mm512_mask_blend_ps(_mm512_movepi32_mask(mask), b, a) }
+        fn which(mask: __m512i) -> u32 { u32::from(_mm512_movepi32_mask(mask)) }
         fn any(mask: __m512i) -> bool { _mm512_movepi32_mask(mask) != 0 }
 
         fn splat_f64(x: f64) -> __m512d { _mm512_set1_pd(x) }

@@ -116,6 +116,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn equal(self, a: Self::F32, b: Self::F32) -> Self::I32;
     /// a where the mask is set, else b
     fn select(self, mask: Self::I32, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// Bit i is lane i of the mask.
+    fn which(self, mask: Self::I32) -> u32;
     /// Whether any lane of the mask is set.
     fn any(self, mask: Self::I32) -> bool;
 

@@ -76,6 +76,12 @@ impl Simd for Neon {
         fn less(a: F32, b: F32) -> I32 { { let mask = four!(vcltq_f32(a, b)); four!(vreinterpretq_s32_u32(mask)) } }
         fn equal(a: F32, b: F32) -> I32 { { let mask = four!(vceqq_f32(a, b)); four!(vreinterpretq_s32_u32(mask)) } }
         fn select(mask: I32, a: F32, b: F32) -> F32 { { let mask = four!(vreinterpretq_u32_s32(mask)); four!(vbslq_f32(mask, a, b)) } }
+        fn which(mask: I32) -> u32 { {
+            let (mask, bits) = (four!(vreinterpretq_u32_s32(mask)), [vld1q_u32([1, 2, 4, 8].as_ptr()); 4]);
+            let set = four!(vandq_u32(mask, bits));
+            let [a, b, c, d] = four!(vaddvq_u32(set));
+            a | b << 4 | c << 8 | d << 12
+        } }
         fn any(mask: I32) -> bool {
             vmaxvq_u32(vreinterpretq_u32_s32(vorrq_s32(vorrq_s32(mask[0], mask[1]), vorrq_s32(mask[2], mask[3])))) != 0
         }

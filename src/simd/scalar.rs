@@ -96,6 +96,10 @@ impl Simd for Scalar {
         std::array::from_fn(|i| if mask[i] != 0 { a[i] } else { b[i] })
     }
 
+    fn which(self, mask: [i32; 16]) -> u32 {
+        (0..16).map(|i| u32::from(mask[i] != 0) << i).sum()
+    }
+
     fn any(self, mask: [i32; 16]) -> bool {
         mask.iter().any(|&lane| lane != 0)
     }

@@ -64,6 +64,7 @@ impl Kernel for Primitives {
             ("less", integers(simd.less(a, b))),
             ("equal", integers(simd.equal(a, b))),
             ("select", floats(simd.select(simd.less(a, b), a, b))),
+            ("which", vec![simd.which(simd.less(a, b))]),
             ("any", vec![u32::from(simd.any(simd.less(a, b)))]),
             ("add_i32", integers(simd.add_i32(i, j))),
             ("and", integers(simd.and(i, j))),
