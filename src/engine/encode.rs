@@ -381,9 +381,19 @@ impl Job<'_> {
         faults
     }
 
-    fn encode_streamed(&self, task: Task<PartsMut<'_>>) -> Faults {
+    fn encode_streamed(&self, mut task: Task<PartsMut<'_>>) -> Faults {
         let mut scratch = Scratch::default();
         let mut faults = Faults::default();
+        if let (Some(input), None, None, true) = (self.input, self.policy, self.search, self.format.streams(self.grid.group)) {
+            for (start, len) in self.grid.segments(task.start, task.len) {
+                // At its end it waits for memory.
+                let context = Context { stream: len >= cut::STREAMED_SPAN, ..self.context() };
+                let mut parts = cut::split_mut(&mut task.parts, self.grid.bytes(self.rows, len));
+                let parts = &mut parts[..self.rows.spec.parts.len()];
+                faults |= self.format.encode(context, input.part(start..start + len), &mut scratch.groups, parts);
+            }
+            return faults;
+        }
         let spans = self.spans_of(&task);
         let mut stages = task.parts.map(|part| Stage::new(self.run.level, part));
         for (start, len) in spans {

@@ -8,6 +8,7 @@ use super::{Context, Faults, Groups, Need, Range, Rows};
 use crate::kernels::decode::{Output, Shelf, Tables, Values};
 use crate::kernels::encode::{Fit, Input, Pieces, Place, Rule, TILE, Tiles};
 use crate::kernels::scales::{self, Load, Store};
+use crate::kernels::stream::Front;
 use crate::simd::Simd;
 use crate::spec::{ScaleDtype, Spec};
 use std::marker::PhantomData;
@@ -104,12 +105,17 @@ impl<R: Header> Rows for Blocks<R> {
         context.level.run(Values { rule: R::of(context.global), codes, group: BLOCK, scales, offsets, x });
     }
 
+    fn streams(&self, _: usize) -> bool {
+        true
+    }
+
     fn encode(&self, context: Context, x: Input<'_>, groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
         let [blocks] = parts else { unreachable!("the spec names one part") };
         let whole = x.len() / TILE * TILE;
         let (tiles, rest) = (x.part(0..whole), x.part(whole..x.len()));
         let (blocks, rest_blocks) = blocks.split_at_mut(tiles.len() / BLOCK * Self::BYTES);
-        let place = Slots { blocks, rule: PhantomData::<R> };
+        let mut lines = None;
+        let place = Slots { blocks: Front::new(blocks, context.stream, &mut lines), rule: PhantomData::<R> };
         let mut faults = context.level.run(Tiles::<_, _> { rule: R::of(context.global), place, x: tiles, run: 1, dtype: R::DTYPE });
         if rest.len() > 0 {
             groups.resize(self.spec, context, rest.len());
@@ -133,20 +139,20 @@ impl<R: Header> Rows for Blocks<R> {
 
 /// Where the fused kernel writes.
 struct Slots<'a, R> {
-    blocks: &'a mut [u8],
+    blocks: Front<'a>,
     rule: PhantomData<R>,
 }
 
 impl<R: Header> Place for Slots<'_, R> {
     #[inline(always)]
-    fn fit<S: Simd>(&mut self, simd: S, tile: usize, fit: &Fit<S>, _: usize) {
+    fn fit<S: Simd>(&mut self, simd: S, _: usize, fit: &Fit<S>, _: usize) {
         let (mut scales, mut minimums) = ([0; 32], [0; 32]);
         scales::store(simd, fit.scale, R::DTYPE, 1, &mut scales[..16 * R::SCALE]);
         if R::MINIMUM {
             scales::store(simd, fit.offset, R::DTYPE, 1, &mut minimums[..16 * R::SCALE]);
         }
-        let bytes = 16 * Blocks::<R>::BYTES;
-        for (group, block) in self.blocks[tile * bytes..][..bytes].chunks_exact_mut(Blocks::<R>::BYTES).enumerate() {
+        let blocks = self.blocks.next(simd, 16 * Blocks::<R>::BYTES);
+        for (group, block) in blocks.chunks_exact_mut(Blocks::<R>::BYTES).enumerate() {
             block[..R::SCALE].copy_from_slice(&scales[R::SCALE * group..][..R::SCALE]);
             if R::MINIMUM {
                 block[R::SCALE..R::BYTES].copy_from_slice(&minimums[R::SCALE * group..][..R::SCALE]);
@@ -158,11 +164,15 @@ impl<R: Header> Place for Slots<'_, R> {
     fn codes<S: Simd>(&mut self, simd: S, line: usize, codes: &[S::I32; 8]) {
         let mut packed = [0; 64];
         simd.pack_halves(codes, &mut packed);
-        let bytes = 4 * Blocks::<R>::BYTES;
-        let blocks = self.blocks[line * bytes..][..bytes].chunks_exact_mut(Blocks::<R>::BYTES);
+        let blocks = self.blocks.last(16 * Blocks::<R>::BYTES).chunks_exact_mut(Blocks::<R>::BYTES).skip(line % 4 * 4);
         for (block, packed) in blocks.zip(packed.as_chunks::<{ BLOCK / 2 }>().0) {
             block[R::BYTES..].copy_from_slice(packed);
         }
+    }
+
+    #[inline(always)]
+    fn finish<S: Simd>(&mut self, simd: S) {
+        self.blocks.finish(simd);
     }
 }
 

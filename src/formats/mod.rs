@@ -152,7 +152,7 @@ pub struct Context {
     pub scale_dtype: ScaleDtype,
     /// The second level of the scales, 1 where there is none.
     pub global: f32,
-    /// Whether decoded f32 go past the caches, where the format can do that.
+    /// Whether decoded f32, and codes of a format that [`Rows::streams`], go past the caches, where the format can do that.
     pub stream: bool,
 }
 
@@ -193,6 +193,11 @@ pub trait Rows: Sync {
 
     /// The floats that groups stand for.
     fn dequantize(&self, context: Context, groups: &Groups, x: &mut [f32]);
+
+    /// Whether [`Rows::encode`] sends codes of groups of that size past the caches where the context says so.
+    fn streams(&self, _group: usize) -> bool {
+        false
+    }
 
     /// `quantize` and `pack`.
     fn encode(&self, context: Context, x: Input<'_>, groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {

@@ -12,6 +12,7 @@ use crate::kernels::decode::{Output, Shelf, Tables, Values};
 use crate::kernels::encode::{Fit, Input, LINE, Lines, Pieces, Place, Rule, TILE, Tiles};
 use crate::kernels::nibbles::{Pack, UNSIGNED, Unpack};
 use crate::kernels::scales::{self, Load, Store};
+use crate::kernels::stream::Front;
 use crate::simd::{LANES, Simd};
 use crate::spec::{Extent, Part, PartDtype, ScaleDtype, Scheme, Spec, ZeroPoints};
 use bytemuck::{cast_slice, cast_slice_mut};
@@ -74,7 +75,7 @@ impl<R: Rule, const HIGH_FIRST: bool> Planar<R, HIGH_FIRST> {
 
     /// Whether the fused kernels take groups of this size.
     fn is_fused(group: usize) -> bool {
-        group.is_power_of_two() && (LANES..=TILE).contains(&group)
+        if group <= TILE { group.is_power_of_two() && group >= LANES } else { group.is_multiple_of(LINE) }
     }
 
     /// The parts from element `start` on, which begins a tile.
@@ -186,6 +187,10 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
         context.level.run(Values { rule: R::of(context.global), codes, group: context.group, scales, offsets, x });
     }
 
+    fn streams(&self, group: usize) -> bool {
+        Self::is_fused(group)
+    }
+
     fn encode(&self, context: Context, x: Input<'_>, groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
         let (rule, dtype, group) = (R::of(context.global), context.scale_dtype, context.group);
         let has_nibbles = self.offsets() == Offsets::Nibbles;
@@ -197,11 +202,12 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
         } else {
             group
         };
-        let is_fused = if group <= TILE { Self::is_fused(group) } else { group.is_multiple_of(LINE) };
-        let rest = if is_fused { x.len() / whole * whole } else { 0 };
+        let rest = if Self::is_fused(group) { x.len() / whole * whole } else { 0 };
         let mut faults = Faults::default();
         if rest > 0 {
-            let (place, x) = (Columns::<R, HIGH_FIRST>::new(context, self.offsets(), parts), x.part(0..rest));
+            let ([packed, others @ ..], mut lines) = (&mut *parts, None) else { unreachable!("the spec names two parts or more") };
+            let packed = Front::new(&mut packed[..rest / 2], context.stream, &mut lines);
+            let (place, x) = (Columns::<R, HIGH_FIRST>::new(context, self.offsets(), packed, others), x.part(0..rest));
             faults |= match group / LANES {
                 _ if group > TILE => context.level.run(Lines { rule, place, x: &x.floats(context.level), group, dtype }),
                 1 => context.level.run(Tiles::<_, _, 1> { rule, place, x, run: 1, dtype }),
@@ -230,7 +236,7 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
 
 /// Where the fused kernel writes.
 struct Columns<'a, R, const HIGH_FIRST: bool> {
-    packed: &'a mut [u8],
+    packed: Front<'a>,
     scales: &'a mut [u8],
     offsets: &'a mut [u8],
     stored: Offsets,
@@ -239,8 +245,8 @@ struct Columns<'a, R, const HIGH_FIRST: bool> {
 }
 
 impl<'a, R, const HIGH_FIRST: bool> Columns<'a, R, HIGH_FIRST> {
-    fn new(context: Context, stored: Offsets, parts: &'a mut [&mut [u8]]) -> Self {
-        let [packed, scales, rest @ ..] = parts else { unreachable!("the spec names two parts or more") };
+    fn new(context: Context, stored: Offsets, packed: Front<'a>, parts: &'a mut [&mut [u8]]) -> Self {
+        let [scales, rest @ ..] = parts else { unreachable!("the spec names two parts or more") };
         let offsets = rest.first_mut().map_or(&mut [][..], |part| &mut **part);
         Columns { packed, scales, offsets, stored, dtype: context.scale_dtype, rule: PhantomData }
     }
@@ -277,12 +283,17 @@ impl<R: Rule, const HIGH_FIRST: bool> Place for Columns<'_, R, HIGH_FIRST> {
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(&mut self, simd: S, line: usize, codes: &[S::I32; 8]) {
+    fn codes<S: Simd>(&mut self, simd: S, _: usize, codes: &[S::I32; 8]) {
         let mut bytes = [0; 64];
         simd.pack_pairs(codes, &mut bytes);
         let flip = Planar::<R, HIGH_FIRST>::FLIP * 0x11;
         let stored = bytes.map(|byte| if HIGH_FIRST { byte.rotate_left(4) } else { byte } ^ flip);
-        self.packed[64 * line..][..64].copy_from_slice(&stored);
+        self.packed.next(simd, stored.len()).copy_from_slice(&stored);
+    }
+
+    #[inline(always)]
+    fn finish<S: Simd>(&mut self, simd: S) {
+        self.packed.finish(simd);
     }
 }
 

@@ -9,6 +9,7 @@ use super::encode::Rule;
 use super::stream::Lines;
 use crate::level::Level;
 use crate::simd::{Kernel, LANES, Simd};
+use bytemuck::cast_slice_mut;
 use std::ops::Range;
 
 /// What stored nibbles stand for: the part of a [`Rule`] that decoding needs, alone where the rule itself is no [`Rule`].
@@ -240,7 +241,7 @@ impl<R: Meaning, P: Shelf> Kernel for Tables<'_, R, P> {
         let groups = x.len() / group;
         match x {
             Output::F32(x) if stream => {
-                let mut lines = Lines::new(x);
+                let mut lines = Lines::new(cast_slice_mut(x));
                 decode_groups(simd, Single, rule, shelf, group, groups, &mut lines);
                 lines.finish(simd);
             }
@@ -278,7 +279,7 @@ impl Sink for Lines<'_> {
 
     #[inline(always)]
     fn next<S: Simd>(&mut self, simd: S, len: usize) -> &mut [f32] {
-        Lines::next(self, simd, len)
+        cast_slice_mut(Lines::next(self, simd, size_of::<f32>() * len))
     }
 }
 

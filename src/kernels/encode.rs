@@ -206,6 +206,8 @@ pub trait Place {
     fn fit<S: Simd>(&mut self, simd: S, tile: usize, fit: &Fit<S>, run: usize);
     /// Store 128 biased codes, number `line` of the tiles' lines.
     fn codes<S: Simd>(&mut self, simd: S, line: usize, codes: &[S::I32; 8]);
+    /// All of them are there.
+    fn finish<S: Simd>(&mut self, simd: S);
 }
 
 /// Elements of a tile of 16 sub-blocks of 32, or of two of 16 sub-blocks of 16.
@@ -280,6 +282,7 @@ impl<R: Rule, P: Place, const VECTORS: usize> Kernel for Tiles<'_, R, P, VECTORS
                 self.place.codes(simd, 2 * VECTORS * index + line, &codes);
             }
         }
+        self.place.finish(simd);
         worst.faults(simd, R::BEYOND)
     }
 }
@@ -326,6 +329,7 @@ impl<R: Rule, P: Place> Kernel for Lines<'_, R, P> {
                 self.place.codes(simd, lines * index + line, &codes);
             }
         }
+        self.place.finish(simd);
         worst.faults(simd, R::BEYOND)
     }
 }

@@ -1,7 +1,6 @@
 //! Copy to memory past the caches: for output that is larger than they are and is not read again soon.
 
-use crate::simd::{Kernel, LANES, Simd};
-use bytemuck::{cast_slice, cast_slice_mut};
+use crate::simd::{Kernel, Simd};
 
 /// Copy `from` to `to`, whole cache lines streamed, the ends of `to` that are not whole lines stored. The thread runs [`Fence`]
 /// before it says that it is done; once for many copies, since it waits for memory.
@@ -43,40 +42,49 @@ impl Kernel for Fence {
     }
 }
 
-/// Floats that a kernel writes from front to back, in small pieces that leave in whole cache lines soon after: the processor
-/// works on the next piece while the lines of the last one are on their way.
+/// Bytes that a kernel writes from front to back, in small pieces that leave in whole cache lines soon after: the processor works on
+/// the next piece while the lines of the last one are on their way.
 pub(crate) struct Lines<'a> {
-    rest: &'a mut [f32],
-    buffer: [f32; Lines::ROOM],
+    rest: &'a mut [u8],
+    buffer: Buffer,
     filled: usize,
 }
 
+/// What has not left yet.
+#[repr(align(64))]
+struct Buffer([u8; Lines::ROOM]);
+
 impl<'a> Lines<'a> {
-    /// Floats that are collected before they leave.
-    const ENOUGH: usize = 512;
+    /// Bytes that are collected before they leave.
+    const ENOUGH: usize = 2048;
     const ROOM: usize = 2 * Lines::ENOUGH;
 
     #[inline(always)]
-    pub(crate) fn new(to: &'a mut [f32]) -> Self {
-        Lines { rest: to, buffer: [0.0; Lines::ROOM], filled: 0 }
+    pub(crate) fn new(to: &'a mut [u8]) -> Self {
+        Lines { rest: to, buffer: Buffer([0; Lines::ROOM]), filled: 0 }
     }
 
-    /// The next `len` floats, at most [`Lines::ENOUGH`], to be written in full.
+    /// The next `len` bytes, at most [`Lines::ENOUGH`], to be written in full.
     #[inline(always)]
-    pub(crate) fn next<S: Simd>(&mut self, simd: S, len: usize) -> &mut [f32] {
+    pub(crate) fn next<S: Simd>(&mut self, simd: S, len: usize) -> &mut [u8] {
         if self.filled >= Lines::ENOUGH {
-            // Up to the last float that ends a line of the destination.
-            let beyond = (self.rest.as_ptr().addr() / size_of::<f32>()).wrapping_add(self.filled) % LANES;
+            // Up to the last byte that ends a line of the destination.
+            let beyond = self.rest.as_ptr().addr().wrapping_add(self.filled) % 64;
             self.send(simd, self.filled - beyond);
         }
-        let start = self.filled;
         self.filled += len;
-        &mut self.buffer[start..self.filled]
+        self.last(len)
+    }
+
+    /// The last `len` bytes once more, of those that [`Lines::next`] gave last.
+    #[inline(always)]
+    fn last(&mut self, len: usize) -> &mut [u8] {
+        &mut self.buffer.0[self.filled - len..self.filled]
     }
 
     /// Everything that is left.
     #[inline(always)]
-    pub(crate) fn finish<S: Simd>(mut self, simd: S) {
+    pub(crate) fn finish<S: Simd>(&mut self, simd: S) {
         self.send(simd, self.filled);
         simd.fence();
     }
@@ -85,14 +93,60 @@ impl<'a> Lines<'a> {
     fn send<S: Simd>(&mut self, simd: S, len: usize) {
         let (to, rest) = std::mem::take(&mut self.rest).split_at_mut(len);
         self.rest = rest;
+        let buffer = &mut self.buffer.0;
         let head = to.as_ptr().align_offset(64).min(len);
-        let lines = (len - head) / LANES * LANES;
-        to[..head].copy_from_slice(&self.buffer[..head]);
+        let lines = (len - head) / 64 * 64;
+        to[..head].copy_from_slice(&buffer[..head]);
         if lines > 0 {
-            simd.stream(cast_slice(&self.buffer[head..head + lines]), cast_slice_mut(&mut to[head..head + lines]));
+            simd.stream(&buffer[head..head + lines], &mut to[head..head + lines]);
         }
-        to[head + lines..].copy_from_slice(&self.buffer[head + lines..len]);
-        self.buffer.copy_within(len..self.filled, 0);
+        to[head + lines..].copy_from_slice(&buffer[head + lines..len]);
+        buffer.copy_within(len..self.filled, 0);
         self.filled -= len;
+    }
+}
+
+/// Where a kernel writes bytes from front to back.
+pub(crate) enum Front<'a> {
+    /// Straight to memory, of which so much is written.
+    Direct(&'a mut [u8], usize),
+    /// Past the caches.
+    Lines(&'a mut Lines<'a>),
+}
+
+impl<'a> Front<'a> {
+    /// To `bytes`; past the caches by way of `lines`.
+    #[inline(always)]
+    pub(crate) fn new(bytes: &'a mut [u8], stream: bool, lines: &'a mut Option<Lines<'a>>) -> Self {
+        if stream { Front::Lines(lines.insert(Lines::new(bytes))) } else { Front::Direct(bytes, 0) }
+    }
+
+    /// The next `len` bytes, at most [`Lines::ENOUGH`], to be written in full.
+    #[inline(always)]
+    pub(crate) fn next<S: Simd>(&mut self, simd: S, len: usize) -> &mut [u8] {
+        match self {
+            Front::Direct(_, written) => {
+                *written += len;
+                self.last(len)
+            }
+            Front::Lines(lines) => lines.next(simd, len),
+        }
+    }
+
+    /// The last `len` bytes once more, of those that [`Front::next`] gave last.
+    #[inline(always)]
+    pub(crate) fn last(&mut self, len: usize) -> &mut [u8] {
+        match self {
+            Front::Direct(bytes, written) => &mut bytes[*written - len..*written],
+            Front::Lines(lines) => lines.last(len),
+        }
+    }
+
+    /// Everything that is left.
+    #[inline(always)]
+    pub(crate) fn finish<S: Simd>(&mut self, simd: S) {
+        if let Front::Lines(lines) = self {
+            lines.finish(simd);
+        }
     }
 }
