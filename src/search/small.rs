@@ -7,18 +7,13 @@
 use super::codebook::Codebook;
 use super::groups::{Found, Solver};
 use super::line::Open;
-use super::sums::{Levels, sums_beyond};
 use super::tile::Tile;
 use crate::kernels::lanes::magnitude;
 use crate::kernels::scales::{e4m3_magnitudes, floor_to_e4m3};
 use crate::simd::Simd;
 use crate::spec::Global;
 
-/// The numbers of E2M1.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct E2m1;
-
-/// They by their codes; what rounds to zero has code 0.
+/// The numbers of E2M1 by their codes; what rounds to zero has code 0.
 static BY_CODE: Codebook = Codebook::new(
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0],
     [15, 14, 13, 12, 11, 10, 9, 0, 0, 1, 2, 3, 4, 5, 6, 7],
@@ -26,32 +21,36 @@ static BY_CODE: Codebook = Codebook::new(
     true,
 );
 
-impl<S: Simd> Levels<S> for E2m1 {
-    #[inline(always)]
-    fn lowest(self, simd: S) -> S::F32 {
-        simd.splat(-6.0)
-    }
+/// The greatest of them.
+const GREATEST: f32 = 6.0;
 
-    #[inline(always)]
-    fn highest(self, simd: S) -> S::F32 {
-        simd.splat(6.0)
-    }
+/// The number nearest to a magnitude.
+///
+/// Numbers are 2^(e - 1) apart from 2^e on, and below 1 as from there on (e = 0): added to 2^(22 + e), whose neighbours are as far apart,
+/// it is rounded to one of them.
+#[inline(always)]
+fn nearest<S: Simd>(simd: S, size: S::F32) -> S::F32 {
+    let size = simd.min_i32(simd.bits(size), simd.splat_i32(GREATEST.to_bits().cast_signed()));
+    let power = simd.and(simd.max_i32(size, simd.splat_i32(1.0f32.to_bits().cast_signed())), simd.splat_i32(0xff << 23));
+    let apart = simd.as_f32(simd.add_i32(power, simd.splat_i32(22 << 23)));
+    simd.sub(simd.add(simd.as_f32(size), apart), apart)
+}
 
-    fn least(self) -> f32 {
-        0.0
+/// sum w r^2 over all elements at the reciprocal scales `t`, and over those beyond the numbers.
+#[inline(always)]
+fn sums<S: Simd, const WEIGHTED: bool>(simd: S, tile: &Tile<S>, t: S::F32) -> (S::F32, S::F32) {
+    let (zero, greatest) = (simd.splat(0.0), simd.splat(GREATEST));
+    let (mut all, mut beyond) = (zero, zero);
+    let weights = if WEIGHTED { &tile.weights[..] } else { &tile.x[..] };
+    for (x, weight) in tile.x.iter().zip(weights) {
+        // Every number has its negative.
+        let size = magnitude(simd, simd.mul(*x, t));
+        let r = simd.sub(size, nearest(simd, size));
+        let square = simd.mul(if WEIGHTED { simd.mul(*weight, r) } else { r }, r);
+        all = simd.add(all, square);
+        beyond = simd.add(beyond, simd.as_f32(simd.and(simd.less(greatest, size), simd.bits(square))));
     }
-
-    /// Numbers are 2^(e - 1) apart from 2^e on, and below 1 as from there on (e = 0): added to 2^(22 + e), whose neighbours are as
-    /// far apart, |y| is rounded to one of them.
-    #[inline(always)]
-    fn nearest(self, simd: S, y: S::F32) -> (S::F32, S::F32) {
-        let size = simd.min_i32(simd.bits(magnitude(simd, y)), simd.splat_i32(6.0f32.to_bits().cast_signed()));
-        let power = simd.and(simd.max_i32(size, simd.splat_i32(1.0f32.to_bits().cast_signed())), simd.splat_i32(0xff << 23));
-        let steps = simd.as_f32(simd.add_i32(power, simd.splat_i32(22 << 23)));
-        let q = simd.sub(simd.add(simd.as_f32(size), steps), steps);
-        let sign = simd.and(simd.bits(y), simd.splat_i32(i32::MIN));
-        (simd.as_f32(simd.or(simd.bits(q), sign)), q)
-    }
+    (all, beyond)
 }
 
 /// The scales of eight bits.
@@ -110,7 +109,7 @@ impl Small {
 
 impl Solver for Small {
     fn greatest(self) -> f32 {
-        6.0
+        GREATEST
     }
 
     #[inline(always)]
@@ -121,9 +120,9 @@ impl Solver for Small {
         let mut byte = self.first(simd, limit);
         loop {
             let (stored, effective) = self.scales(simd, byte);
-            let is_scale = simd.and(simd.less(zero, effective), simd.less(effective, simd.splat(f32::MAX / 6.0)));
+            let is_scale = simd.and(simd.less(zero, effective), simd.less(effective, simd.splat(f32::MAX / GREATEST)));
             let scale = simd.select(is_scale, tile.of_lane(simd, effective), simd.splat(1.0));
-            let (rr, beyond) = sums_beyond::<S, E2m1, WEIGHTED>(simd, E2m1, tile, simd.div(simd.splat(1.0), scale));
+            let (rr, beyond) = sums::<S, WEIGHTED>(simd, tile, simd.div(simd.splat(1.0), scale));
             let square = simd.mul(scale, scale);
             let error = simd.mul(square, rr);
             let is_better = simd.and(is_scale, simd.less(error, best_error));

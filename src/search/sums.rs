@@ -97,21 +97,3 @@ pub(super) fn least<S: Simd, L: Levels<S>, const WEIGHTED: bool>(simd: S, levels
     }
     least
 }
-
-/// sum w r^2 over all elements, and over those beyond the numbers.
-#[inline(always)]
-pub(super) fn sums_beyond<S: Simd, L: Levels<S>, const WEIGHTED: bool>(simd: S, levels: L, tile: &Tile<S>, t: S::F32) -> (S::F32, S::F32) {
-    let zero = simd.splat(0.0);
-    let (mut all, mut beyond) = (zero, zero);
-    let weights = if WEIGHTED { &tile.weights[..] } else { &tile.x[..] };
-    for (x, weight) in tile.x.iter().zip(weights) {
-        let y = simd.mul(*x, t);
-        let (q, _) = levels.nearest(simd, y);
-        let r = simd.sub(y, q);
-        let square = simd.mul(if WEIGHTED { simd.mul(*weight, r) } else { r }, r);
-        let is_beyond = simd.or(simd.less(y, levels.lowest(simd)), simd.less(levels.highest(simd), y));
-        all = simd.add(all, square);
-        beyond = simd.add(beyond, simd.select(is_beyond, square, zero));
-    }
-    (all, beyond)
-}
