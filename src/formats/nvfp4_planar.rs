@@ -15,13 +15,14 @@
 //! Sources: vllm-project/compressed-tensors `compressors/nvfp4`; NVIDIA/TensorRT-Model-Optimizer `qtensor/nvfp4_tensor.py`;
 //! pytorch/ao `mx_formats/nvfp4_tensor.py`; ml-explore/mlx `mlx/backend/cpu/quantized.cpp`.
 
-use super::e2m1::{HalfToEven, NUMBERS, NUMBERS_WITHOUT_NEGATIVE_ZERO, Rounding, TowardZero, WithSign};
+use super::e2m1::{NUMBERS, NUMBERS_WITHOUT_NEGATIVE_ZERO};
 use super::planar::Planar;
 use crate::kernels::encode::{Fit, Rule};
 use crate::kernels::lanes::magnitude;
 use crate::kernels::nibbles::UNSIGNED;
 use crate::kernels::range::{Need, Ranges};
 use crate::kernels::scales::round_to_e4m3;
+use crate::simd::e2m1::{self, Rounding};
 use crate::simd::{LANES, Simd};
 use crate::spec::{Choice, Codebook, Extent, Global, GroupSizes, Part, PartDtype, ScaleDtype, Scheme, Spec};
 
@@ -139,6 +140,7 @@ impl Rule for CompressedTensors {
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
     const NUMBERS: [f32; 16] = NUMBERS;
+    const E2M1: Option<Rounding> = Some(Rounding::HalfToEven);
 
     fn of(global: f32) -> Self {
         CompressedTensors { global }
@@ -158,8 +160,13 @@ impl Rule for CompressedTensors {
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(self, simd: S, x: S::F32, effective: S::F32, _: S::F32) -> S::I32 {
-        HalfToEven::codes(simd, simd.div(x, effective))
+    fn codes<S: Simd>(self, simd: S, x: S::F32, effective: S::F32, offset: S::F32) -> S::I32 {
+        e2m1::codes(simd, simd.as_f32(self.lanes(simd, x, effective, offset)), Rounding::HalfToEven)
+    }
+
+    #[inline(always)]
+    fn lanes<S: Simd>(self, simd: S, x: S::F32, effective: S::F32, _: S::F32) -> S::I32 {
+        simd.bits(simd.div(x, effective))
     }
 
     #[inline(always)]
@@ -184,6 +191,7 @@ impl Rule for ModelOpt {
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
     const NUMBERS: [f32; 16] = NUMBERS_WITHOUT_NEGATIVE_ZERO;
+    const E2M1: Option<Rounding> = Some(Rounding::HalfToEven);
 
     fn of(global: f32) -> Self {
         ModelOpt { global }
@@ -203,8 +211,13 @@ impl Rule for ModelOpt {
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(self, simd: S, x: S::F32, effective: S::F32, _: S::F32) -> S::I32 {
-        HalfToEven::codes(simd, simd.div(x, effective))
+    fn codes<S: Simd>(self, simd: S, x: S::F32, effective: S::F32, offset: S::F32) -> S::I32 {
+        e2m1::codes(simd, simd.as_f32(self.lanes(simd, x, effective, offset)), Rounding::HalfToEven)
+    }
+
+    #[inline(always)]
+    fn lanes<S: Simd>(self, simd: S, x: S::F32, effective: S::F32, _: S::F32) -> S::I32 {
+        simd.bits(simd.div(x, effective))
     }
 
     #[inline(always)]
@@ -229,6 +242,7 @@ impl Rule for TorchAo {
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
     const NUMBERS: [f32; 16] = NUMBERS;
+    const E2M1: Option<Rounding> = Some(Rounding::WithSign);
 
     fn of(global: f32) -> Self {
         TorchAo { global }
@@ -247,9 +261,14 @@ impl Rule for TorchAo {
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(self, simd: S, x: S::F32, factor: S::F32, _: S::F32) -> S::I32 {
+    fn codes<S: Simd>(self, simd: S, x: S::F32, factor: S::F32, offset: S::F32) -> S::I32 {
+        e2m1::codes(simd, simd.as_f32(self.lanes(simd, x, factor, offset)), Rounding::WithSign)
+    }
+
+    #[inline(always)]
+    fn lanes<S: Simd>(self, simd: S, x: S::F32, factor: S::F32, _: S::F32) -> S::I32 {
         // 0 times an infinite factor is 0 all the same.
-        WithSign::codes(simd, simd.select(simd.equal(x, simd.splat(0.0)), x, simd.mul(x, factor)))
+        simd.bits(simd.select(simd.equal(x, simd.splat(0.0)), x, simd.mul(x, factor)))
     }
 
     #[inline(always)]
@@ -274,6 +293,7 @@ impl Rule for Mlx {
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
     const NUMBERS: [f32; 16] = NUMBERS;
+    const E2M1: Option<Rounding> = Some(Rounding::TowardZero);
 
     fn of(largest: f32) -> Self {
         Mlx { largest }
@@ -287,16 +307,20 @@ impl Rule for Mlx {
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(self, simd: S, x: S::F32, scale: S::F32, _: S::F32) -> S::I32 {
+    fn codes<S: Simd>(self, simd: S, x: S::F32, scale: S::F32, offset: S::F32) -> S::I32 {
+        e2m1::codes(simd, simd.as_f32(self.lanes(simd, x, scale, offset)), Rounding::TowardZero)
+    }
+
+    #[inline(always)]
+    fn lanes<S: Simd>(self, simd: S, x: S::F32, scale: S::F32, _: S::F32) -> S::I32 {
         let v = simd.mul(simd.div(x, scale), simd.splat(Global::LARGEST / self.largest));
-        let codes = TowardZero::codes(simd, v);
         // From 2^22 on the distances to the numbers round.
         if simd.any(simd.less(simd.splat(4_194_304.0), magnitude(simd, v))) {
             let mut lanes = [0.0; LANES];
             simd.store(v, &mut lanes);
-            return simd.load_i32(&lanes.map(nearest));
+            return simd.bits(simd.load(&lanes.map(nearest)));
         }
-        codes
+        simd.bits(v)
     }
 
     #[inline(always)]
@@ -305,10 +329,10 @@ impl Rule for Mlx {
     }
 }
 
-/// The code of the first number that is nearest in f32.
+/// The first number that is nearest in f32.
 #[cold]
 #[inline(never)]
-fn nearest(v: f32) -> i32 {
-    let distance = |code: i32| (NUMBERS[code as usize] - v).abs();
-    (1..16).fold(0, |best, code| if distance(code) < distance(best) { code } else { best })
+fn nearest(v: f32) -> f32 {
+    let distance = |code: usize| (NUMBERS[code] - v).abs();
+    NUMBERS[(1..16).fold(0, |best, code| if distance(code) < distance(best) { code } else { best })]
 }

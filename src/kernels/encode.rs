@@ -11,6 +11,7 @@ use super::convert::{Half, Widen, widen_all};
 use super::range::{INFINITE, Keys, Need, Range, Ranges, Running};
 use super::scales::round_to;
 use crate::level::Level;
+use crate::simd::e2m1::Rounding;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::spec::ScaleDtype;
 use std::borrow::Cow;
@@ -33,6 +34,9 @@ pub trait Rule: Copy + Default + Send + Sync + 'static {
     /// overflow.
     const MINIMUM: bool = false;
 
+    /// How numbers are rounded to codes, where these are E2M1.
+    const E2M1: Option<Rounding> = None;
+
     /// The rule for a tensor: `global` is the second level of its scales, 1 where there is none.
     fn of(_global: f32) -> Self {
         Self::default()
@@ -47,8 +51,31 @@ pub trait Rule: Copy + Default + Send + Sync + 'static {
     fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, dtype: ScaleDtype) -> Fit<S>;
     /// Codes with the bias added; the caller clamps them to 0..=15.
     fn codes<S: Simd>(self, simd: S, x: S::F32, factor: S::F32, offset: S::F32) -> S::I32;
+    /// What is packed: the codes, or where codes are those of [`Rule::E2M1`] the bits of the numbers that are rounded to them.
+    #[inline(always)]
+    fn lanes<S: Simd>(self, simd: S, x: S::F32, factor: S::F32, offset: S::F32) -> S::I32 {
+        self.codes(simd, x, factor, offset)
+    }
     /// The floats that numbers stand for with their scale and offset.
     fn values<S: Simd>(self, simd: S, numbers: S::F32, scale: S::F32, offset: S::F32) -> S::F32;
+}
+
+/// As [`Simd::pack_pairs`], of [`Rule::lanes`].
+#[inline(always)]
+pub fn pack_pairs<S: Simd, R: Rule>(simd: S, lanes: &[S::I32; 8], packed: &mut [u8; 64]) {
+    match R::E2M1 {
+        None => simd.pack_pairs(lanes, packed),
+        Some(rounding) => simd.pack_e2m1_pairs(lanes, rounding, packed),
+    }
+}
+
+/// As [`Simd::pack_halves`], of [`Rule::lanes`].
+#[inline(always)]
+pub fn pack_halves<S: Simd, R: Rule>(simd: S, lanes: &[S::I32; 8], packed: &mut [u8; 64]) {
+    match R::E2M1 {
+        None => simd.pack_halves(lanes, packed),
+        Some(rounding) => simd.pack_e2m1_halves(lanes, rounding, packed),
+    }
 }
 
 /// Codes as numbers.
@@ -204,8 +231,8 @@ impl<'a> Input<'a> {
 pub trait Place {
     /// Store the scales and offsets of the groups of tile `tile`: every `run`-th lane.
     fn fit<S: Simd>(&mut self, simd: S, tile: usize, fit: &Fit<S>, run: usize);
-    /// Store 128 biased codes, number `line` of the tiles' lines.
-    fn codes<S: Simd>(&mut self, simd: S, line: usize, codes: &[S::I32; 8]);
+    /// Pack and store 128 elements, number `line` of the tiles' lines: of each what [`Rule::lanes`] gives.
+    fn codes<S: Simd>(&mut self, simd: S, line: usize, lanes: &[S::I32; 8]);
 }
 
 /// Elements of a tile of 16 sub-blocks of 32, or of two of 16 sub-blocks of 16.
@@ -270,14 +297,14 @@ impl<R: Rule, P: Place, const VECTORS: usize> Kernel for Tiles<'_, R, P, VECTORS
             simd.store(fit.offset, &mut offsets);
             // A range does not check its counter for overflow, as `enumerate` does: then these loops are unrolled.
             for (line, vectors) in (0..2 * VECTORS).zip(vectors.as_chunks::<8>().0) {
-                let mut codes = [simd.splat_i32(0); 8];
-                for (k, (codes, x)) in (0..8).zip(codes.iter_mut().zip(vectors)) {
+                let mut lanes = [simd.splat_i32(0); 8];
+                for (k, (lanes, x)) in (0..8).zip(lanes.iter_mut().zip(vectors)) {
                     let lane = (8 * line + k) / VECTORS;
                     let (factor, offset) = (simd.splat(factors[lane]), simd.splat(offsets[lane]));
                     simd.prefetch(x, ahead);
-                    *codes = self.rule.codes(simd, simd.load(x), factor, offset);
+                    *lanes = self.rule.lanes(simd, simd.load(x), factor, offset);
                 }
-                self.place.codes(simd, 2 * VECTORS * index + line, &codes);
+                self.place.codes(simd, 2 * VECTORS * index + line, &lanes);
             }
         }
         worst.faults(simd, R::BEYOND)
@@ -318,12 +345,12 @@ impl<R: Rule, P: Place> Kernel for Lines<'_, R, P> {
             }
             self.place.fit(simd, index, &fit, LANES);
             for (line, x) in (0..lines).zip(x.as_chunks::<LINE>().0) {
-                let mut codes = [simd.splat_i32(0); LINE / LANES];
-                for (codes, x) in codes.iter_mut().zip(x.as_chunks::<LANES>().0) {
+                let mut lanes = [simd.splat_i32(0); LINE / LANES];
+                for (lanes, x) in lanes.iter_mut().zip(x.as_chunks::<LANES>().0) {
                     simd.prefetch(x, AHEAD);
-                    *codes = self.rule.codes(simd, simd.load(x), fit.factor, fit.offset);
+                    *lanes = self.rule.lanes(simd, simd.load(x), fit.factor, fit.offset);
                 }
-                self.place.codes(simd, lines * index + line, &codes);
+                self.place.codes(simd, lines * index + line, &lanes);
             }
         }
         worst.faults(simd, R::BEYOND)
