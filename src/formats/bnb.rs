@@ -184,7 +184,7 @@ impl Table for Fp4 {
 pub(super) struct Absmax<T, const SHORT: bool>(PhantomData<T>);
 
 impl<T: Table, const SHORT: bool> Rule for Absmax<T, SHORT> {
-    const NEED: Need = Need::WithZero;
+    const NEED: Need = Need::Magnitude;
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
     const NUMBERS: [f32; 16] = T::NUMBERS;
@@ -192,8 +192,7 @@ impl<T: Table, const SHORT: bool> Rule for Absmax<T, SHORT> {
     #[inline(always)]
     fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
         let (zero, least) = (simd.splat(0.0), simd.splat(LEAST));
-        let negated = simd.sub(zero, ranges.low);
-        let absmax = simd.select(simd.less(ranges.high, negated), negated, ranges.high);
+        let absmax = ranges.high;
         // What is not finite stays, to be found.
         let divisor = simd.select(simd.less(absmax, least), least, absmax);
         if SHORT {

@@ -277,7 +277,7 @@ fn correct_bytes(bytes: &mut [i32; 16], targets: &[f32; 16]) {
 }
 
 impl<E: Exponent> Rule for Mxfp4<E> {
-    const NEED: Need = Need::WithZero;
+    const NEED: Need = Need::Magnitude;
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
     const E2M1: Option<Rounding> = Some(E::ROUNDING);
@@ -286,9 +286,7 @@ impl<E: Exponent> Rule for Mxfp4<E> {
     #[inline(always)]
     fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
         let zero = simd.splat(0.0);
-        let negated = simd.sub(zero, ranges.low);
-        let largest = simd.select(simd.less(ranges.high, negated), negated, ranges.high);
-        let byte = simd.max_i32(E::bytes(simd, largest), simd.splat_i32(0));
+        let byte = simd.max_i32(E::bytes(simd, ranges.high), simd.splat_i32(0));
         // 2^-127 has no exponent field of its own.
         let smallest = simd.and(simd.equal(simd.to_f32(byte), zero), simd.splat_i32(0x0040_0000));
         let scale = simd.as_f32(simd.or(simd.shift_left(byte, 23), smallest));

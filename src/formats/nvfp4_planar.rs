@@ -18,7 +18,6 @@
 use super::e2m1::{NUMBERS, NUMBERS_WITHOUT_NEGATIVE_ZERO};
 use super::planar::Planar;
 use crate::kernels::encode::{Fit, Rule};
-use crate::kernels::lanes::magnitude;
 use crate::kernels::nibbles::UNSIGNED;
 use crate::kernels::range::{Need, Ranges};
 use crate::kernels::scales::round_to_e4m3;
@@ -103,13 +102,6 @@ static MLX_SPEC: Spec = Spec {
     ..COMMON
 };
 
-/// The largest magnitude of each group.
-#[inline(always)]
-fn largest<S: Simd>(simd: S, ranges: Ranges<S>) -> S::F32 {
-    let negated = simd.sub(simd.splat(0.0), ranges.low);
-    simd.select(simd.less(ranges.high, negated), negated, ranges.high)
-}
-
 /// The nearest 8-bit float, at least `least` and at most 448.
 #[inline(always)]
 fn stored<S: Simd>(simd: S, v: S::F32, least: f32) -> S::F32 {
@@ -136,7 +128,7 @@ impl Default for CompressedTensors {
 }
 
 impl Rule for CompressedTensors {
-    const NEED: Need = Need::WithZero;
+    const NEED: Need = Need::Magnitude;
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
     const NUMBERS: [f32; 16] = NUMBERS;
@@ -154,7 +146,7 @@ impl Rule for CompressedTensors {
     #[inline(always)]
     fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
         let (zero, global) = (simd.splat(0.0), simd.splat(self.global));
-        let scale = stored(simd, simd.mul(global, simd.div(largest(simd, ranges), simd.splat(6.0))), 0.0);
+        let scale = stored(simd, simd.mul(global, simd.div(ranges.high, simd.splat(6.0))), 0.0);
         let scale = simd.select(simd.equal(scale, zero), simd.splat(0.125), scale);
         Fit { scale, offset: zero, factor: simd.div(scale, global) }
     }
@@ -187,7 +179,7 @@ impl Default for ModelOpt {
 }
 
 impl Rule for ModelOpt {
-    const NEED: Need = Need::WithZero;
+    const NEED: Need = Need::Magnitude;
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
     const NUMBERS: [f32; 16] = NUMBERS_WITHOUT_NEGATIVE_ZERO;
@@ -204,7 +196,7 @@ impl Rule for ModelOpt {
     #[inline(always)]
     fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
         let (zero, global) = (simd.splat(0.0), simd.splat(self.global));
-        let scale = simd.div(largest(simd, ranges), divisor(simd, simd.mul(simd.splat(6.0), global)));
+        let scale = simd.div(ranges.high, divisor(simd, simd.mul(simd.splat(6.0), global)));
         let scale = simd.select(simd.equal(scale, zero), simd.splat(1.0), scale);
         let scale = stored(simd, scale, 1.0 / 512.0);
         Fit { scale, offset: zero, factor: divisor(simd, simd.mul(scale, global)) }
@@ -238,7 +230,7 @@ impl Default for TorchAo {
 }
 
 impl Rule for TorchAo {
-    const NEED: Need = Need::WithZero;
+    const NEED: Need = Need::Magnitude;
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
     const NUMBERS: [f32; 16] = NUMBERS;
@@ -254,7 +246,7 @@ impl Rule for TorchAo {
 
     #[inline(always)]
     fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
-        let sixth = simd.div(largest(simd, ranges), simd.splat(6.0));
+        let sixth = simd.div(ranges.high, simd.splat(6.0));
         let scale = stored(simd, simd.div(sixth, divisor(simd, simd.splat(self.global))), 1.0 / 64.0);
         let inverse = simd.div(simd.splat(1.0), divisor(simd, simd.splat(self.global)));
         Fit { scale, offset: simd.splat(0.0), factor: simd.div(inverse, scale) }
@@ -282,6 +274,14 @@ pub(super) struct Mlx {
     largest: f32,
 }
 
+impl Mlx {
+    /// What an element is rounded as.
+    #[inline(always)]
+    fn number<S: Simd>(self, simd: S, x: S::F32, scale: S::F32) -> S::F32 {
+        simd.mul(simd.div(x, scale), simd.splat(Global::LARGEST / self.largest))
+    }
+}
+
 impl Default for Mlx {
     fn default() -> Self {
         Mlx { largest: Global::LARGEST }
@@ -289,7 +289,7 @@ impl Default for Mlx {
 }
 
 impl Rule for Mlx {
-    const NEED: Need = Need::WithZero;
+    const NEED: Need = Need::Magnitude;
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
     const NUMBERS: [f32; 16] = NUMBERS;
@@ -301,26 +301,28 @@ impl Rule for Mlx {
 
     #[inline(always)]
     fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
-        let sixth = simd.div(largest(simd, ranges), simd.splat(6.0));
+        let sixth = simd.div(ranges.high, simd.splat(6.0));
         let scale = stored(simd, simd.mul(sixth, simd.splat(Global::LARGEST / self.largest)), 0.0);
-        Fit { scale, offset: simd.splat(0.0), factor: divisor(simd, scale) }
+        let factor = divisor(simd, scale);
+        // The largest number of the group goes where a minimum would.
+        Fit { scale, offset: self.number(simd, ranges.high, factor), factor }
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(self, simd: S, x: S::F32, scale: S::F32, offset: S::F32) -> S::I32 {
-        e2m1::codes(simd, simd.as_f32(self.lanes(simd, x, scale, offset)), Rounding::TowardZero)
+    fn codes<S: Simd>(self, simd: S, x: S::F32, scale: S::F32, largest: S::F32) -> S::I32 {
+        e2m1::codes(simd, simd.as_f32(self.lanes(simd, x, scale, largest)), Rounding::TowardZero)
     }
 
     #[inline(always)]
-    fn lanes<S: Simd>(self, simd: S, x: S::F32, scale: S::F32, _: S::F32) -> S::I32 {
-        let v = simd.mul(simd.div(x, scale), simd.splat(Global::LARGEST / self.largest));
+    fn lanes<S: Simd>(self, simd: S, x: S::F32, scale: S::F32, largest: S::F32) -> S::I32 {
+        let number = self.number(simd, x, scale);
         // From 2^22 on the distances to the numbers round.
-        if simd.any(simd.less(simd.splat(4_194_304.0), magnitude(simd, v))) {
+        if !simd.any(simd.less(largest, simd.splat(4_194_304.0))) {
             let mut lanes = [0.0; LANES];
-            simd.store(v, &mut lanes);
+            simd.store(number, &mut lanes);
             return simd.bits(simd.load(&lanes.map(nearest)));
         }
-        simd.bits(v)
+        simd.bits(number)
     }
 
     #[inline(always)]

@@ -229,14 +229,17 @@ impl<'a> Input<'a> {
 
 /// Where a format keeps what a tile becomes.
 pub trait Place {
-    /// Store the scales and offsets of the groups of tile `tile`: every `run`-th lane.
+    /// Store the scales and offsets of the groups of 16 sub-blocks, number `tile` of these: every `run`-th lane.
     fn fit<S: Simd>(&mut self, simd: S, tile: usize, fit: &Fit<S>, run: usize);
     /// Pack and store 128 elements, number `line` of the tiles' lines: of each what [`Rule::lanes`] gives.
     fn codes<S: Simd>(&mut self, simd: S, line: usize, lanes: &[S::I32; 8]);
 }
 
-/// Elements of a tile of 16 sub-blocks of 32, or of two of 16 sub-blocks of 16.
+/// Elements of a tile: 16 sub-blocks of 32, or twice 16 of 16.
 pub const TILE: usize = 512;
+
+/// Sub-blocks of a tile at most.
+const BLOCKS: usize = 2 * LANES;
 
 /// Bytes that are asked for ahead of the element that is coded: what one core has on its way from memory (bandwidth times latency,
 /// some 7 KiB), and a tile. `benches/record/notes.md` has the figures.
@@ -244,7 +247,7 @@ const AHEAD: usize = 10 * 1024;
 
 /// Encode whole tiles of groups of `16 * VECTORS * run` elements; `x` is a multiple of [`TILE`] long.
 ///
-/// A tile is seen as 16 sub-blocks of `VECTORS` vectors, 1 or 2, one a lane, and larger groups fold lanes. Loads ascend; the
+/// A tile is seen as sub-blocks of `VECTORS` vectors, 1 or 2, one a lane, and larger groups fold lanes. Loads ascend; the
 /// loop over sub-blocks has a trip count that the compiler cannot see, so that it stays rolled: hardware prefetchers follow few
 /// load instructions.
 pub struct Tiles<'a, R, P, const VECTORS: usize = 2> {
@@ -266,13 +269,13 @@ impl<R: Rule, P: Place, const VECTORS: usize> Kernel for Tiles<'_, R, P, VECTORS
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) -> Faults {
         let mut worst = Worst::new(simd);
-        let quarters = std::hint::black_box(4);
+        let quarters = std::hint::black_box(8 / VECTORS);
         let nothing = simd.fold_max(simd.splat_i32(0));
-        let (mut high, mut low) = ([nothing; 16], [nothing; 16]);
+        let (mut high, mut low) = ([nothing; BLOCKS], [nothing; BLOCKS]);
+        let (mut factors, mut offsets) = ([0.0; BLOCKS], [0.0; BLOCKS]);
         let mut buffer = [0.0; TILE];
-        let len = VECTORS * LANES * LANES;
-        for index in 0..self.x.len() / len {
-            let (tile, ahead) = self.x.tile(simd, index * len, &mut buffer[..len]);
+        for index in 0..self.x.len() / TILE {
+            let (tile, ahead) = self.x.tile(simd, index * TILE, &mut buffer);
             let vectors = tile.as_chunks::<LANES>().0;
             let ends = high.as_chunks_mut::<4>().0.iter_mut().zip(low.as_chunks_mut::<4>().0);
             for (vectors, (high, low)) in vectors.chunks_exact(4 * VECTORS).zip(ends).take(quarters) {
@@ -281,30 +284,39 @@ impl<R: Rule, P: Place, const VECTORS: usize> Kernel for Tiles<'_, R, P, VECTORS
                     for vector in &vectors[1..] {
                         running.take(simd, R::NEED, simd.load(vector));
                     }
-                    (*high, *low) = running.keys(simd, R::NEED).folded(simd);
+                    let folded = running.keys(simd, R::NEED).folded(simd);
+                    *high = folded.0;
+                    if R::NEED != Need::Magnitude {
+                        *low = folded.1;
+                    }
                 }
             }
-            let keys = Keys::<S>::transpose(simd, &high, &low).fold(simd, self.run);
-            worst.element = simd.max_i32(worst.element, keys.worst(simd));
-            let fit = self.rule.fit(simd, keys.ranges(simd, R::NEED).settle(simd, R::NEED, tile, self.run), self.dtype);
-            worst.take(simd, round_to(simd, fit.scale, self.dtype));
-            if R::MINIMUM {
-                worst.take(simd, round_to(simd, fit.offset, self.dtype));
+            // One vector of sub-blocks, or two, so that no division waits for all the others.
+            let ends = high.as_chunks::<LANES>().0.iter().zip(low.as_chunks::<LANES>().0);
+            let of_blocks = factors.as_chunks_mut::<LANES>().0.iter_mut().zip(offsets.as_chunks_mut::<LANES>().0);
+            let tiles = tile.chunks_exact(VECTORS * LANES * LANES);
+            for (number, (((high, low), tile), (factors, offsets))) in (2 / VECTORS * index..).zip(ends.zip(tiles).zip(of_blocks)) {
+                let keys = Keys::<S>::transpose(simd, R::NEED, high, low).fold(simd, self.run);
+                worst.element = simd.max_i32(worst.element, keys.worst(simd));
+                let fit = self.rule.fit(simd, keys.ranges(simd, R::NEED).settle(simd, R::NEED, tile, self.run), self.dtype);
+                worst.take(simd, round_to(simd, fit.scale, self.dtype));
+                if R::MINIMUM {
+                    worst.take(simd, round_to(simd, fit.offset, self.dtype));
+                }
+                self.place.fit(simd, number, &fit, self.run);
+                simd.store(fit.factor, factors);
+                simd.store(fit.offset, offsets);
             }
-            self.place.fit(simd, index, &fit, self.run);
-            let (mut factors, mut offsets) = ([0.0; LANES], [0.0; LANES]);
-            simd.store(fit.factor, &mut factors);
-            simd.store(fit.offset, &mut offsets);
             // A range does not check its counter for overflow, as `enumerate` does: then these loops are unrolled.
-            for (line, vectors) in (0..2 * VECTORS).zip(vectors.as_chunks::<8>().0) {
+            for (line, vectors) in (0..TILE / LINE).zip(vectors.as_chunks::<8>().0) {
                 let mut lanes = [simd.splat_i32(0); 8];
                 for (k, (lanes, x)) in (0..8).zip(lanes.iter_mut().zip(vectors)) {
-                    let lane = (8 * line + k) / VECTORS;
-                    let (factor, offset) = (simd.splat(factors[lane]), simd.splat(offsets[lane]));
+                    let block = (8 * line + k) / VECTORS;
+                    let (factor, offset) = (simd.splat(factors[block]), simd.splat(offsets[block]));
                     simd.prefetch(x, ahead);
                     *lanes = self.rule.lanes(simd, simd.load(x), factor, offset);
                 }
-                self.place.codes(simd, 2 * VECTORS * index + line, &lanes);
+                self.place.codes(simd, TILE / LINE * index + line, &lanes);
             }
         }
         worst.faults(simd, R::BEYOND)
