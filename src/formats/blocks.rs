@@ -6,7 +6,7 @@
 
 use super::{Context, Faults, Groups, Need, Range, Rows};
 use crate::kernels::decode::{Output, Shelf, Tables, Values};
-use crate::kernels::encode::{Fit, Input, Pieces, Place, Rule, TILE, Tiles, pack_halves};
+use crate::kernels::encode::{Fit, Input, Lanes, Pieces, Place, Rule, TILE, Tiles};
 use crate::kernels::scales::{self, Load, Store};
 use crate::simd::Simd;
 use crate::spec::{ScaleDtype, Spec};
@@ -157,7 +157,10 @@ impl<R: Header> Place for Slots<'_, R> {
     #[inline(always)]
     fn codes<S: Simd>(&mut self, simd: S, line: usize, lanes: &[S::I32; 8]) {
         let mut packed = [0; 64];
-        pack_halves::<S, R>(simd, lanes, &mut packed);
+        match R::LANES {
+            Lanes::E2m1(rounding) => simd.pack_e2m1_halves(lanes, rounding, &mut packed),
+            _ => simd.pack_halves(lanes, &mut packed),
+        }
         let bytes = 4 * Blocks::<R>::BYTES;
         let blocks = self.blocks[line * bytes..][..bytes].chunks_exact_mut(Blocks::<R>::BYTES);
         for (block, packed) in blocks.zip(packed.as_chunks::<{ BLOCK / 2 }>().0) {

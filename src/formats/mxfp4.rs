@@ -19,7 +19,7 @@
 use super::blocks::{BLOCK, Blocks, Header};
 use super::e2m1::{NUMBERS, NUMBERS_WITHOUT_NEGATIVE_ZERO};
 use super::planar::Planar;
-use crate::kernels::encode::{Fit, Rule};
+use crate::kernels::encode::{Fit, Lanes, Rule};
 use crate::kernels::nibbles::UNSIGNED;
 use crate::kernels::range::{Need, Ranges};
 use crate::simd::Simd;
@@ -280,7 +280,7 @@ impl<E: Exponent> Rule for Mxfp4<E> {
     const NEED: Need = Need::Magnitude;
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
-    const E2M1: Option<Rounding> = Some(E::ROUNDING);
+    const LANES: Lanes = Lanes::E2m1(E::ROUNDING);
     const NUMBERS: [f32; 16] = if E::NO_NEGATIVE_ZERO { NUMBERS_WITHOUT_NEGATIVE_ZERO } else { NUMBERS };
 
     #[inline(always)]

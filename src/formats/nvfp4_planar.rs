@@ -17,7 +17,7 @@
 
 use super::e2m1::{NUMBERS, NUMBERS_WITHOUT_NEGATIVE_ZERO};
 use super::planar::Planar;
-use crate::kernels::encode::{Fit, Rule};
+use crate::kernels::encode::{Fit, Lanes, Rule};
 use crate::kernels::nibbles::UNSIGNED;
 use crate::kernels::range::{Need, Ranges};
 use crate::kernels::scales::round_to_e4m3;
@@ -132,7 +132,7 @@ impl Rule for CompressedTensors {
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
     const NUMBERS: [f32; 16] = NUMBERS;
-    const E2M1: Option<Rounding> = Some(Rounding::HalfToEven);
+    const LANES: Lanes = Lanes::E2m1(Rounding::HalfToEven);
 
     fn of(global: f32) -> Self {
         CompressedTensors { global }
@@ -183,7 +183,7 @@ impl Rule for ModelOpt {
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
     const NUMBERS: [f32; 16] = NUMBERS_WITHOUT_NEGATIVE_ZERO;
-    const E2M1: Option<Rounding> = Some(Rounding::HalfToEven);
+    const LANES: Lanes = Lanes::E2m1(Rounding::HalfToEven);
 
     fn of(global: f32) -> Self {
         ModelOpt { global }
@@ -221,23 +221,28 @@ impl Rule for ModelOpt {
 #[derive(Clone, Copy)]
 pub(super) struct TorchAo {
     global: f32,
+    /// Whether what elements are multiplied by can be infinite.
+    is_tiny: bool,
 }
 
 impl Default for TorchAo {
     fn default() -> Self {
-        TorchAo { global: 1.0 }
+        TorchAo { global: 1.0, is_tiny: false }
     }
 }
+
+/// The least scale of torchao.
+const LEAST: f32 = 1.0 / 64.0;
 
 impl Rule for TorchAo {
     const NEED: Need = Need::Magnitude;
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
     const NUMBERS: [f32; 16] = NUMBERS;
-    const E2M1: Option<Rounding> = Some(Rounding::WithSign);
+    const LANES: Lanes = Lanes::E2m1(Rounding::WithSign);
 
     fn of(global: f32) -> Self {
-        TorchAo { global }
+        TorchAo { global, is_tiny: (1.0 / global / LEAST).is_infinite() }
     }
 
     fn global(largest: f32) -> f32 {
@@ -247,7 +252,7 @@ impl Rule for TorchAo {
     #[inline(always)]
     fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
         let sixth = simd.div(ranges.high, simd.splat(6.0));
-        let scale = stored(simd, simd.div(sixth, divisor(simd, simd.splat(self.global))), 1.0 / 64.0);
+        let scale = stored(simd, simd.div(sixth, divisor(simd, simd.splat(self.global))), LEAST);
         let inverse = simd.div(simd.splat(1.0), divisor(simd, simd.splat(self.global)));
         Fit { scale, offset: simd.splat(0.0), factor: simd.div(inverse, scale) }
     }
@@ -259,8 +264,9 @@ impl Rule for TorchAo {
 
     #[inline(always)]
     fn lanes<S: Simd>(self, simd: S, x: S::F32, factor: S::F32, _: S::F32) -> S::I32 {
+        let number = simd.mul(x, factor);
         // 0 times an infinite factor is 0 all the same.
-        simd.bits(simd.select(simd.equal(x, simd.splat(0.0)), x, simd.mul(x, factor)))
+        simd.bits(if self.is_tiny { simd.select(simd.equal(x, simd.splat(0.0)), x, number) } else { number })
     }
 
     #[inline(always)]
@@ -293,7 +299,7 @@ impl Rule for Mlx {
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
     const NUMBERS: [f32; 16] = NUMBERS;
-    const E2M1: Option<Rounding> = Some(Rounding::TowardZero);
+    const LANES: Lanes = Lanes::E2m1(Rounding::TowardZero);
 
     fn of(largest: f32) -> Self {
         Mlx { largest }

@@ -9,7 +9,7 @@
 
 use super::{Context, Faults, Groups, Need, Range, Rows};
 use crate::kernels::decode::{Output, Shelf, Tables, Values};
-use crate::kernels::encode::{Fit, Input, LINE, Lines, Pieces, Place, Rule, TILE, Tiles, pack_pairs};
+use crate::kernels::encode::{Fit, Input, LINE, Lines, Pieces, Place, Rule, TILE, Tiles};
 use crate::kernels::nibbles::{Pack, UNSIGNED, Unpack};
 use crate::kernels::scales::{self, Load, Store};
 use crate::simd::{LANES, Simd};
@@ -279,7 +279,7 @@ impl<R: Rule, const HIGH_FIRST: bool> Place for Columns<'_, R, HIGH_FIRST> {
     #[inline(always)]
     fn codes<S: Simd>(&mut self, simd: S, line: usize, lanes: &[S::I32; 8]) {
         let mut bytes = [0; 64];
-        pack_pairs::<S, R>(simd, lanes, &mut bytes);
+        R::LANES.pack_pairs(simd, lanes, &mut bytes);
         let flip = Planar::<R, HIGH_FIRST>::FLIP * 0x11;
         let stored = bytes.map(|byte| if HIGH_FIRST { byte.rotate_left(4) } else { byte } ^ flip);
         self.packed[64 * line..][..64].copy_from_slice(&stored);

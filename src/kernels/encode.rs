@@ -12,6 +12,7 @@ use super::range::{INFINITE, Keys, Need, Range, Ranges, Running};
 use super::scales::round_to;
 use crate::level::Level;
 use crate::simd::e2m1::Rounding;
+use crate::simd::ranks::Ranks;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::spec::ScaleDtype;
 use std::borrow::Cow;
@@ -34,8 +35,8 @@ pub trait Rule: Copy + Default + Send + Sync + 'static {
     /// overflow.
     const MINIMUM: bool = false;
 
-    /// How numbers are rounded to codes, where these are E2M1.
-    const E2M1: Option<Rounding> = None;
+    /// What is packed.
+    const LANES: Lanes = Lanes::Codes;
 
     /// The rule for a tensor: `global` is the second level of its scales, 1 where there is none.
     fn of(_global: f32) -> Self {
@@ -51,7 +52,7 @@ pub trait Rule: Copy + Default + Send + Sync + 'static {
     fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, dtype: ScaleDtype) -> Fit<S>;
     /// Codes with the bias added; the caller clamps them to 0..=15.
     fn codes<S: Simd>(self, simd: S, x: S::F32, factor: S::F32, offset: S::F32) -> S::I32;
-    /// What is packed: the codes, or where codes are those of [`Rule::E2M1`] the bits of the numbers that are rounded to them.
+    /// What is packed, as [`Rule::LANES`] says.
     #[inline(always)]
     fn lanes<S: Simd>(self, simd: S, x: S::F32, factor: S::F32, offset: S::F32) -> S::I32 {
         self.codes(simd, x, factor, offset)
@@ -60,21 +61,26 @@ pub trait Rule: Copy + Default + Send + Sync + 'static {
     fn values<S: Simd>(self, simd: S, numbers: S::F32, scale: S::F32, offset: S::F32) -> S::F32;
 }
 
-/// As [`Simd::pack_pairs`], of [`Rule::lanes`].
-#[inline(always)]
-pub fn pack_pairs<S: Simd, R: Rule>(simd: S, lanes: &[S::I32; 8], packed: &mut [u8; 64]) {
-    match R::E2M1 {
-        None => simd.pack_pairs(lanes, packed),
-        Some(rounding) => simd.pack_e2m1_pairs(lanes, rounding, packed),
-    }
+/// What becomes nibbles: codes, or the bits of numbers where bytes are the better place to make codes of them.
+#[derive(Clone, Copy, Debug)]
+pub enum Lanes {
+    /// Codes.
+    Codes,
+    /// Numbers whose codes are E2M1.
+    E2m1(Rounding),
+    /// Numbers between steps; codes, where [`Simd::HAS_TABLES`].
+    Ranked(&'static Ranks),
 }
 
-/// As [`Simd::pack_halves`], of [`Rule::lanes`].
-#[inline(always)]
-pub fn pack_halves<S: Simd, R: Rule>(simd: S, lanes: &[S::I32; 8], packed: &mut [u8; 64]) {
-    match R::E2M1 {
-        None => simd.pack_halves(lanes, packed),
-        Some(rounding) => simd.pack_e2m1_halves(lanes, rounding, packed),
+impl Lanes {
+    /// As [`Simd::pack_pairs`].
+    #[inline(always)]
+    pub fn pack_pairs<S: Simd>(self, simd: S, lanes: &[S::I32; 8], packed: &mut [u8; 64]) {
+        match self {
+            Lanes::E2m1(rounding) => simd.pack_e2m1_pairs(lanes, rounding, packed),
+            Lanes::Ranked(ranks) if !S::HAS_TABLES => simd.pack_ranked_pairs(lanes, ranks, packed),
+            Lanes::Codes | Lanes::Ranked(_) => simd.pack_pairs(lanes, packed),
+        }
     }
 }
 
@@ -291,21 +297,21 @@ impl<R: Rule, P: Place, const VECTORS: usize> Kernel for Tiles<'_, R, P, VECTORS
                     }
                 }
             }
-            // One vector of sub-blocks, or two, so that no division waits for all the others.
-            let ends = high.as_chunks::<LANES>().0.iter().zip(low.as_chunks::<LANES>().0);
-            let of_blocks = factors.as_chunks_mut::<LANES>().0.iter_mut().zip(offsets.as_chunks_mut::<LANES>().0);
-            let tiles = tile.chunks_exact(VECTORS * LANES * LANES);
-            for (number, (((high, low), tile), (factors, offsets))) in (2 / VECTORS * index..).zip(ends.zip(tiles).zip(of_blocks)) {
-                let keys = Keys::<S>::transpose(simd, R::NEED, high, low).fold(simd, self.run);
+            // One vector of sub-blocks, or two, so that the divisions of both are under way at once.
+            let (high, low) = (high.as_chunks::<LANES>().0, low.as_chunks::<LANES>().0);
+            let (factors_of, offsets_of) = (factors.as_chunks_mut::<LANES>().0, offsets.as_chunks_mut::<LANES>().0);
+            for half in 0..2 / VECTORS {
+                let keys = Keys::<S>::transpose(simd, R::NEED, &high[half], &low[half]).fold(simd, self.run);
                 worst.element = simd.max_i32(worst.element, keys.worst(simd));
-                let fit = self.rule.fit(simd, keys.ranges(simd, R::NEED).settle(simd, R::NEED, tile, self.run), self.dtype);
+                let part = &tile[half * LANES * LANES..][..VECTORS * LANES * LANES];
+                let fit = self.rule.fit(simd, keys.ranges(simd, R::NEED).settle(simd, R::NEED, part, self.run), self.dtype);
                 worst.take(simd, round_to(simd, fit.scale, self.dtype));
                 if R::MINIMUM {
                     worst.take(simd, round_to(simd, fit.offset, self.dtype));
                 }
-                self.place.fit(simd, number, &fit, self.run);
-                simd.store(fit.factor, factors);
-                simd.store(fit.offset, offsets);
+                self.place.fit(simd, 2 / VECTORS * index + half, &fit, self.run);
+                simd.store(fit.factor, &mut factors_of[half]);
+                simd.store(fit.offset, &mut offsets_of[half]);
             }
             // A range does not check its counter for overflow, as `enumerate` does: then these loops are unrolled.
             for (line, vectors) in (0..TILE / LINE).zip(vectors.as_chunks::<8>().0) {

@@ -1,6 +1,7 @@
 //! AVX2 with F16C: a vector is two registers.
 
 use super::e2m1::{Rounding, cells};
+use super::ranks::{self, Ranks};
 use super::scalar::check_lines;
 use super::{Kernel, Simd};
 use std::arch::x86_64::*;
@@ -178,6 +179,11 @@ impl Simd for Avx2 {
                 pairs([e2m1(x[0], x[1], rounding), e2m1(x[2], x[3], rounding)], bytes);
             }
         }
+        fn pack_ranked_pairs(x: &[I32; 8], ranks: &Ranks, packed: &mut [u8; 64]) {
+            for (bytes, x) in packed.as_chunks_mut::<32>().0.iter_mut().zip(x.as_chunks::<4>().0) {
+                pairs([ranked([x[0], x[1]], ranks), ranked([x[2], x[3]], ranks)], bytes);
+            }
+        }
         fn pack_e2m1_halves(x: &[I32; 8], rounding: Rounding, packed: &mut [u8; 64]) {
             for (bytes, x) in packed.as_chunks_mut::<32>().0.iter_mut().zip(x.as_chunks::<4>().0) {
                 halves(e2m1(x[0], x[2], rounding), e2m1(x[1], x[3], rounding), bytes);
@@ -300,6 +306,74 @@ fn run_of(mut v: __m256i, run: usize) -> __m256i {
         v = _mm256_max_epi32(v, _mm256_permute2x128_si256::<0x01>(v, v));
     }
     v
+}
+
+/// The codes of 32 numbers between steps as bytes, in the order of [`clamped`].
+#[inline]
+#[target_feature(enable = "avx2")]
+fn ranked(x: [I32; 2], ranks: &Ranks) -> __m256i {
+    let Some(cells) = &ranks.cells else { return ranked_by_halving(x, ranks) };
+    let (a, b) = (units_of(x[0]), units_of(x[1]));
+    let nibbles = _mm256_set1_epi8(15);
+    // Eight bits for -1..1, and 1 becomes what is below it.
+    let bytes = _mm256_packs_epi16(_mm256_srai_epi16::<7>(a), _mm256_srai_epi16::<7>(b));
+    let index = _mm256_and_si256(_mm256_srli_epi16::<3>(bytes), nibbles);
+    let entries = |table: &[u8; 32]| {
+        let [negative, positive] = both_halves(table);
+        _mm256_blendv_epi8(_mm256_shuffle_epi8(positive, index), _mm256_shuffle_epi8(negative, index), bytes)
+    };
+    let (low, high) = (entries(&cells.low), entries(&cells.high));
+    let steps = [_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)];
+    let equal = _mm256_or_si256(_mm256_cmpeq_epi16(a, steps[0]), _mm256_cmpeq_epi16(b, steps[1]));
+    if _mm256_testz_si256(equal, equal) == 0 {
+        return ranked_by_halving(x, ranks);
+    }
+    // A mask is -1.
+    let above = _mm256_packs_epi16(_mm256_cmpgt_epi16(a, steps[0]), _mm256_cmpgt_epi16(b, steps[1]));
+    in_order(_mm256_sub_epi8(entries(&cells.below), above), ranks)
+}
+
+/// The units of 16 numbers: four of the one register, four of the other in each half.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn units_of(x: I32) -> __m256i {
+    // Above the units is the half of 768 that is left.
+    let units = |x| {
+        let sum = _mm256_add_ps(_mm256_castsi256_ps(x), _mm256_set1_ps(ranks::UNITS));
+        _mm256_sub_epi32(_mm256_castps_si256(sum), _mm256_castps_si256(_mm256_set1_ps(ranks::UNITS)))
+    };
+    _mm256_packs_epi32(units(x[0]), units(x[1]))
+}
+
+/// The same by way of ranks.
+#[inline]
+#[target_feature(enable = "avx2")]
+#[allow(unsafe_code, reason = "loads")]
+fn ranked_by_halving(x: [I32; 2], ranks: &Ranks) -> __m256i {
+    // SAFETY: eight floats are read from each half of sixteen.
+    let steps = unsafe { [_mm256_loadu_ps(ranks.steps.as_ptr()), _mm256_loadu_ps(ranks.steps[8..].as_ptr())] };
+    let of = |[a, b]: I32| by_halving([_mm256_castsi256_ps(a), _mm256_castsi256_ps(b)], steps);
+    in_order(clamped(of(x[0]), of(x[1])), ranks)
+}
+
+/// The codes of ranks.
+#[inline]
+#[target_feature(enable = "avx2")]
+#[allow(unsafe_code, reason = "a load")]
+fn in_order(found: __m256i, ranks: &Ranks) -> __m256i {
+    // SAFETY: 16 bytes are read, of an array of 16.
+    let order = unsafe { _mm_loadu_si128(ranks.order.as_ptr().cast()) };
+    _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(order), found)
+}
+
+/// Each half of a table, twice.
+#[inline]
+#[target_feature(enable = "avx2")]
+#[allow(unsafe_code, reason = "loads")]
+fn both_halves(table: &[u8; 32]) -> [__m256i; 2] {
+    // SAFETY: 16 bytes are read, from the beginning and from the middle of an array of 32.
+    let halves = unsafe { [_mm_loadu_si128(table.as_ptr().cast()), _mm_loadu_si128(table[16..].as_ptr().cast())] };
+    [_mm256_broadcastsi128_si256(halves[0]), _mm256_broadcastsi128_si256(halves[1])]
 }
 
 /// The rank by halving what is left: minus the number of steps found below tells where the next one is looked up.

@@ -26,9 +26,11 @@ pub mod e2m1;
 pub mod ieee;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
+pub mod ranks;
 pub(crate) mod scalar;
 
 use e2m1::Rounding;
+use ranks::Ranks;
 
 /// Lanes of a vector.
 pub const LANES: usize = 16;
@@ -215,6 +217,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
             *codes = e2m1::codes(self, self.as_f32(numbers), rounding);
         }
         self.pack_halves(&codes, packed);
+    }
+    /// The codes of 128 numbers between steps, whose bits these are, packed as by [`Simd::pack_pairs`].
+    #[inline(always)]
+    fn pack_ranked_pairs(self, numbers: &[Self::I32; 8], ranks: &Ranks, packed: &mut [u8; 64]) {
+        let mut codes = [self.splat_i32(0); 8];
+        for (codes, &numbers) in codes.iter_mut().zip(numbers) {
+            *codes = ranks.codes(self, self.as_f32(numbers));
+        }
+        self.pack_pairs(&codes, packed);
     }
     /// 16 codes from 8 bytes, the low nibble first. Only the low four bits of a lane count.
     fn unpack_pairs(self, packed: &[u8; 8]) -> Self::I32;
