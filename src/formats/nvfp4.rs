@@ -295,7 +295,11 @@ fn encode_tile<S: Simd>(simd: S, x: &[f32; TILE], blocks: &mut [[u8; BYTES]]) ->
         for ((lanes, x), (&largest, &byte)) in lanes.iter_mut().zip(groups).zip(largest.iter().zip(&bytes)) {
             if largest > LARGEST {
                 let codes = x.map(|x| nearest(x, e4m3(byte)));
-                *lanes = if S::HAS_TABLES { simd.load_i32(&codes) } else { simd.bits(simd.load(&codes.map(|code| E2m1::NUMBERS[code as usize]))) };
+                *lanes = if S::HAS_TABLES {
+                    simd.load_i32(&codes)
+                } else {
+                    simd.bits(simd.load(&codes.map(|code| E2m1::NUMBERS[code as usize])))
+                };
             }
         }
     }

@@ -524,13 +524,17 @@ fn halves(low: __m256i, high: __m256i, packed: &mut [u8; 32]) {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn e2m1(a: I32, b: I32, rounding: Rounding) -> __m256i {
-    let words = [_mm256_packs_epi32(cells_of(a[0], rounding), cells_of(a[1], rounding)), _mm256_packs_epi32(cells_of(b[0], rounding), cells_of(b[1], rounding))];
+    let words = [
+        _mm256_packs_epi32(cells_of(a[0], rounding), cells_of(a[1], rounding)),
+        _mm256_packs_epi32(cells_of(b[0], rounding), cells_of(b[1], rounding)),
+    ];
     let sizes = [_mm256_and_si256(words[0], _mm256_set1_epi16(cells::SIZE)), _mm256_and_si256(words[1], _mm256_set1_epi16(cells::SIZE))];
     let first = _mm256_set1_epi16(cells::FIRST);
     let bytes = _mm256_packs_epi16(_mm256_sub_epi16(sizes[0], first), _mm256_sub_epi16(sizes[1], first));
     let [c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13, c14, c15] = cells::CODES;
     let table = _mm256_setr_epi8(
-        c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13, c14, c15, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13, c14, c15,
+        c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13, c14, c15, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13,
+        c14, c15,
     );
     let index = _mm256_min_epi8(_mm256_max_epi8(bytes, _mm256_setzero_si256()), _mm256_set1_epi8(15));
     let code = _mm256_shuffle_epi8(table, index);
