@@ -159,7 +159,8 @@ impl<R: Header> Place for Slots<'_, R> {
         let mut packed = [0; 64];
         match R::LANES {
             Lanes::E2m1(rounding) => simd.pack_e2m1_halves(lanes, rounding, &mut packed),
-            _ => simd.pack_halves(lanes, &mut packed),
+            Lanes::Codes => simd.pack_halves(lanes, &mut packed),
+            Lanes::Ranked(_) => unreachable!("no format of ggml's blocks has numbers between steps"),
         }
         let bytes = 4 * Blocks::<R>::BYTES;
         let blocks = self.blocks[line * bytes..][..bytes].chunks_exact_mut(Blocks::<R>::BYTES);

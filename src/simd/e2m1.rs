@@ -117,3 +117,79 @@ pub(super) mod cells {
         codes
     };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::level::Level;
+    use crate::simd::{Kernel, LANES};
+    use proptest::prelude::*;
+
+    const NUMBERS: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+
+    /// By distances, which f64 holds exactly.
+    fn nearest(x: f32, rounding: Rounding) -> u8 {
+        let distance = |code: u8| (f64::from(NUMBERS[usize::from(code)]) - f64::from(x.abs().min(8.0))).abs();
+        let mut code = 0;
+        for other in 1..8 {
+            let is_even = rounding != Rounding::TowardZero && other % 2 == 0;
+            if distance(other) < distance(code) || is_even && distance(other) == distance(code) {
+                code = other;
+            }
+        }
+        let is_negative = match rounding {
+            Rounding::TowardZero => x < 0.0 && code > 0,
+            Rounding::HalfToEven => x < 0.0,
+            Rounding::WithSign => x.is_sign_negative(),
+        };
+        code | u8::from(is_negative) << 3
+    }
+
+    struct Pack<'a> {
+        x: &'a [f32; 128],
+        rounding: Rounding,
+    }
+
+    impl Kernel for Pack<'_> {
+        type Output = [[u8; 64]; 2];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Self::Output {
+            let mut bits = [simd.splat_i32(0); 8];
+            for (bits, x) in bits.iter_mut().zip(self.x.as_chunks::<LANES>().0) {
+                *bits = simd.bits(simd.load(x));
+            }
+            let mut packed = [[0; 64]; 2];
+            simd.pack_e2m1_pairs(&bits, self.rounding, &mut packed[0]);
+            simd.pack_e2m1_halves(&bits, self.rounding, &mut packed[1]);
+            packed
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 256 }))]
+
+        #[test]
+        fn codes_are_the_nearest(numbers in prop::collection::vec((any::<u32>(), 0..40usize, -2i32..3), 128)) {
+            // Ends and middles of the numbers and their neighbours, ordinary numbers, and any.
+            let x = std::array::from_fn(|i| {
+                let (bits, place, off) = numbers[i];
+                let near = [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0];
+                let x = match place {
+                    0..16 => f32::from_bits(near[place].to_bits().saturating_add_signed(off) | bits & 1 << 31),
+                    16..32 => (bits as f32 / u32::MAX as f32 - 0.5) * 16.0,
+                    _ => f32::from_bits(bits),
+                };
+                if x.is_nan() { -0.0 } else { x }
+            });
+            for rounding in [Rounding::TowardZero, Rounding::HalfToEven, Rounding::WithSign] {
+                let codes = x.map(|x| nearest(x, rounding));
+                let pairs: [u8; 64] = std::array::from_fn(|i| codes[2 * i] | codes[2 * i + 1] << 4);
+                let halves: [u8; 64] = std::array::from_fn(|i| codes[i / 16 * 32 + i % 16] | codes[i / 16 * 32 + i % 16 + 16] << 4);
+                for level in Level::available() {
+                    prop_assert!(level.run(Pack { x: &x, rounding }) == [pairs, halves], "{:?} {} {:?}", rounding, level.name(), x);
+                }
+            }
+        }
+    }
+}

@@ -200,7 +200,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn pack_pairs(self, codes: &[Self::I32; 8], packed: &mut [u8; 64]);
     /// Four blocks of 32 codes, clamped to 0..=15: byte j of a block holds code j low and code j + 16 high.
     fn pack_halves(self, codes: &[Self::I32; 8], packed: &mut [u8; 64]);
-    /// The E2M1 codes of 128 numbers, whose bits these are, packed as by [`Simd::pack_pairs`].
+    /// The E2M1 codes of 128 numbers, whose bits these are, packed as by [`Simd::pack_pairs`]. Any code where one is NaN.
     #[inline(always)]
     fn pack_e2m1_pairs(self, numbers: &[Self::I32; 8], rounding: Rounding, packed: &mut [u8; 64]) {
         let mut codes = [self.splat_i32(0); 8];
@@ -209,7 +209,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
         }
         self.pack_pairs(&codes, packed);
     }
-    /// The E2M1 codes of 128 numbers, whose bits these are, packed as by [`Simd::pack_halves`].
+    /// The E2M1 codes of 128 numbers, whose bits these are, packed as by [`Simd::pack_halves`]. Any code where one is NaN.
     #[inline(always)]
     fn pack_e2m1_halves(self, numbers: &[Self::I32; 8], rounding: Rounding, packed: &mut [u8; 64]) {
         let mut codes = [self.splat_i32(0); 8];
@@ -218,7 +218,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
         }
         self.pack_halves(&codes, packed);
     }
-    /// The codes of 128 numbers between steps, whose bits these are, packed as by [`Simd::pack_pairs`].
+    /// The codes of 128 numbers between steps, whose bits these are, packed as by [`Simd::pack_pairs`]. Any code where one is NaN or
+    /// beyond -2 and 2.
     #[inline(always)]
     fn pack_ranked_pairs(self, numbers: &[Self::I32; 8], ranks: &Ranks, packed: &mut [u8; 64]) {
         let mut codes = [self.splat_i32(0); 8];

@@ -10,7 +10,7 @@ pub struct Ranks {
     /// The codes, ascending with their intervals.
     pub order: [u8; 16],
     /// Where steps lie so far apart that this serves to find codes faster.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for levels that do better with bytes"))]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for levels that do better with bytes"))]
     pub(super) cells: Option<Cells>,
 }
 
@@ -18,6 +18,7 @@ pub struct Ranks {
 ///
 /// Numbers are counted in units of 2^-14 there. Whoever counts as many units as the step of its cell may be on either side of it.
 #[derive(Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for levels that do better with bytes"))]
 pub(super) struct Cells {
     /// The units of the step, low bytes; more than any number has where there is none.
     pub low: [u8; 32],
@@ -34,7 +35,11 @@ pub(super) const UNITS: f32 = 768.0;
 const WIDTH: u32 = 10;
 
 impl Ranks {
-    /// Of steps and the codes of the intervals between them.
+    /// Of steps from -1 to 1, and the codes of the intervals between them.
+    ///
+    /// # Panics
+    ///
+    /// Where a step is beyond -1 and 1.
     pub const fn new(steps: [f32; 16], order: [u8; 16]) -> Self {
         Ranks { steps, order, cells: cells(&steps) }
     }
@@ -91,4 +96,66 @@ const fn cells(steps: &[f32; 16]) -> Option<Cells> {
     }
     assert!(rank == 15, "steps lie between -1 and 1");
     Some(cells)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::level::Level;
+    use crate::simd::{Kernel, LANES};
+    use proptest::prelude::*;
+
+    struct Pack<'a> {
+        x: &'a [f32; 128],
+        ranks: &'a Ranks,
+    }
+
+    impl Kernel for Pack<'_> {
+        type Output = [u8; 64];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> [u8; 64] {
+            let mut bits = [simd.splat_i32(0); 8];
+            for (bits, x) in bits.iter_mut().zip(self.x.as_chunks::<LANES>().0) {
+                *bits = simd.bits(simd.load(x));
+            }
+            let mut packed = [0; 64];
+            simd.pack_ranked_pairs(&bits, self.ranks, &mut packed);
+            packed
+        }
+    }
+
+    fn number() -> impl Strategy<Value = f32> {
+        prop_oneof![4 => -1.0f32..=1.0, 1 => -1e-4f32..1e-4, 1 => prop::sample::select(vec![0.0, -0.0, 1.0, -1.0, 1e-45, 1.0 + f32::EPSILON])]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 256 }))]
+
+        #[test]
+        fn codes_are_those_of_the_steps_below(
+            mut steps in prop::array::uniform16(-0.99f32..0.99),
+            is_wide: bool,
+            order in Just([0u8, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]).prop_shuffle(),
+            numbers in prop::collection::vec((number(), 0..30usize, -1i32..2), 128),
+        ) {
+            if is_wide {
+                // Two cells for each.
+                steps = std::array::from_fn(|i| (i as f32 - 7.5) / 8.0 + (steps[i] + 1.0) / 32.1);
+            }
+            steps[..15].sort_by(f32::total_cmp);
+            let ranks = Ranks::new(steps, order);
+            prop_assert!(ranks.cells.is_some() || !is_wide);
+            let x = std::array::from_fn(|i| {
+                let (number, place, off) = numbers[i];
+                // At a step, or beside it.
+                if place < 15 { f32::from_bits(steps[place].to_bits().wrapping_add_signed(off)) } else { number }
+            });
+            let codes = x.map(|x| order[steps[..15].iter().filter(|&&step| step < x).count()]);
+            let expected: [u8; 64] = std::array::from_fn(|i| codes[2 * i] | codes[2 * i + 1] << 4);
+            for level in Level::available() {
+                prop_assert!(level.run(Pack { x: &x, ranks: &ranks }) == expected, "{} {:?} {:?}", level.name(), ranks, x);
+            }
+        }
+    }
 }
