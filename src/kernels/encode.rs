@@ -100,7 +100,7 @@ const fn numbers(codes: [i8; 16]) -> [f32; 16] {
 pub struct Fit<S: Simd> {
     /// The scale, before or after it is rounded to the dtype that stores it.
     pub scale: S::F32,
-    /// The zero point or the minimum; 0 in a symmetric scheme.
+    /// The zero point or the minimum; in a symmetric scheme 0, or what else codes are made with.
     pub offset: S::F32,
     /// What codes are made with: what an element is multiplied by, or divided by.
     pub factor: S::F32,

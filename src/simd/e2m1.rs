@@ -88,7 +88,7 @@ pub(super) mod cells {
     /// What is added to the bits before they are shifted, so that a cell is rounded up.
     pub(crate) const UP: i32 = (1 << SHIFT) - 1;
 
-    /// The midpoint below which ties belong to the lower of two codes has this bit clear, the other ones have it set.
+    /// The bit that is set in the midpoints above an odd code, whose ties belong to the next one, and clear in the others.
     pub(crate) const ODD: i32 = 22;
 
     /// The bits of a cell without its sign.
