@@ -246,18 +246,19 @@ impl Job<'_> {
     fn largest(&self) -> Result<(f32, bool)> {
         let all = Mutex::new((0.0f32, false));
         pool::for_each(self.grid.tasks(), self.run.threads, self.run.interrupted, |(start, len)| {
-            let mut scratch = Vec::new();
+            let (mut scratch, mut own) = (Vec::new(), (0.0f32, false));
             for at in (start..start + len).step_by(self.span) {
                 let x = self.loaded(at, self.span.min(start + len - at), &mut scratch);
                 let (largest, fault) = if self.policy.is_some() {
                     (largest_finite(x), false)
                 } else {
-                    let (range, fault) = self.run.level.run(RangeOf { x, need: Need::WithZero });
-                    (range.high.max(-range.low), fault)
+                    let (range, fault) = self.run.level.run(RangeOf { x, need: Need::Magnitude });
+                    (range.high, fault)
                 };
-                let mut all = all.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                *all = (all.0.max(largest), all.1 | fault);
+                own = (own.0.max(largest), own.1 | fault);
             }
+            let mut all = all.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            *all = (all.0.max(own.0), all.1 | own.1);
         })?;
         Ok(all.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()))
     }
@@ -656,8 +657,8 @@ pub fn largest(source: &Source<'_>, run: &Run<'_>) -> Result<f32> {
     pool::for_each(tasks, run.threads, run.interrupted, |(start, len)| {
         let mut x = vec![0.0; len];
         source.load(run.level, start, &mut x);
-        let (range, fault) = run.level.run(RangeOf { x: &x, need: Need::WithZero });
-        let largest = if fault { largest_finite(&x) } else { range.high.max(-range.low) };
+        let (range, fault) = run.level.run(RangeOf { x: &x, need: Need::Magnitude });
+        let largest = if fault { largest_finite(&x) } else { range.high };
         let mut all = all.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         *all = all.max(largest);
     })?;

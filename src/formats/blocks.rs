@@ -6,7 +6,7 @@
 
 use super::{Context, Faults, Groups, Need, Range, Rows};
 use crate::kernels::decode::{Output, Shelf, Tables, Values};
-use crate::kernels::encode::{Fit, Input, Pieces, Place, Rule, TILE, Tiles};
+use crate::kernels::encode::{Fit, Input, Lanes, Pieces, Place, Rule, TILE, Tiles};
 use crate::kernels::scales::{self, Load, Store};
 use crate::kernels::stream::Front;
 use crate::simd::Simd;
@@ -161,9 +161,13 @@ impl<R: Header> Place for Slots<'_, R> {
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(&mut self, simd: S, line: usize, codes: &[S::I32; 8]) {
+    fn codes<S: Simd>(&mut self, simd: S, line: usize, lanes: &[S::I32; 8]) {
         let mut packed = [0; 64];
-        simd.pack_halves(codes, &mut packed);
+        match R::LANES {
+            Lanes::E2m1(rounding) => simd.pack_e2m1_halves(lanes, rounding, &mut packed),
+            Lanes::Codes => simd.pack_halves(lanes, &mut packed),
+            Lanes::Ranked(_) => unreachable!("no format of ggml's blocks has numbers between steps"),
+        }
         let blocks = self.blocks.last(16 * Blocks::<R>::BYTES).chunks_exact_mut(Blocks::<R>::BYTES).skip(line % 4 * 4);
         for (block, packed) in blocks.zip(packed.as_chunks::<{ BLOCK / 2 }>().0) {
             block[R::BYTES..].copy_from_slice(packed);

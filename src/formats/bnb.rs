@@ -30,13 +30,14 @@ use super::planar::Planar;
 use super::{Context, Faults, Groups, Need, Nest, Range, Rows};
 use crate::kernels::codebooks;
 use crate::kernels::decode::Output;
-use crate::kernels::encode::{Fit, Input, Rule};
+use crate::kernels::encode::{Fit, Input, Lanes, Rule};
 use crate::kernels::lanes::clamp;
 use crate::kernels::nibbles::UNSIGNED;
 use crate::kernels::range::Ranges;
 use crate::level::Level;
 use crate::search;
 use crate::simd::Simd;
+use crate::simd::ranks::Ranks;
 use crate::spec::{Choice, Codebook, Extent, GroupSizes, NESTED, Part, PartDtype, ScaleDtype, Scheme, Shapes, Spec};
 use std::marker::PhantomData;
 use std::sync::LazyLock;
@@ -94,18 +95,16 @@ const LEAST: f32 = 1e-38;
 pub(super) trait Table: Copy + Default + Send + Sync + 'static {
     /// The number of each code.
     const NUMBERS: [f32; 16];
-    /// Codes by their numbers, ascending.
-    const ORDER: [u8; 16];
     /// The search falls into 16 buckets, number round(v * `BUCKETS` + `SHIFT`), v limited to -`LIMIT`..=`LIMIT`.
     const BUCKETS: f32;
     /// See [`Table::BUCKETS`].
     const SHIFT: f32;
     /// See [`Table::BUCKETS`]; 1 where the buckets hold all of -1..=1.
     const LIMIT: f32 = 1.0;
-    /// The middles between neighbours, and a lane that fills the vector.
-    const MIDDLES: [f32; 16] = middles(Self::NUMBERS, Self::ORDER);
-    /// They by bucket: at most two each.
-    const SEARCH: Search = search(Self::MIDDLES, Self::BUCKETS, Self::SHIFT, Self::LIMIT);
+    /// The middles between neighbours, and the codes of what lies between these.
+    const RANKS: &'static Ranks;
+    /// The middles by bucket: at most two each.
+    const SEARCH: Search = search(Self::RANKS.steps, Self::BUCKETS, Self::SHIFT, Self::LIMIT);
 }
 
 /// What is looked up by bucket.
@@ -162,7 +161,7 @@ pub(super) struct Nf4;
 
 impl Table for Nf4 {
     const NUMBERS: [f32; 16] = codebooks::NF4;
-    const ORDER: [u8; 16] = codebooks::ASCENDING;
+    const RANKS: &'static Ranks = &Ranks::new(middles(codebooks::NF4, codebooks::ASCENDING), codebooks::ASCENDING);
     const BUCKETS: f32 = 7.4;
     const SHIFT: f32 = 7.5;
 }
@@ -172,7 +171,7 @@ pub(super) struct Fp4;
 
 impl Table for Fp4 {
     const NUMBERS: [f32; 16] = codebooks::FP4;
-    const ORDER: [u8; 16] = codebooks::FP4_ORDER;
+    const RANKS: &'static Ranks = &Ranks::new(middles(codebooks::FP4, codebooks::FP4_ORDER), codebooks::FP4_ORDER);
     // Bucket 8 begins between -1/384 and 0 and ends before the middle of 1/192 and 1/6.
     const BUCKETS: f32 = 11.6;
     const SHIFT: f32 = 7.515;
@@ -183,17 +182,24 @@ impl Table for Fp4 {
 #[derive(Clone, Copy, Default)]
 pub(super) struct Absmax<T, const SHORT: bool>(PhantomData<T>);
 
+impl<T, const SHORT: bool> Absmax<T, SHORT> {
+    #[inline(always)]
+    fn number<S: Simd>(simd: S, x: S::F32, factor: S::F32) -> S::F32 {
+        if SHORT { simd.div(x, factor) } else { simd.mul(x, factor) }
+    }
+}
+
 impl<T: Table, const SHORT: bool> Rule for Absmax<T, SHORT> {
-    const NEED: Need = Need::WithZero;
+    const NEED: Need = Need::Magnitude;
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
     const NUMBERS: [f32; 16] = T::NUMBERS;
+    const LANES: Lanes = Lanes::Ranked(T::RANKS);
 
     #[inline(always)]
     fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
         let (zero, least) = (simd.splat(0.0), simd.splat(LEAST));
-        let negated = simd.sub(zero, ranges.low);
-        let absmax = simd.select(simd.less(ranges.high, negated), negated, ranges.high);
+        let absmax = ranges.high;
         // What is not finite stays, to be found.
         let divisor = simd.select(simd.less(absmax, least), least, absmax);
         if SHORT {
@@ -204,13 +210,13 @@ impl<T: Table, const SHORT: bool> Rule for Absmax<T, SHORT> {
 
     #[inline(always)]
     fn codes<S: Simd>(self, simd: S, x: S::F32, factor: S::F32, _: S::F32) -> S::I32 {
-        let v = if SHORT { simd.div(x, factor) } else { simd.mul(x, factor) };
-        let rank = if S::HAS_TABLES { by_bucket::<S, T>(simd, v) } else { simd.rank(v, simd.load(&T::MIDDLES)) };
-        let order = T::ORDER.map(i32::from);
-        if order == UNSIGNED.map(i32::from) {
-            return rank;
-        }
-        simd.bits(simd.look_up(simd.as_f32(simd.load_i32(&order)), rank))
+        let v = Self::number(simd, x, factor);
+        if S::HAS_TABLES { T::RANKS.codes_of_ranks(simd, by_bucket::<S, T>(simd, v)) } else { T::RANKS.codes(simd, v) }
+    }
+
+    #[inline(always)]
+    fn lanes<S: Simd>(self, simd: S, x: S::F32, factor: S::F32, offset: S::F32) -> S::I32 {
+        if S::HAS_TABLES { self.codes(simd, x, factor, offset) } else { simd.bits(Self::number(simd, x, factor)) }
     }
 
     #[inline(always)]

@@ -58,7 +58,7 @@ impl Rows for Iq4Xs {
     }
 
     fn need(&self) -> Need {
-        Need::WithZero
+        Need::Magnitude
     }
 
     fn quantize(&self, context: Context, x: &[f32], _: Option<Range>, groups: &mut Groups) -> Faults {

@@ -17,23 +17,24 @@
 //! `compressors/mx_utils.py`; pytorch/ao `torchao/prototype/mx_formats/mx_tensor.py`.
 
 use super::blocks::{BLOCK, Blocks, Header};
-use super::e2m1::{HalfToEven, NUMBERS, NUMBERS_WITHOUT_NEGATIVE_ZERO, Rounding, TowardZero, WithSign};
+use super::e2m1::{NUMBERS, NUMBERS_WITHOUT_NEGATIVE_ZERO};
 use super::planar::Planar;
-use crate::kernels::encode::{Fit, Rule};
+use crate::kernels::encode::{Fit, Lanes, Rule};
 use crate::kernels::nibbles::UNSIGNED;
 use crate::kernels::range::{Need, Ranges};
 use crate::simd::Simd;
+use crate::simd::e2m1::{self, Rounding};
 use crate::spec::{Choice, Codebook, Extent, GroupSizes, Part, PartDtype, ScaleDtype, ScaleRule, Scheme, Spec};
 use std::marker::PhantomData;
 
-pub(super) static GGUF: Blocks<Mxfp4<FloorOfLog2, TowardZero>> = Blocks::new(&GGUF_SPEC);
-pub(super) static GPT_OSS: Planar<Mxfp4<Even, HalfToEven>> = Planar::new(&GPT_OSS_SPEC);
-pub(super) static MLX: Planar<Mxfp4<RoundUp, TowardZero>> = Planar::new(&MLX_SPEC);
-pub(super) static COMPRESSED_TENSORS: Planar<Mxfp4<Even, HalfToEven>> = Planar::new(&COMPRESSED_TENSORS_SPEC);
-pub(super) static TORCHAO_FLOOR: Planar<Mxfp4<Floor, WithSign>> = Planar::new(&TORCHAO_FLOOR_SPEC);
-pub(super) static TORCHAO_RCEIL: Planar<Mxfp4<CeilOfLog2, WithSign>> = Planar::new(&TORCHAO_RCEIL_SPEC);
-pub(super) static TORCHAO_CEIL: Planar<Mxfp4<Ceil, WithSign>> = Planar::new(&TORCHAO_CEIL_SPEC);
-pub(super) static TORCHAO_EVEN: Planar<Mxfp4<EvenNormal, WithSign>> = Planar::new(&TORCHAO_EVEN_SPEC);
+pub(super) static GGUF: Blocks<Mxfp4<FloorOfLog2>> = Blocks::new(&GGUF_SPEC);
+pub(super) static GPT_OSS: Planar<Mxfp4<Even>> = Planar::new(&GPT_OSS_SPEC);
+pub(super) static MLX: Planar<Mxfp4<RoundUp>> = Planar::new(&MLX_SPEC);
+pub(super) static COMPRESSED_TENSORS: Planar<Mxfp4<Even>> = Planar::new(&COMPRESSED_TENSORS_SPEC);
+pub(super) static TORCHAO_FLOOR: Planar<Mxfp4<Floor>> = Planar::new(&TORCHAO_FLOOR_SPEC);
+pub(super) static TORCHAO_RCEIL: Planar<Mxfp4<CeilOfLog2>> = Planar::new(&TORCHAO_RCEIL_SPEC);
+pub(super) static TORCHAO_CEIL: Planar<Mxfp4<Ceil>> = Planar::new(&TORCHAO_CEIL_SPEC);
+pub(super) static TORCHAO_EVEN: Planar<Mxfp4<EvenNormal>> = Planar::new(&TORCHAO_EVEN_SPEC);
 
 /// What the formats have in common.
 const COMMON: Spec = Spec {
@@ -110,10 +111,12 @@ static COMPRESSED_TENSORS_SPEC: Spec = Spec {
 
 /// The numerics of one encoder; all decoders agree but for the sign of a zero.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Mxfp4<E, R>(PhantomData<(E, R)>);
+pub(super) struct Mxfp4<E>(PhantomData<E>);
 
 /// How the exponent follows from the largest magnitude of a group.
 pub(super) trait Exponent: Copy + Default + Send + Sync + 'static {
+    /// How numbers are rounded.
+    const ROUNDING: Rounding;
     /// Whether code 8 decodes to +0.0 at home.
     const NO_NEGATIVE_ZERO: bool = false;
     /// What elements are multiplied by where the byte is 0.
@@ -128,6 +131,7 @@ pub(super) trait Exponent: Copy + Default + Send + Sync + 'static {
 pub(super) struct FloorOfLog2;
 
 impl Exponent for FloorOfLog2 {
+    const ROUNDING: Rounding = Rounding::TowardZero;
     const NO_NEGATIVE_ZERO: bool = true;
 
     #[inline(always)]
@@ -163,6 +167,8 @@ fn correct_fields(fields: &mut [i32; 16], largest: &[f32; 16]) {
 pub(super) struct Even;
 
 impl Exponent for Even {
+    const ROUNDING: Rounding = Rounding::HalfToEven;
+
     #[inline(always)]
     fn bytes<S: Simd>(simd: S, largest: S::F32) -> S::I32 {
         let bits = simd.add_i32(simd.bits(largest), simd.splat_i32(0x0020_0000));
@@ -175,6 +181,8 @@ impl Exponent for Even {
 pub(super) struct RoundUp;
 
 impl Exponent for RoundUp {
+    const ROUNDING: Rounding = Rounding::TowardZero;
+
     #[inline(always)]
     fn bytes<S: Simd>(simd: S, largest: S::F32) -> S::I32 {
         let zero = simd.splat(0.0);
@@ -191,6 +199,7 @@ impl Exponent for RoundUp {
 pub(super) struct Floor;
 
 impl Exponent for Floor {
+    const ROUNDING: Rounding = Rounding::WithSign;
     const LARGEST_FACTOR: f32 = f32::from_bits(253 << 23);
 
     #[inline(always)]
@@ -204,6 +213,7 @@ impl Exponent for Floor {
 pub(super) struct Ceil;
 
 impl Exponent for Ceil {
+    const ROUNDING: Rounding = Rounding::WithSign;
     const LARGEST_FACTOR: f32 = f32::from_bits(253 << 23);
 
     #[inline(always)]
@@ -218,6 +228,7 @@ impl Exponent for Ceil {
 pub(super) struct EvenNormal;
 
 impl Exponent for EvenNormal {
+    const ROUNDING: Rounding = Rounding::WithSign;
     const LARGEST_FACTOR: f32 = f32::from_bits(253 << 23);
 
     #[inline(always)]
@@ -232,6 +243,7 @@ impl Exponent for EvenNormal {
 pub(super) struct CeilOfLog2;
 
 impl Exponent for CeilOfLog2 {
+    const ROUNDING: Rounding = Rounding::WithSign;
     const LARGEST_FACTOR: f32 = 1.0;
 
     #[inline(always)]
@@ -264,18 +276,17 @@ fn correct_bytes(bytes: &mut [i32; 16], targets: &[f32; 16]) {
     }
 }
 
-impl<E: Exponent, R: Rounding> Rule for Mxfp4<E, R> {
-    const NEED: Need = Need::WithZero;
+impl<E: Exponent> Rule for Mxfp4<E> {
+    const NEED: Need = Need::Magnitude;
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
+    const LANES: Lanes = Lanes::E2m1(E::ROUNDING);
     const NUMBERS: [f32; 16] = if E::NO_NEGATIVE_ZERO { NUMBERS_WITHOUT_NEGATIVE_ZERO } else { NUMBERS };
 
     #[inline(always)]
     fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
         let zero = simd.splat(0.0);
-        let negated = simd.sub(zero, ranges.low);
-        let largest = simd.select(simd.less(ranges.high, negated), negated, ranges.high);
-        let byte = simd.max_i32(E::bytes(simd, largest), simd.splat_i32(0));
+        let byte = simd.max_i32(E::bytes(simd, ranges.high), simd.splat_i32(0));
         // 2^-127 has no exponent field of its own.
         let smallest = simd.and(simd.equal(simd.to_f32(byte), zero), simd.splat_i32(0x0040_0000));
         let scale = simd.as_f32(simd.or(simd.shift_left(byte, 23), smallest));
@@ -287,7 +298,12 @@ impl<E: Exponent, R: Rounding> Rule for Mxfp4<E, R> {
 
     #[inline(always)]
     fn codes<S: Simd>(self, simd: S, x: S::F32, inverse: S::F32, _: S::F32) -> S::I32 {
-        R::codes(simd, simd.mul(x, inverse))
+        e2m1::codes(simd, simd.mul(x, inverse), E::ROUNDING)
+    }
+
+    #[inline(always)]
+    fn lanes<S: Simd>(self, simd: S, x: S::F32, inverse: S::F32, _: S::F32) -> S::I32 {
+        simd.bits(simd.mul(x, inverse))
     }
 
     #[inline(always)]
@@ -296,6 +312,6 @@ impl<E: Exponent, R: Rounding> Rule for Mxfp4<E, R> {
     }
 }
 
-impl<E: Exponent, R: Rounding> Header for Mxfp4<E, R> {
+impl<E: Exponent> Header for Mxfp4<E> {
     const DTYPE: ScaleDtype = ScaleDtype::E8m0;
 }

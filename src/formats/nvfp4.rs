@@ -21,6 +21,7 @@ use crate::kernels::lanes::magnitude;
 use crate::kernels::nibbles::UNSIGNED;
 use crate::kernels::range::INFINITE;
 use crate::kernels::scales::{e4m3, e4m3_bits, e4m3_magnitudes};
+use crate::simd::e2m1::Rounding;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::spec::{Codebook, Extent, GroupSizes, Part, PartDtype, ScaleDtype, Scheme, Spec};
 
@@ -67,7 +68,7 @@ impl Rows for Nvfp4 {
     }
 
     fn need(&self) -> Need {
-        Need::WithZero
+        Need::Magnitude
     }
 
     fn quantize(&self, context: Context, x: &[f32], _: Option<Range>, groups: &mut Groups) -> Faults {
@@ -210,13 +211,12 @@ const TABLES: ([f32; 16], [f32; 16]) = {
     (midpoints, below)
 };
 
-/// Codes of 16 elements: how many midpoints are below. The product of scale and midpoint is exact; that of an element and the reciprocal
+/// Codes of 16 elements, where looking up is cheaper than dividing: how many midpoints are below. The product of scale and midpoint is exact; that of an element and the reciprocal
 /// of the scale is near the quotient and tells which midpoint to ask for.
 #[inline(always)]
 fn codes_of<S: Simd>(simd: S, x: S::F32, scale: S::F32, inverse: S::F32) -> S::I32 {
     let size = magnitude(simd, x);
-    let quotient = simd.mul(size, inverse);
-    let (midpoint, below) = if S::HAS_TABLES { by_cell(simd, quotient) } else { by_step(simd, quotient) };
+    let (midpoint, below) = by_cell(simd, simd.mul(size, inverse));
     let is_above = simd.less(simd.mul(scale, midpoint), size);
     let code = simd.add_i32(below, simd.and(is_above, simd.splat_i32(1)));
     // What rounds to zero has no sign: bit 3 of the sum is set from code 1 on.
@@ -233,28 +233,6 @@ fn by_cell<S: Simd>(simd: S, quotient: S::F32) -> (S::F32, S::I32) {
     let index = simd.max_i32(simd.xor(cell, simd.splat_i32(-1)), simd.splat_i32(!*CELLS.end()));
     (simd.look_up(midpoints, index), simd.bits(simd.look_up(below, index)))
 }
-
-/// The midpoint above the number that is next below a quotient, and the code of that number. Where the quotient is taken for one on the
-/// other side of a number, its own midpoint and this one are on the same side of it.
-///
-/// From 1 on a number is an exponent and one bit of the mantissa. Below, numbers are as far apart as from there on: 1 is added.
-#[inline(always)]
-fn by_step<S: Simd>(simd: S, quotient: S::F32) -> (S::F32, S::I32) {
-    let is_below_one = simd.less(quotient, simd.splat(1.0));
-    let one = simd.and(is_below_one, simd.splat_i32(ONE));
-    let bits = simd.min_i32(simd.bits(simd.add(quotient, simd.as_f32(one))), simd.splat_i32(BELOW_SIX));
-    let middle = simd.or(simd.and(bits, simd.splat_i32(-1 << 22)), simd.splat_i32(1 << 21));
-    let midpoint = simd.sub(simd.as_f32(middle), simd.as_f32(one));
-    // 1 is code 2, and a mask is -1.
-    let code_of_one = simd.add_i32(simd.splat_i32(2 - (ONE >> 22)), simd.add_i32(is_below_one, is_below_one));
-    (midpoint, simd.add_i32(simd.shift_right(bits, 22), code_of_one))
-}
-
-/// The bits of 1.0.
-const ONE: i32 = 1.0f32.to_bits().cast_signed();
-
-/// The bits of the largest number below 6.
-const BELOW_SIX: i32 = 6.0f32.to_bits().cast_signed() - 1;
 
 struct Encode<'a> {
     x: &'a [f32],
@@ -303,21 +281,35 @@ fn encode_tile<S: Simd>(simd: S, x: &[f32; TILE], blocks: &mut [[u8; BYTES]]) ->
     let scales = simd.select(simd.less(simd.splat(0.0), scales), scales, simd.splat(f32::INFINITY));
     let (mut all, mut inverses) = ([0.0; LANES], [0.0; LANES]);
     simd.store(scales, &mut all);
-    simd.store(simd.div(simd.splat(1.0), scales), &mut inverses);
-    let mut codes = [simd.splat_i32(0); LANES];
-    for ((codes, x), (&scale, &inverse)) in codes.iter_mut().zip(groups).zip(all.iter().zip(&inverses)) {
-        *codes = codes_of(simd, simd.load(x), simd.splat(scale), simd.splat(inverse));
+    if S::HAS_TABLES {
+        simd.store(simd.div(simd.splat(1.0), scales), &mut inverses);
+    }
+    // Codes, or the bits of the quotients. An element that is above a midpoint, if only by its last bit, has a quotient above it too:
+    // a scale has four bits, and the gap between the two is more than half the distance between floats there.
+    let mut lanes = [simd.splat_i32(0); LANES];
+    for ((lanes, x), (&scale, &inverse)) in lanes.iter_mut().zip(groups).zip(all.iter().zip(&inverses)) {
+        let (x, scale) = (simd.load(x), simd.splat(scale));
+        *lanes = if S::HAS_TABLES { codes_of(simd, x, scale, simd.splat(inverse)) } else { simd.bits(simd.div(x, scale)) };
     }
     if largest.iter().any(|&largest| largest > LARGEST) {
-        for ((codes, x), (&largest, &byte)) in codes.iter_mut().zip(groups).zip(largest.iter().zip(&bytes)) {
+        for ((lanes, x), (&largest, &byte)) in lanes.iter_mut().zip(groups).zip(largest.iter().zip(&bytes)) {
             if largest > LARGEST {
-                *codes = simd.load_i32(&x.map(|x| nearest(x, e4m3(byte))));
+                let codes = x.map(|x| nearest(x, e4m3(byte)));
+                *lanes = if S::HAS_TABLES {
+                    simd.load_i32(&codes)
+                } else {
+                    simd.bits(simd.load(&codes.map(|code| E2m1::NUMBERS[code as usize])))
+                };
             }
         }
     }
     let mut packed = [0; LANES * CODES];
-    for (packed, codes) in packed.as_chunks_mut::<64>().0.iter_mut().zip(codes.as_chunks::<8>().0) {
-        simd.pack_halves(codes, packed);
+    for (packed, lanes) in packed.as_chunks_mut::<64>().0.iter_mut().zip(lanes.as_chunks::<8>().0) {
+        if S::HAS_TABLES {
+            simd.pack_halves(lanes, packed);
+        } else {
+            simd.pack_e2m1_halves(lanes, Rounding::TowardZero, packed);
+        }
     }
     // Two groups share these bytes, one in the low nibbles; each gets bytes of its own.
     for pair in packed.as_chunks_mut::<{ 2 * CODES }>().0 {

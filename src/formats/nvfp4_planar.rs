@@ -15,13 +15,13 @@
 //! Sources: vllm-project/compressed-tensors `compressors/nvfp4`; NVIDIA/TensorRT-Model-Optimizer `qtensor/nvfp4_tensor.py`;
 //! pytorch/ao `mx_formats/nvfp4_tensor.py`; ml-explore/mlx `mlx/backend/cpu/quantized.cpp`.
 
-use super::e2m1::{HalfToEven, NUMBERS, NUMBERS_WITHOUT_NEGATIVE_ZERO, Rounding, TowardZero, WithSign};
+use super::e2m1::{NUMBERS, NUMBERS_WITHOUT_NEGATIVE_ZERO};
 use super::planar::Planar;
-use crate::kernels::encode::{Fit, Rule};
-use crate::kernels::lanes::magnitude;
+use crate::kernels::encode::{Fit, Lanes, Rule};
 use crate::kernels::nibbles::UNSIGNED;
 use crate::kernels::range::{Need, Ranges};
 use crate::kernels::scales::round_to_e4m3;
+use crate::simd::e2m1::{self, Rounding};
 use crate::simd::{LANES, Simd};
 use crate::spec::{Choice, Codebook, Extent, Global, GroupSizes, Part, PartDtype, ScaleDtype, Scheme, Spec};
 
@@ -102,13 +102,6 @@ static MLX_SPEC: Spec = Spec {
     ..COMMON
 };
 
-/// The largest magnitude of each group.
-#[inline(always)]
-fn largest<S: Simd>(simd: S, ranges: Ranges<S>) -> S::F32 {
-    let negated = simd.sub(simd.splat(0.0), ranges.low);
-    simd.select(simd.less(ranges.high, negated), negated, ranges.high)
-}
-
 /// The nearest 8-bit float, at least `least` and at most 448.
 #[inline(always)]
 fn stored<S: Simd>(simd: S, v: S::F32, least: f32) -> S::F32 {
@@ -135,10 +128,11 @@ impl Default for CompressedTensors {
 }
 
 impl Rule for CompressedTensors {
-    const NEED: Need = Need::WithZero;
+    const NEED: Need = Need::Magnitude;
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
     const NUMBERS: [f32; 16] = NUMBERS;
+    const LANES: Lanes = Lanes::E2m1(Rounding::HalfToEven);
 
     fn of(global: f32) -> Self {
         CompressedTensors { global }
@@ -152,14 +146,19 @@ impl Rule for CompressedTensors {
     #[inline(always)]
     fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
         let (zero, global) = (simd.splat(0.0), simd.splat(self.global));
-        let scale = stored(simd, simd.mul(global, simd.div(largest(simd, ranges), simd.splat(6.0))), 0.0);
+        let scale = stored(simd, simd.mul(global, simd.div(ranges.high, simd.splat(6.0))), 0.0);
         let scale = simd.select(simd.equal(scale, zero), simd.splat(0.125), scale);
         Fit { scale, offset: zero, factor: simd.div(scale, global) }
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(self, simd: S, x: S::F32, effective: S::F32, _: S::F32) -> S::I32 {
-        HalfToEven::codes(simd, simd.div(x, effective))
+    fn codes<S: Simd>(self, simd: S, x: S::F32, effective: S::F32, offset: S::F32) -> S::I32 {
+        e2m1::codes(simd, simd.as_f32(self.lanes(simd, x, effective, offset)), Rounding::HalfToEven)
+    }
+
+    #[inline(always)]
+    fn lanes<S: Simd>(self, simd: S, x: S::F32, effective: S::F32, _: S::F32) -> S::I32 {
+        simd.bits(simd.div(x, effective))
     }
 
     #[inline(always)]
@@ -180,10 +179,11 @@ impl Default for ModelOpt {
 }
 
 impl Rule for ModelOpt {
-    const NEED: Need = Need::WithZero;
+    const NEED: Need = Need::Magnitude;
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
     const NUMBERS: [f32; 16] = NUMBERS_WITHOUT_NEGATIVE_ZERO;
+    const LANES: Lanes = Lanes::E2m1(Rounding::HalfToEven);
 
     fn of(global: f32) -> Self {
         ModelOpt { global }
@@ -196,15 +196,20 @@ impl Rule for ModelOpt {
     #[inline(always)]
     fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
         let (zero, global) = (simd.splat(0.0), simd.splat(self.global));
-        let scale = simd.div(largest(simd, ranges), divisor(simd, simd.mul(simd.splat(6.0), global)));
+        let scale = simd.div(ranges.high, divisor(simd, simd.mul(simd.splat(6.0), global)));
         let scale = simd.select(simd.equal(scale, zero), simd.splat(1.0), scale);
         let scale = stored(simd, scale, 1.0 / 512.0);
         Fit { scale, offset: zero, factor: divisor(simd, simd.mul(scale, global)) }
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(self, simd: S, x: S::F32, effective: S::F32, _: S::F32) -> S::I32 {
-        HalfToEven::codes(simd, simd.div(x, effective))
+    fn codes<S: Simd>(self, simd: S, x: S::F32, effective: S::F32, offset: S::F32) -> S::I32 {
+        e2m1::codes(simd, simd.as_f32(self.lanes(simd, x, effective, offset)), Rounding::HalfToEven)
+    }
+
+    #[inline(always)]
+    fn lanes<S: Simd>(self, simd: S, x: S::F32, effective: S::F32, _: S::F32) -> S::I32 {
+        simd.bits(simd.div(x, effective))
     }
 
     #[inline(always)]
@@ -216,22 +221,28 @@ impl Rule for ModelOpt {
 #[derive(Clone, Copy)]
 pub(super) struct TorchAo {
     global: f32,
+    /// Whether what elements are multiplied by can be infinite.
+    is_tiny: bool,
 }
 
 impl Default for TorchAo {
     fn default() -> Self {
-        TorchAo { global: 1.0 }
+        TorchAo { global: 1.0, is_tiny: false }
     }
 }
 
+/// The least scale of torchao.
+const LEAST: f32 = 1.0 / 64.0;
+
 impl Rule for TorchAo {
-    const NEED: Need = Need::WithZero;
+    const NEED: Need = Need::Magnitude;
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
     const NUMBERS: [f32; 16] = NUMBERS;
+    const LANES: Lanes = Lanes::E2m1(Rounding::WithSign);
 
     fn of(global: f32) -> Self {
-        TorchAo { global }
+        TorchAo { global, is_tiny: (1.0 / global / LEAST).is_infinite() }
     }
 
     fn global(largest: f32) -> f32 {
@@ -240,16 +251,22 @@ impl Rule for TorchAo {
 
     #[inline(always)]
     fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
-        let sixth = simd.div(largest(simd, ranges), simd.splat(6.0));
-        let scale = stored(simd, simd.div(sixth, divisor(simd, simd.splat(self.global))), 1.0 / 64.0);
+        let sixth = simd.div(ranges.high, simd.splat(6.0));
+        let scale = stored(simd, simd.div(sixth, divisor(simd, simd.splat(self.global))), LEAST);
         let inverse = simd.div(simd.splat(1.0), divisor(simd, simd.splat(self.global)));
         Fit { scale, offset: simd.splat(0.0), factor: simd.div(inverse, scale) }
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(self, simd: S, x: S::F32, factor: S::F32, _: S::F32) -> S::I32 {
+    fn codes<S: Simd>(self, simd: S, x: S::F32, factor: S::F32, offset: S::F32) -> S::I32 {
+        e2m1::codes(simd, simd.as_f32(self.lanes(simd, x, factor, offset)), Rounding::WithSign)
+    }
+
+    #[inline(always)]
+    fn lanes<S: Simd>(self, simd: S, x: S::F32, factor: S::F32, _: S::F32) -> S::I32 {
+        let number = simd.mul(x, factor);
         // 0 times an infinite factor is 0 all the same.
-        WithSign::codes(simd, simd.select(simd.equal(x, simd.splat(0.0)), x, simd.mul(x, factor)))
+        simd.bits(if self.is_tiny { simd.select(simd.equal(x, simd.splat(0.0)), x, number) } else { number })
     }
 
     #[inline(always)]
@@ -263,6 +280,14 @@ pub(super) struct Mlx {
     largest: f32,
 }
 
+impl Mlx {
+    /// What an element is rounded as.
+    #[inline(always)]
+    fn number<S: Simd>(self, simd: S, x: S::F32, scale: S::F32) -> S::F32 {
+        simd.mul(simd.div(x, scale), simd.splat(Global::LARGEST / self.largest))
+    }
+}
+
 impl Default for Mlx {
     fn default() -> Self {
         Mlx { largest: Global::LARGEST }
@@ -270,10 +295,11 @@ impl Default for Mlx {
 }
 
 impl Rule for Mlx {
-    const NEED: Need = Need::WithZero;
+    const NEED: Need = Need::Magnitude;
     const BIAS: i8 = 0;
     const CODES: [i8; 16] = UNSIGNED;
     const NUMBERS: [f32; 16] = NUMBERS;
+    const LANES: Lanes = Lanes::E2m1(Rounding::TowardZero);
 
     fn of(largest: f32) -> Self {
         Mlx { largest }
@@ -281,22 +307,28 @@ impl Rule for Mlx {
 
     #[inline(always)]
     fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, _: ScaleDtype) -> Fit<S> {
-        let sixth = simd.div(largest(simd, ranges), simd.splat(6.0));
+        let sixth = simd.div(ranges.high, simd.splat(6.0));
         let scale = stored(simd, simd.mul(sixth, simd.splat(Global::LARGEST / self.largest)), 0.0);
-        Fit { scale, offset: simd.splat(0.0), factor: divisor(simd, scale) }
+        let factor = divisor(simd, scale);
+        // The largest number of the group goes where a minimum would.
+        Fit { scale, offset: self.number(simd, ranges.high, factor), factor }
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(self, simd: S, x: S::F32, scale: S::F32, _: S::F32) -> S::I32 {
-        let v = simd.mul(simd.div(x, scale), simd.splat(Global::LARGEST / self.largest));
-        let codes = TowardZero::codes(simd, v);
+    fn codes<S: Simd>(self, simd: S, x: S::F32, scale: S::F32, largest: S::F32) -> S::I32 {
+        e2m1::codes(simd, simd.as_f32(self.lanes(simd, x, scale, largest)), Rounding::TowardZero)
+    }
+
+    #[inline(always)]
+    fn lanes<S: Simd>(self, simd: S, x: S::F32, scale: S::F32, largest: S::F32) -> S::I32 {
+        let number = self.number(simd, x, scale);
         // From 2^22 on the distances to the numbers round.
-        if simd.any(simd.less(simd.splat(4_194_304.0), magnitude(simd, v))) {
+        if !simd.any(simd.less(largest, simd.splat(4_194_304.0))) {
             let mut lanes = [0.0; LANES];
-            simd.store(v, &mut lanes);
-            return simd.load_i32(&lanes.map(nearest));
+            simd.store(number, &mut lanes);
+            return simd.bits(simd.load(&lanes.map(nearest)));
         }
-        codes
+        simd.bits(number)
     }
 
     #[inline(always)]
@@ -305,10 +337,10 @@ impl Rule for Mlx {
     }
 }
 
-/// The code of the first number that is nearest in f32.
+/// The first number that is nearest in f32.
 #[cold]
 #[inline(never)]
-fn nearest(v: f32) -> i32 {
-    let distance = |code: i32| (NUMBERS[code as usize] - v).abs();
-    (1..16).fold(0, |best, code| if distance(code) < distance(best) { code } else { best })
+fn nearest(v: f32) -> f32 {
+    let distance = |code: usize| (NUMBERS[code] - v).abs();
+    NUMBERS[(1..16).fold(0, |best, code| if distance(code) < distance(best) { code } else { best })]
 }

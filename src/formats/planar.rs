@@ -283,9 +283,9 @@ impl<R: Rule, const HIGH_FIRST: bool> Place for Columns<'_, R, HIGH_FIRST> {
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(&mut self, simd: S, _: usize, codes: &[S::I32; 8]) {
+    fn codes<S: Simd>(&mut self, simd: S, _: usize, lanes: &[S::I32; 8]) {
         let mut bytes = [0; 64];
-        simd.pack_pairs(codes, &mut bytes);
+        R::LANES.pack_pairs(simd, lanes, &mut bytes);
         let flip = Planar::<R, HIGH_FIRST>::FLIP * 0x11;
         let stored = bytes.map(|byte| if HIGH_FIRST { byte.rotate_left(4) } else { byte } ^ flip);
         self.packed.next(simd, stored.len()).copy_from_slice(&stored);

@@ -11,6 +11,8 @@ use super::convert::{Half, Widen, widen_all};
 use super::range::{INFINITE, Keys, Need, Range, Ranges, Running};
 use super::scales::round_to;
 use crate::level::Level;
+use crate::simd::e2m1::Rounding;
+use crate::simd::ranks::Ranks;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::spec::ScaleDtype;
 use std::borrow::Cow;
@@ -33,6 +35,9 @@ pub trait Rule: Copy + Default + Send + Sync + 'static {
     /// overflow.
     const MINIMUM: bool = false;
 
+    /// What is packed.
+    const LANES: Lanes = Lanes::Codes;
+
     /// The rule for a tensor: `global` is the second level of its scales, 1 where there is none.
     fn of(_global: f32) -> Self {
         Self::default()
@@ -47,8 +52,36 @@ pub trait Rule: Copy + Default + Send + Sync + 'static {
     fn fit<S: Simd>(self, simd: S, ranges: Ranges<S>, dtype: ScaleDtype) -> Fit<S>;
     /// Codes with the bias added; the caller clamps them to 0..=15.
     fn codes<S: Simd>(self, simd: S, x: S::F32, factor: S::F32, offset: S::F32) -> S::I32;
+    /// What is packed, as [`Rule::LANES`] says.
+    #[inline(always)]
+    fn lanes<S: Simd>(self, simd: S, x: S::F32, factor: S::F32, offset: S::F32) -> S::I32 {
+        self.codes(simd, x, factor, offset)
+    }
     /// The floats that numbers stand for with their scale and offset.
     fn values<S: Simd>(self, simd: S, numbers: S::F32, scale: S::F32, offset: S::F32) -> S::F32;
+}
+
+/// What becomes nibbles: codes, or the bits of numbers where bytes are the better place to make codes of them.
+#[derive(Clone, Copy, Debug)]
+pub enum Lanes {
+    /// Codes.
+    Codes,
+    /// Numbers whose codes are E2M1.
+    E2m1(Rounding),
+    /// Numbers between steps; codes, where [`Simd::HAS_TABLES`].
+    Ranked(&'static Ranks),
+}
+
+impl Lanes {
+    /// As [`Simd::pack_pairs`].
+    #[inline(always)]
+    pub fn pack_pairs<S: Simd>(self, simd: S, lanes: &[S::I32; 8], packed: &mut [u8; 64]) {
+        match self {
+            Lanes::E2m1(rounding) => simd.pack_e2m1_pairs(lanes, rounding, packed),
+            Lanes::Ranked(ranks) if !S::HAS_TABLES => simd.pack_ranked_pairs(lanes, ranks, packed),
+            Lanes::Codes | Lanes::Ranked(_) => simd.pack_pairs(lanes, packed),
+        }
+    }
 }
 
 /// Codes as numbers.
@@ -67,7 +100,7 @@ const fn numbers(codes: [i8; 16]) -> [f32; 16] {
 pub struct Fit<S: Simd> {
     /// The scale, before or after it is rounded to the dtype that stores it.
     pub scale: S::F32,
-    /// The zero point or the minimum; 0 in a symmetric scheme.
+    /// The zero point or the minimum; in a symmetric scheme 0, or what else codes are made with.
     pub offset: S::F32,
     /// What codes are made with: what an element is multiplied by, or divided by.
     pub factor: S::F32,
@@ -202,16 +235,19 @@ impl<'a> Input<'a> {
 
 /// Where a format keeps what a tile becomes.
 pub trait Place {
-    /// Store the scales and offsets of the groups of tile `tile`: every `run`-th lane.
+    /// Store the scales and offsets of the groups of 16 sub-blocks, number `tile` of these: every `run`-th lane.
     fn fit<S: Simd>(&mut self, simd: S, tile: usize, fit: &Fit<S>, run: usize);
-    /// Store 128 biased codes, number `line` of the tiles' lines.
-    fn codes<S: Simd>(&mut self, simd: S, line: usize, codes: &[S::I32; 8]);
+    /// Pack and store 128 elements, number `line` of the tiles' lines: of each what [`Rule::lanes`] gives.
+    fn codes<S: Simd>(&mut self, simd: S, line: usize, lanes: &[S::I32; 8]);
     /// All of them are there.
     fn finish<S: Simd>(&mut self, simd: S);
 }
 
-/// Elements of a tile of 16 sub-blocks of 32, or of two of 16 sub-blocks of 16.
+/// Elements of a tile: 16 sub-blocks of 32, or twice 16 of 16.
 pub const TILE: usize = 512;
+
+/// Sub-blocks of a tile at most.
+const BLOCKS: usize = 2 * LANES;
 
 /// Bytes that are asked for ahead of the element that is coded: what one core has on its way from memory (bandwidth times latency,
 /// some 7 KiB), and a tile. `benches/record/notes.md` has the figures.
@@ -219,7 +255,7 @@ const AHEAD: usize = 10 * 1024;
 
 /// Encode whole tiles of groups of `16 * VECTORS * run` elements; `x` is a multiple of [`TILE`] long.
 ///
-/// A tile is seen as 16 sub-blocks of `VECTORS` vectors, 1 or 2, one a lane, and larger groups fold lanes. Loads ascend; the
+/// A tile is seen as sub-blocks of `VECTORS` vectors, 1 or 2, one a lane, and larger groups fold lanes. Loads ascend; the
 /// loop over sub-blocks has a trip count that the compiler cannot see, so that it stays rolled: hardware prefetchers follow few
 /// load instructions.
 pub struct Tiles<'a, R, P, const VECTORS: usize = 2> {
@@ -241,13 +277,13 @@ impl<R: Rule, P: Place, const VECTORS: usize> Kernel for Tiles<'_, R, P, VECTORS
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) -> Faults {
         let mut worst = Worst::new(simd);
-        let quarters = std::hint::black_box(4);
+        let quarters = std::hint::black_box(8 / VECTORS);
         let nothing = simd.fold_max(simd.splat_i32(0));
-        let (mut high, mut low) = ([nothing; 16], [nothing; 16]);
+        let (mut high, mut low) = ([nothing; BLOCKS], [nothing; BLOCKS]);
+        let (mut factors, mut offsets) = ([0.0; BLOCKS], [0.0; BLOCKS]);
         let mut buffer = [0.0; TILE];
-        let len = VECTORS * LANES * LANES;
-        for index in 0..self.x.len() / len {
-            let (tile, ahead) = self.x.tile(simd, index * len, &mut buffer[..len]);
+        for index in 0..self.x.len() / TILE {
+            let (tile, ahead) = self.x.tile(simd, index * TILE, &mut buffer);
             let vectors = tile.as_chunks::<LANES>().0;
             let ends = high.as_chunks_mut::<4>().0.iter_mut().zip(low.as_chunks_mut::<4>().0);
             for (vectors, (high, low)) in vectors.chunks_exact(4 * VECTORS).zip(ends).take(quarters) {
@@ -256,30 +292,39 @@ impl<R: Rule, P: Place, const VECTORS: usize> Kernel for Tiles<'_, R, P, VECTORS
                     for vector in &vectors[1..] {
                         running.take(simd, R::NEED, simd.load(vector));
                     }
-                    (*high, *low) = running.keys(simd, R::NEED).folded(simd);
+                    let folded = running.keys(simd, R::NEED).folded(simd);
+                    *high = folded.0;
+                    if R::NEED != Need::Magnitude {
+                        *low = folded.1;
+                    }
                 }
             }
-            let keys = Keys::<S>::transpose(simd, &high, &low).fold(simd, self.run);
-            worst.element = simd.max_i32(worst.element, keys.worst(simd));
-            let fit = self.rule.fit(simd, keys.ranges(simd, R::NEED).settle(simd, R::NEED, tile, self.run), self.dtype);
-            worst.take(simd, round_to(simd, fit.scale, self.dtype));
-            if R::MINIMUM {
-                worst.take(simd, round_to(simd, fit.offset, self.dtype));
+            // One vector of sub-blocks, or two, so that the divisions of both are under way at once.
+            let (high, low) = (high.as_chunks::<LANES>().0, low.as_chunks::<LANES>().0);
+            let (factors_of, offsets_of) = (factors.as_chunks_mut::<LANES>().0, offsets.as_chunks_mut::<LANES>().0);
+            for half in 0..2 / VECTORS {
+                let keys = Keys::<S>::transpose(simd, R::NEED, &high[half], &low[half]).fold(simd, self.run);
+                worst.element = simd.max_i32(worst.element, keys.worst(simd));
+                let part = &tile[half * LANES * LANES..][..VECTORS * LANES * LANES];
+                let fit = self.rule.fit(simd, keys.ranges(simd, R::NEED).settle(simd, R::NEED, part, self.run), self.dtype);
+                worst.take(simd, round_to(simd, fit.scale, self.dtype));
+                if R::MINIMUM {
+                    worst.take(simd, round_to(simd, fit.offset, self.dtype));
+                }
+                self.place.fit(simd, 2 / VECTORS * index + half, &fit, self.run);
+                simd.store(fit.factor, &mut factors_of[half]);
+                simd.store(fit.offset, &mut offsets_of[half]);
             }
-            self.place.fit(simd, index, &fit, self.run);
-            let (mut factors, mut offsets) = ([0.0; LANES], [0.0; LANES]);
-            simd.store(fit.factor, &mut factors);
-            simd.store(fit.offset, &mut offsets);
             // A range does not check its counter for overflow, as `enumerate` does: then these loops are unrolled.
-            for (line, vectors) in (0..2 * VECTORS).zip(vectors.as_chunks::<8>().0) {
-                let mut codes = [simd.splat_i32(0); 8];
-                for (k, (codes, x)) in (0..8).zip(codes.iter_mut().zip(vectors)) {
-                    let lane = (8 * line + k) / VECTORS;
-                    let (factor, offset) = (simd.splat(factors[lane]), simd.splat(offsets[lane]));
+            for (line, vectors) in (0..TILE / LINE).zip(vectors.as_chunks::<8>().0) {
+                let mut lanes = [simd.splat_i32(0); 8];
+                for (k, (lanes, x)) in (0..8).zip(lanes.iter_mut().zip(vectors)) {
+                    let block = (8 * line + k) / VECTORS;
+                    let (factor, offset) = (simd.splat(factors[block]), simd.splat(offsets[block]));
                     simd.prefetch(x, ahead);
-                    *codes = self.rule.codes(simd, simd.load(x), factor, offset);
+                    *lanes = self.rule.lanes(simd, simd.load(x), factor, offset);
                 }
-                self.place.codes(simd, 2 * VECTORS * index + line, &codes);
+                self.place.codes(simd, TILE / LINE * index + line, &lanes);
             }
         }
         self.place.finish(simd);
@@ -321,12 +366,12 @@ impl<R: Rule, P: Place> Kernel for Lines<'_, R, P> {
             }
             self.place.fit(simd, index, &fit, LANES);
             for (line, x) in (0..lines).zip(x.as_chunks::<LINE>().0) {
-                let mut codes = [simd.splat_i32(0); LINE / LANES];
-                for (codes, x) in codes.iter_mut().zip(x.as_chunks::<LANES>().0) {
+                let mut lanes = [simd.splat_i32(0); LINE / LANES];
+                for (lanes, x) in lanes.iter_mut().zip(x.as_chunks::<LANES>().0) {
                     simd.prefetch(x, AHEAD);
-                    *codes = self.rule.codes(simd, simd.load(x), fit.factor, fit.offset);
+                    *lanes = self.rule.lanes(simd, simd.load(x), fit.factor, fit.offset);
                 }
-                self.place.codes(simd, lines * index + line, &codes);
+                self.place.codes(simd, lines * index + line, &lanes);
             }
         }
         self.place.finish(simd);

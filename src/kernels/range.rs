@@ -41,11 +41,14 @@ pub enum Need {
     Extreme,
     /// The range together with zero. The sign of a zero does not matter.
     WithZero,
+    /// The largest magnitude alone: `high`; `low` is 0.
+    Magnitude,
     /// The range itself. A smallest element of 0 has the sign of the first zero.
     Itself,
 }
 
-/// Running maxima: of `key(x)` and `!key(x)`, or of the bits as signed and as unsigned integers where zero belongs to the range.
+/// Running maxima: of `key(x)` and `!key(x)`, of the bits as signed and as unsigned integers where zero belongs to the range, or of the bits
+/// without their sign.
 #[derive(Clone, Copy)]
 pub(crate) struct Running<S: Simd> {
     high: S::I32,
@@ -57,23 +60,33 @@ impl<S: Simd> Running<S> {
     #[inline(always)]
     pub(crate) fn of(simd: S, need: Need, x: S::F32) -> Self {
         let bits = simd.bits(x);
-        if need == Need::Itself {
-            let key = order(simd, bits);
-            return Running { high: key, low: simd.xor(key, simd.splat_i32(-1)) };
+        match need {
+            Need::Itself => {
+                let key = order(simd, bits);
+                Running { high: key, low: simd.xor(key, simd.splat_i32(-1)) }
+            }
+            Need::Magnitude => Running { high: simd.and(bits, simd.splat_i32(i32::MAX)), low: simd.splat_i32(0) },
+            Need::Extreme | Need::WithZero => Running { high: bits, low: bits },
         }
-        Running { high: bits, low: bits }
     }
 
     #[inline(always)]
     pub(crate) fn take(&mut self, simd: S, need: Need, x: S::F32) {
         let Running { high, low } = Running::<S>::of(simd, need, x);
         self.high = simd.max_i32(self.high, high);
-        self.low = if need == Need::Itself { simd.max_i32(self.low, low) } else { simd.max_u32(self.low, low) };
+        self.low = match need {
+            Need::Itself => simd.max_i32(self.low, low),
+            Need::Magnitude => low,
+            Need::Extreme | Need::WithZero => simd.max_u32(self.low, low),
+        };
     }
 
     #[inline(always)]
     pub(crate) fn keys(self, simd: S, need: Need) -> Keys<S> {
-        let low = if need == Need::Itself { self.low } else { simd.xor(self.low, simd.splat_i32(i32::MIN)) };
+        let low = match need {
+            Need::Itself | Need::Magnitude => self.low,
+            Need::Extreme | Need::WithZero => simd.xor(self.low, simd.splat_i32(i32::MIN)),
+        };
         Keys { high: self.high, low }
     }
 }
@@ -88,8 +101,9 @@ pub(crate) struct Keys<S: Simd> {
 impl<S: Simd> Keys<S> {
     /// Lane i is the range of the i-th of 16 folded keys.
     #[inline(always)]
-    pub(crate) fn transpose(simd: S, high: &[S::Folded; 16], low: &[S::Folded; 16]) -> Self {
-        Keys { high: simd.max_of_each(high), low: simd.max_of_each(low) }
+    pub(crate) fn transpose(simd: S, need: Need, high: &[S::Folded; 16], low: &[S::Folded; 16]) -> Self {
+        let low = if need == Need::Magnitude { simd.splat_i32(0) } else { simd.max_of_each(low) };
+        Keys { high: simd.max_of_each(high), low }
     }
 
     /// Every run of lanes gets the range of the run.
@@ -154,7 +168,7 @@ impl<S: Simd> Ranges<S> {
     fn unsettled(self, simd: S, need: Need) -> bool {
         let zero = simd.splat(0.0);
         match need {
-            Need::WithZero => false,
+            Need::WithZero | Need::Magnitude => false,
             Need::Itself => simd.any(simd.equal(self.low, zero)),
             Need::Extreme => {
                 let tie = simd.equal(self.high, simd.sub(zero, self.low));
@@ -197,7 +211,7 @@ impl Range {
         match need {
             Need::Extreme if next.magnitude() > self.magnitude() => next,
             Need::Extreme => self,
-            Need::WithZero | Need::Itself => Range {
+            Need::WithZero | Need::Magnitude | Need::Itself => Range {
                 high: if next.high > self.high { next.high } else { self.high },
                 low: if next.low < self.low { next.low } else { self.low },
             },

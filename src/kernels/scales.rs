@@ -47,16 +47,12 @@ pub fn store<S: Simd>(simd: S, v: S::F32, dtype: ScaleDtype, run: usize, out: &m
             // The exponent field is the byte; 2^-127 is subnormal and has field 0.
             let mut lanes = [0; 16];
             simd.store_i32(simd.and(simd.shift_right(simd.bits(v), 23), simd.splat_i32(255)), &mut lanes);
-            for (byte, lane) in out.iter_mut().zip(lanes.iter().step_by(run)) {
-                *byte = *lane as u8;
-            }
+            store_bytes(&lanes, run, out);
         }
         ScaleDtype::E4m3 | ScaleDtype::Ue4m3 => {
             let mut lanes = [0; 16];
             simd.store_i32(e4m3_bytes(simd, v), &mut lanes);
-            for (byte, &lane) in out.iter_mut().zip(lanes.iter().step_by(run)) {
-                *byte = lane as u8;
-            }
+            store_bytes(&lanes, run, out);
         }
         ScaleDtype::F16 | ScaleDtype::Bf16 => {
             let mut lanes = [0; 16];
@@ -76,6 +72,20 @@ pub fn store<S: Simd>(simd: S, v: S::F32, dtype: ScaleDtype, run: usize, out: &m
                 *bytes = lane.to_le_bytes();
             }
         }
+    }
+}
+
+/// The low bytes of every `run`-th lane, at once where all of them are wanted.
+#[inline(always)]
+fn store_bytes(lanes: &[i32; LANES], run: usize, out: &mut [u8]) {
+    if run == 1
+        && let Some(all) = out.first_chunk_mut::<LANES>()
+    {
+        *all = lanes.map(|lane| lane as u8);
+        return;
+    }
+    for (byte, &lane) in out.iter_mut().zip(lanes.iter().step_by(run)) {
+        *byte = lane as u8;
     }
 }
 

@@ -1,5 +1,7 @@
 //! AVX2 with F16C: a vector is two registers.
 
+use super::e2m1::{Rounding, cells};
+use super::ranks::{self, Ranks};
 use super::scalar::check_lines;
 use super::{Kernel, Simd};
 use std::arch::x86_64::*;
@@ -167,22 +169,27 @@ impl Simd for Avx2 {
 
         fn pack_pairs(codes: &[I32; 8], packed: &mut [u8; 64]) {
             for (bytes, codes) in packed.as_chunks_mut::<32>().0.iter_mut().zip(codes.as_chunks::<4>().0) {
-                let nibbles = _mm256_set1_epi16(0x1001);   // low + 16 * high
-                let first = _mm256_maddubs_epi16(clamped(codes[0], codes[1]), nibbles);
-                let second = _mm256_maddubs_epi16(clamped(codes[2], codes[3]), nibbles);
-                // Each half holds, for its four lanes of every register, 16 bits; the halves take turns.
-                let both = _mm256_packus_epi16(first, second);
-                let (low, high) = (_mm256_castsi256_si128(both), _mm256_extracti128_si256::<1>(both));
-                let ordered = _mm256_set_m128i(_mm_unpackhi_epi16(low, high), _mm_unpacklo_epi16(low, high));
-                _mm256_storeu_si256(bytes.as_mut_ptr().cast(), ordered);
+                pairs([clamped(codes[0], codes[1]), clamped(codes[2], codes[3])], bytes);
             }
         }
         fn pack_halves(codes: &[I32; 8], packed: &mut [u8; 64]) {
             for (bytes, codes) in packed.as_chunks_mut::<32>().0.iter_mut().zip(codes.as_chunks::<4>().0) {
-                let (low, high) = (clamped(codes[0], codes[2]), clamped(codes[1], codes[3]));
-                let both = _mm256_or_si256(low, _mm256_slli_epi16::<4>(high));
-                let ordered = _mm256_permutevar8x32_epi32(both, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-                _mm256_storeu_si256(bytes.as_mut_ptr().cast(), ordered);
+                halves(clamped(codes[0], codes[2]), clamped(codes[1], codes[3]), bytes);
+            }
+        }
+        fn pack_e2m1_pairs(x: &[I32; 8], rounding: Rounding, packed: &mut [u8; 64]) {
+            for (bytes, x) in packed.as_chunks_mut::<32>().0.iter_mut().zip(x.as_chunks::<4>().0) {
+                pairs([e2m1(x[0], x[1], rounding), e2m1(x[2], x[3], rounding)], bytes);
+            }
+        }
+        fn pack_ranked_pairs(x: &[I32; 8], ranks: &Ranks, packed: &mut [u8; 64]) {
+            for (bytes, x) in packed.as_chunks_mut::<32>().0.iter_mut().zip(x.as_chunks::<4>().0) {
+                pairs([ranked([x[0], x[1]], ranks), ranked([x[2], x[3]], ranks)], bytes);
+            }
+        }
+        fn pack_e2m1_halves(x: &[I32; 8], rounding: Rounding, packed: &mut [u8; 64]) {
+            for (bytes, x) in packed.as_chunks_mut::<32>().0.iter_mut().zip(x.as_chunks::<4>().0) {
+                halves(e2m1(x[0], x[2], rounding), e2m1(x[1], x[3], rounding), bytes);
             }
         }
         fn unpack_pairs(packed: &[u8; 8]) -> I32 { {
@@ -304,6 +311,74 @@ fn run_of(mut v: __m256i, run: usize) -> __m256i {
     v
 }
 
+/// The codes of 32 numbers between steps as bytes, in the order of [`clamped`].
+#[inline]
+#[target_feature(enable = "avx2")]
+fn ranked(x: [I32; 2], ranks: &Ranks) -> __m256i {
+    let Some(cells) = &ranks.cells else { return ranked_by_halving(x, ranks) };
+    let (a, b) = (units_of(x[0]), units_of(x[1]));
+    let nibbles = _mm256_set1_epi8(15);
+    // Eight bits for -1..1, and 1 becomes what is below it.
+    let bytes = _mm256_packs_epi16(_mm256_srai_epi16::<7>(a), _mm256_srai_epi16::<7>(b));
+    let index = _mm256_and_si256(_mm256_srli_epi16::<3>(bytes), nibbles);
+    let entries = |table: &[u8; 32]| {
+        let [negative, positive] = both_halves(table);
+        _mm256_blendv_epi8(_mm256_shuffle_epi8(positive, index), _mm256_shuffle_epi8(negative, index), bytes)
+    };
+    let (low, high) = (entries(&cells.low), entries(&cells.high));
+    let steps = [_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)];
+    let equal = _mm256_or_si256(_mm256_cmpeq_epi16(a, steps[0]), _mm256_cmpeq_epi16(b, steps[1]));
+    if _mm256_testz_si256(equal, equal) == 0 {
+        return ranked_by_halving(x, ranks);
+    }
+    // A mask is -1.
+    let above = _mm256_packs_epi16(_mm256_cmpgt_epi16(a, steps[0]), _mm256_cmpgt_epi16(b, steps[1]));
+    in_order(_mm256_sub_epi8(entries(&cells.below), above), ranks)
+}
+
+/// The units of 16 numbers: four of the one register, four of the other in each half.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn units_of(x: I32) -> __m256i {
+    // Above the units is the half of 768 that is left.
+    let units = |x| {
+        let sum = _mm256_add_ps(_mm256_castsi256_ps(x), _mm256_set1_ps(ranks::UNITS));
+        _mm256_sub_epi32(_mm256_castps_si256(sum), _mm256_castps_si256(_mm256_set1_ps(ranks::UNITS)))
+    };
+    _mm256_packs_epi32(units(x[0]), units(x[1]))
+}
+
+/// The same by way of ranks.
+#[inline]
+#[target_feature(enable = "avx2")]
+#[allow(unsafe_code, reason = "loads")]
+fn ranked_by_halving(x: [I32; 2], ranks: &Ranks) -> __m256i {
+    // SAFETY: eight floats are read from each half of sixteen.
+    let steps = unsafe { [_mm256_loadu_ps(ranks.steps.as_ptr()), _mm256_loadu_ps(ranks.steps[8..].as_ptr())] };
+    let of = |[a, b]: I32| by_halving([_mm256_castsi256_ps(a), _mm256_castsi256_ps(b)], steps);
+    in_order(clamped(of(x[0]), of(x[1])), ranks)
+}
+
+/// The codes of ranks.
+#[inline]
+#[target_feature(enable = "avx2")]
+#[allow(unsafe_code, reason = "a load")]
+fn in_order(found: __m256i, ranks: &Ranks) -> __m256i {
+    // SAFETY: 16 bytes are read, of an array of 16.
+    let order = unsafe { _mm_loadu_si128(ranks.order.as_ptr().cast()) };
+    _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(order), found)
+}
+
+/// Each half of a table, twice.
+#[inline]
+#[target_feature(enable = "avx2")]
+#[allow(unsafe_code, reason = "loads")]
+fn both_halves(table: &[u8; 32]) -> [__m256i; 2] {
+    // SAFETY: 16 bytes are read, from the beginning and from the middle of an array of 32.
+    let halves = unsafe { [_mm_loadu_si128(table.as_ptr().cast()), _mm_loadu_si128(table[16..].as_ptr().cast())] };
+    [_mm256_broadcastsi128_si256(halves[0]), _mm256_broadcastsi128_si256(halves[1])]
+}
+
 /// The rank by halving what is left: minus the number of steps found below tells where the next one is looked up.
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -421,6 +496,76 @@ fn from_planes(planes: [__m256i; 4], codes: __m256i, x: &mut [f32; 32]) {
         // SAFETY: eight floats are 32 bytes.
         unsafe { _mm256_storeu_si256(x.as_mut_ptr().cast(), floats) };
     }
+}
+
+/// Codes as bytes to nibbles, the even one low; each half holds four of each register that they are from.
+#[inline]
+#[target_feature(enable = "avx2")]
+#[allow(unsafe_code, reason = "a store")]
+fn pairs(codes: [__m256i; 2], packed: &mut [u8; 32]) {
+    let nibbles = _mm256_set1_epi16(0x1001); // low + 16 * high
+    // Each half holds, for its four lanes of every register, 16 bits; the halves take turns.
+    let both = _mm256_packus_epi16(_mm256_maddubs_epi16(codes[0], nibbles), _mm256_maddubs_epi16(codes[1], nibbles));
+    let (low, high) = (_mm256_castsi256_si128(both), _mm256_extracti128_si256::<1>(both));
+    let ordered = _mm256_set_m128i(_mm_unpackhi_epi16(low, high), _mm_unpacklo_epi16(low, high));
+    // SAFETY: 32 bytes are written, of an array of 32.
+    unsafe { _mm256_storeu_si256(packed.as_mut_ptr().cast(), ordered) };
+}
+
+/// Codes as bytes to nibbles, some low and some high.
+#[inline]
+#[target_feature(enable = "avx2")]
+#[allow(unsafe_code, reason = "a store")]
+fn halves(low: __m256i, high: __m256i, packed: &mut [u8; 32]) {
+    let both = _mm256_or_si256(low, _mm256_slli_epi16::<4>(high));
+    let ordered = _mm256_permutevar8x32_epi32(both, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    // SAFETY: 32 bytes are written, of an array of 32.
+    unsafe { _mm256_storeu_si256(packed.as_mut_ptr().cast(), ordered) };
+}
+
+/// The E2M1 codes of 32 numbers as bytes, in the order of [`clamped`]: cells of 32 bits, of 16, of 8, and from these the codes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn e2m1(a: I32, b: I32, rounding: Rounding) -> __m256i {
+    let words = [
+        _mm256_packs_epi32(cells_of(a[0], rounding), cells_of(a[1], rounding)),
+        _mm256_packs_epi32(cells_of(b[0], rounding), cells_of(b[1], rounding)),
+    ];
+    let sizes = [_mm256_and_si256(words[0], _mm256_set1_epi16(cells::SIZE)), _mm256_and_si256(words[1], _mm256_set1_epi16(cells::SIZE))];
+    let first = _mm256_set1_epi16(cells::FIRST);
+    let bytes = _mm256_packs_epi16(_mm256_sub_epi16(sizes[0], first), _mm256_sub_epi16(sizes[1], first));
+    let [c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13, c14, c15] = cells::CODES;
+    let table = _mm256_setr_epi8(
+        c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13, c14, c15, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13,
+        c14, c15,
+    );
+    let index = _mm256_min_epi8(_mm256_max_epi8(bytes, _mm256_setzero_si256()), _mm256_set1_epi8(15));
+    let code = _mm256_shuffle_epi8(table, index);
+    let not_zero = _mm256_cmpgt_epi8(bytes, _mm256_set1_epi8((cells::LAST_OF_ZERO - cells::FIRST) as i8));
+    // The cell of -0.0 has size 0, and negated it has no sign.
+    let signed = match rounding {
+        Rounding::HalfToEven => _mm256_packs_epi16(_mm256_sign_epi16(sizes[0], words[0]), _mm256_sign_epi16(sizes[1], words[1])),
+        Rounding::TowardZero | Rounding::WithSign => _mm256_packs_epi16(words[0], words[1]),
+    };
+    let sign = _mm256_and_si256(_mm256_srli_epi16::<4>(signed), _mm256_set1_epi8(8));
+    match rounding {
+        Rounding::TowardZero => _mm256_and_si256(_mm256_or_si256(code, sign), not_zero),
+        Rounding::HalfToEven | Rounding::WithSign => _mm256_or_si256(_mm256_and_si256(code, not_zero), sign),
+    }
+}
+
+/// The cells of eight numbers, with their signs.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn cells_of(bits: __m256i, rounding: Rounding) -> __m256i {
+    let up = _mm256_add_epi32(bits, _mm256_set1_epi32(cells::UP));
+    let up = match rounding {
+        Rounding::TowardZero => up,
+        Rounding::HalfToEven | Rounding::WithSign => {
+            _mm256_add_epi32(up, _mm256_and_si256(_mm256_srli_epi32::<{ cells::ODD }>(bits), _mm256_set1_epi32(1)))
+        }
+    };
+    _mm256_srai_epi32::<{ cells::SHIFT }>(up)
 }
 
 /// 32 codes as bytes, clamped to 0..=15; each half holds four of a[0], of a[1], of b[0], of b[1].

@@ -22,10 +22,15 @@ macro_rules! primitives {
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+pub mod e2m1;
 pub mod ieee;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
+pub mod ranks;
 pub(crate) mod scalar;
+
+use e2m1::Rounding;
+use ranks::Ranks;
 
 /// Lanes of a vector.
 pub const LANES: usize = 16;
@@ -197,6 +202,34 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn pack_pairs(self, codes: &[Self::I32; 8], packed: &mut [u8; 64]);
     /// Four blocks of 32 codes, clamped to 0..=15: byte j of a block holds code j low and code j + 16 high.
     fn pack_halves(self, codes: &[Self::I32; 8], packed: &mut [u8; 64]);
+    /// The E2M1 codes of 128 numbers, whose bits these are, packed as by [`Simd::pack_pairs`]. Any code where one is NaN.
+    #[inline(always)]
+    fn pack_e2m1_pairs(self, numbers: &[Self::I32; 8], rounding: Rounding, packed: &mut [u8; 64]) {
+        let mut codes = [self.splat_i32(0); 8];
+        for (codes, &numbers) in codes.iter_mut().zip(numbers) {
+            *codes = e2m1::codes(self, self.as_f32(numbers), rounding);
+        }
+        self.pack_pairs(&codes, packed);
+    }
+    /// The E2M1 codes of 128 numbers, whose bits these are, packed as by [`Simd::pack_halves`]. Any code where one is NaN.
+    #[inline(always)]
+    fn pack_e2m1_halves(self, numbers: &[Self::I32; 8], rounding: Rounding, packed: &mut [u8; 64]) {
+        let mut codes = [self.splat_i32(0); 8];
+        for (codes, &numbers) in codes.iter_mut().zip(numbers) {
+            *codes = e2m1::codes(self, self.as_f32(numbers), rounding);
+        }
+        self.pack_halves(&codes, packed);
+    }
+    /// The codes of 128 numbers between steps, whose bits these are, packed as by [`Simd::pack_pairs`]. Any code where one is NaN or
+    /// beyond -2 and 2.
+    #[inline(always)]
+    fn pack_ranked_pairs(self, numbers: &[Self::I32; 8], ranks: &Ranks, packed: &mut [u8; 64]) {
+        let mut codes = [self.splat_i32(0); 8];
+        for (codes, &numbers) in codes.iter_mut().zip(numbers) {
+            *codes = ranks.codes(self, self.as_f32(numbers));
+        }
+        self.pack_pairs(&codes, packed);
+    }
     /// 16 codes from 8 bytes, the low nibble first. Only the low four bits of a lane count.
     fn unpack_pairs(self, packed: &[u8; 8]) -> Self::I32;
     /// 32 codes from 16 bytes: the low nibbles, then the high ones. Only the low four bits of a lane count.
