@@ -247,8 +247,9 @@ impl Job<'_> {
         let all = Mutex::new((0.0f32, false));
         pool::for_each(self.grid.tasks(), self.run.threads, self.run.interrupted, |(start, len)| {
             let (mut scratch, mut own) = (Vec::new(), (0.0f32, false));
-            for at in (start..start + len).step_by(self.span) {
-                let x = self.loaded(at, self.span.min(start + len - at), &mut scratch);
+            let span = self.read_span();
+            for at in (start..start + len).step_by(span) {
+                let x = self.loaded(at, span.min(start + len - at), &mut scratch);
                 let (largest, fault) = if self.policy.is_some() {
                     (largest_finite(x), false)
                 } else {
@@ -261,6 +262,11 @@ impl Job<'_> {
             *all = (all.0.max(own.0), all.1 | own.1);
         })?;
         Ok(all.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+
+    /// Elements of a span that is only read: many where they are read where they are.
+    fn read_span(&self) -> usize {
+        if matches!((self.input, self.policy), (Some(Input::F32(_)), None)) { cut::STREAMED_SPAN } else { self.span }
     }
 
     /// The second level of the smallest error among those for some multiples of the largest magnitude. Errors are added in pieces
@@ -358,8 +364,12 @@ impl Job<'_> {
         Context { level: run.level, group: grid.group, scale_dtype: layout.scale_dtype, global: *global, stream: false }
     }
 
+    fn is_streamed(&self) -> bool {
+        self.source.len() * self.source.item_size() > STREAM
+    }
+
     fn encode_short(&self, mut parts: PartsMut<'_>) -> Result<(Faults, bool)> {
-        let stream = self.source.len() * self.source.item_size() > STREAM;
+        let stream = self.is_streamed();
         let all = Mutex::new(Faults::default());
         let tasks =
             self.grid.tasks().map(|(start, len)| Task { start, len, parts: cut::split_mut(&mut parts, self.grid.bytes(self.rows, len)) });
@@ -375,7 +385,7 @@ impl Job<'_> {
     fn encode_task(&self, mut task: Task<PartsMut<'_>>) -> Faults {
         let mut scratch = Scratch::default();
         let mut faults = Faults::default();
-        for (start, len) in self.spans_of(&task) {
+        for (start, len) in self.spans_of(&task, self.span) {
             let mut parts = cut::split_mut(&mut task.parts, self.grid.bytes(self.rows, len));
             faults |= self.encode_span(start, len, &mut scratch, &mut parts);
         }
@@ -395,7 +405,7 @@ impl Job<'_> {
             }
             return faults;
         }
-        let spans = self.spans_of(&task);
+        let spans = self.spans_of(&task, self.span);
         let mut stages = task.parts.map(|part| Stage::new(self.run.level, part));
         for (start, len) in spans {
             let sizes = self.grid.bytes(self.rows, len);
@@ -407,8 +417,8 @@ impl Job<'_> {
         faults
     }
 
-    fn spans_of<'t, P>(&'t self, task: &Task<P>) -> impl Iterator<Item = (usize, usize)> + use<'t, P> {
-        self.grid.segments(task.start, task.len).flat_map(|(start, len)| self.grid.spans(start, len, self.span))
+    fn spans_of<'t, P>(&'t self, task: &Task<P>, span: usize) -> impl Iterator<Item = (usize, usize)> + use<'t, P> {
+        self.grid.segments(task.start, task.len).flat_map(move |(start, len)| self.grid.spans(start, len, span))
     }
 
     fn encode_span(&self, start: usize, len: usize, scratch: &mut Scratch, parts: &mut PartsMut<'_>) -> Faults {
@@ -446,16 +456,16 @@ impl Job<'_> {
         faults |= self.write_scales(&ranges, &mut parts)?;
         let tasks =
             self.grid.tasks().map(|(start, len)| Task { start, len, parts: cut::split_mut(&mut parts, self.grid.bytes(self.rows, len)) });
+        let large = self.is_streamed();
+        let span = if self.format.streams(self.grid.group) { self.read_span() } else { self.span };
         let pool_failed = pool::for_each(tasks, self.run.threads, self.run.interrupted, |mut task| {
-            let mut scratch = Scratch::default();
-            for (start, len) in self.spans_of(&task) {
+            let Scratch { mut x, mut groups } = Scratch::default();
+            for (start, len) in self.spans_of(&task, span) {
                 let mut parts = cut::split_mut(&mut task.parts, self.grid.bytes(self.rows, len));
-                let context = Context { group: len, ..self.context() };
-                let Scratch { x, groups } = &mut scratch;
-                groups.resize(self.rows.spec, context, len);
+                let parts = &mut parts[..self.rows.spec.parts.len()];
+                let context = Context { stream: large && len >= cut::STREAMED_SPAN, ..self.context() };
                 let group = self.grid.group_of(start);
-                self.format.quantize(context, self.long_span(start, len, group, x), Some(ranges[group]), groups);
-                self.format.pack(context, groups, &mut parts[..self.rows.spec.parts.len()]);
+                self.format.encode_part(context, self.long_span(start, len, group, &mut x), ranges[group], &mut groups, parts);
             }
         })?;
         // The first pass saw the replaced elements too.
@@ -476,7 +486,7 @@ impl Job<'_> {
         pack_long_scales(self.rows, &self.grid, self.format, self.run.level, &all, &mut parts);
         for (start, len) in self.grid.tasks() {
             let mut parts = cut::split_mut(&mut parts, self.grid.bytes(self.rows, len));
-            for (start, len) in self.spans_of(&Task { start, len, parts: () }) {
+            for (start, len) in self.spans_of(&Task { start, len, parts: () }, self.span) {
                 let mut parts = cut::split_mut(&mut parts, self.grid.bytes(self.rows, len));
                 let context = Context { group: len, ..context };
                 piece.resize(self.rows.spec, context, len);
@@ -489,18 +499,19 @@ impl Job<'_> {
 
     /// One value for every long group, from those of its spans in order.
     fn fold<T: Copy + Send>(&self, empty: T, of: impl Fn(&[f32]) -> T + Sync, then: impl Fn(T, T) -> T) -> Result<Vec<T>> {
-        let spans: usize = self.grid.tasks().map(|(start, len)| self.spans_of(&Task { start, len, parts: () }).count()).sum();
+        let span = self.read_span();
+        let spans: usize = self.grid.tasks().map(|(start, len)| self.spans_of(&Task { start, len, parts: () }, span).count()).sum();
         let mut values = vec![(0, empty); spans];
         let mut rest = &mut values[..];
         let tasks = self.grid.tasks().map(|(start, len)| {
             let task = Task { start, len, parts: () };
-            let (first, others) = std::mem::take(&mut rest).split_at_mut(self.spans_of(&task).count());
+            let (first, others) = std::mem::take(&mut rest).split_at_mut(self.spans_of(&task, span).count());
             rest = others;
             (task, first)
         });
         pool::for_each(tasks, self.run.threads, self.run.interrupted, |(task, values)| {
             let mut scratch = Vec::new();
-            for ((start, len), value) in self.spans_of(&task).zip(values) {
+            for ((start, len), value) in self.spans_of(&task, span).zip(values) {
                 let group = self.grid.group_of(start);
                 *value = (group, of(self.long_span(start, len, group, &mut scratch)));
             }

@@ -7,7 +7,8 @@ use crate::error::{Error, Result};
 use crate::formats::{Context, FORMATS, Faults, Format, Groups, Rows, variants};
 use crate::kernels::sums::ErrorsOf;
 use crate::layout::Layout;
-use crate::search::{LARGEST_GROUP, Nested, Problem, Task};
+use crate::search::{Elements, LARGEST_GROUP, Nested, Problem, Task};
+use crate::simd::LANES;
 use crate::spec::{GroupSize, Spec};
 use std::sync::Arc;
 
@@ -101,7 +102,7 @@ impl<'a> Search<'a> {
         let mut units = vec![[0.0; 2]; if groups.headers.is_empty() { 0 } else { x.len() / format.spec().block(context.group) }];
         let faults = self.problem.solve(Task {
             level: context.level,
-            x,
+            x: Elements::Rows(x),
             weights,
             group: context.group,
             dtype: context.scale_dtype,
@@ -116,8 +117,7 @@ impl<'a> Search<'a> {
         if self.problem.is_rounded_afterwards() {
             keep_the_better(format, context, x, weights, groups);
         }
-        // Every format has its own way to store a group of zeros, and scales below the normal numbers, which are not searched.
-        let least = if context.scale_dtype.size() > 1 { LEAST } else { f32::from_bits(1) };
+        let least = least(context);
         let mut one = Groups::default();
         for (group, elements) in x.chunks(context.group).enumerate() {
             // A block of several groups is not coded group by group; its scales of 0 are those of zeros.
@@ -137,6 +137,29 @@ impl<'a> Search<'a> {
         faults
     }
 
+    /// Scales and offsets alone, those of [`Search::quantize`], of sixteen groups side by side whose columns have the weights of the
+    /// columns of the array; `None` where that needs their codes.
+    pub(crate) fn choose(&self, context: Context, columns: &[[f32; LANES]], scales: &mut [f32], offsets: &mut [f32]) -> Option<Faults> {
+        let Weights::Columns(weights) = &self.weights else { return None };
+        let is_searched = |lane: usize| columns.iter().any(|column| column[lane].abs() >= least(context));
+        if self.problem.is_rounded_afterwards() || !(0..LANES).all(is_searched) {
+            return None;
+        }
+        Some(self.problem.solve(Task {
+            level: context.level,
+            x: Elements::Columns(columns),
+            weights: Some(weights),
+            group: context.group,
+            dtype: context.scale_dtype,
+            global: context.global,
+            codes: &mut [],
+            scales,
+            offsets,
+            units: &mut [],
+            nested: None,
+        }))
+    }
+
     /// The error of what [`Search::quantize`] finds, weighted.
     pub(super) fn error(&self, format: &dyn Rows, context: Context, run: &Run<'_>, start: usize, x: &[f32], groups: &mut Groups) -> f64 {
         self.quantize(format, context, run, start, x, groups);
@@ -144,6 +167,12 @@ impl<'a> Search<'a> {
         let weights = self.weights.of(start, x, self.columns, run, &mut scratch);
         errors(format, context, x, weights, groups, x.len())[0]
     }
+}
+
+/// The largest magnitude of a group from which on it is searched: every format has its own way to store a group of zeros, and scales
+/// below the normal numbers.
+fn least(context: Context) -> f32 {
+    if context.scale_dtype.size() > 1 { LEAST } else { f32::from_bits(1) }
 }
 
 /// The format's own groups where their error is smaller; blocks of groups that share a scale are kept whole.

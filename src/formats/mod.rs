@@ -194,7 +194,7 @@ pub trait Rows: Sync {
     /// The floats that groups stand for.
     fn dequantize(&self, context: Context, groups: &Groups, x: &mut [f32]);
 
-    /// Whether [`Rows::encode`] sends codes of groups of that size past the caches where the context says so.
+    /// Whether codes of groups of that size are made without a scratch for all elements, and go past the caches where the context says so.
     fn streams(&self, _group: usize) -> bool {
         false
     }
@@ -205,6 +205,14 @@ pub trait Rows: Sync {
         let faults = self.quantize(context, &x.floats(context.level), None, groups);
         self.pack(context, groups, parts);
         faults
+    }
+
+    /// `quantize` and `pack` of a part of a group whose range is known, codes alone.
+    fn encode_part(&self, context: Context, x: &[f32], range: Range, groups: &mut Groups, parts: &mut [&mut [u8]]) {
+        let context = Context { group: x.len(), ..context };
+        groups.resize(self.spec(), context, x.len());
+        self.quantize(context, x, Some(range), groups);
+        self.pack(context, groups, parts);
     }
 
     /// `unpack` and `dequantize`.

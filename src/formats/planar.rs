@@ -9,7 +9,7 @@
 
 use super::{Context, Faults, Groups, Need, Range, Rows};
 use crate::kernels::decode::{Output, Shelf, Tables, Values};
-use crate::kernels::encode::{Fit, Input, LINE, Lines, Pieces, Place, Rule, TILE, Tiles};
+use crate::kernels::encode::{Fit, Input, LINE, Lines, Pieces, Place, Ranged, Rule, TILE, Tiles};
 use crate::kernels::nibbles::{Pack, UNSIGNED, Unpack};
 use crate::kernels::scales::{self, Load, Store};
 use crate::kernels::stream::Front;
@@ -221,6 +221,26 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
             self.pack(context, groups, &mut parts);
         }
         faults
+    }
+
+    fn encode_part(&self, context: Context, x: &[f32], range: Range, groups: &mut Groups, parts: &mut [&mut [u8]]) {
+        let (whole, rest) = x.split_at(x.len() / LINE * LINE);
+        if !whole.is_empty() {
+            let ([packed, others @ ..], mut lines) = (&mut *parts, None) else { unreachable!("the spec names two parts or more") };
+            let packed = Front::new(&mut packed[..whole.len() / 2], context.stream, &mut lines);
+            let (rule, dtype) = (R::of(context.global), context.scale_dtype);
+            let place = Columns::<R, HIGH_FIRST>::new(context, self.offsets(), packed, others);
+            context.level.run(Ranged { rule, place, x: whole, range, dtype });
+        }
+        if !rest.is_empty() {
+            let context = Context { group: rest.len(), ..context };
+            groups.resize(self.spec, context, rest.len());
+            self.quantize(context, rest, Some(range), groups);
+            let [packed, others @ ..] = parts else { unreachable!("the spec names two parts or more") };
+            let mut tails: Vec<&mut [u8]> = vec![&mut packed[whole.len() / 2..]];
+            tails.extend(others.iter_mut().map(|part| &mut **part));
+            self.pack(context, groups, &mut tails);
+        }
     }
 
     fn decode(&self, context: Context, parts: &[&[u8]], groups: &mut Groups, x: Output<'_>) {

@@ -379,6 +379,37 @@ impl<R: Rule, P: Place> Kernel for Lines<'_, R, P> {
     }
 }
 
+/// Encode a part of a group whose range is known, a multiple of [`LINE`] long; its scale is not stored.
+pub struct Ranged<'a, R, P> {
+    /// The numerics.
+    pub rule: R,
+    /// Where codes go.
+    pub place: P,
+    /// The elements.
+    pub x: &'a [f32],
+    /// The range of the group.
+    pub range: Range,
+    /// The dtype of the scales.
+    pub dtype: ScaleDtype,
+}
+
+impl<R: Rule, P: Place> Kernel for Ranged<'_, R, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        let fit = self.rule.fit(simd, Ranges::splat(simd, self.range), self.dtype);
+        for (line, x) in (0..self.x.len() / LINE).zip(self.x.as_chunks::<LINE>().0) {
+            let mut lanes = [simd.splat_i32(0); LINE / LANES];
+            for (lanes, x) in lanes.iter_mut().zip(x.as_chunks::<LANES>().0) {
+                *lanes = self.rule.lanes(simd, simd.load(x), fit.factor, fit.offset);
+            }
+            self.place.codes(simd, line, &lanes);
+        }
+        self.place.finish(simd);
+    }
+}
+
 /// The range of one group, or of a piece of it; `x` is not empty.
 pub struct RangeOf<'a> {
     /// The elements.

@@ -1,8 +1,8 @@
 //! All groups of a span: sixteen by sixteen, then the codes of each.
 
-use super::Task;
 use super::line::Open;
 use super::tile::Tile;
+use super::{Elements, Task};
 use crate::kernels::encode::Faults;
 use crate::simd::{Kernel, LANES, Simd};
 
@@ -70,18 +70,25 @@ impl<P: Solver> Search<'_, P> {
         let mut faults = Faults::default();
         let mut tile = Tile::new(simd, task.dtype, solver.greatest(), task.nested);
         let mut open = Open::new();
-        let group = task.group.min(task.x.len()).max(1);
+        let rows = if let Elements::Rows(rows) = task.x { rows } else { &[] };
+        let group = task.group.min(rows.len()).max(1);
         let many = LANES * group;
-        let out = task.codes.chunks_mut(many).zip(task.scales.chunks_mut(LANES));
+        let (mut rows, mut codes) = (rows.chunks(many), task.codes.chunks_mut(many));
         let (mut offsets, mut units) = (task.offsets.chunks_mut(LANES), task.units.chunks_mut(LANES / P::BLOCK));
-        for (index, (x, (codes, scales))) in task.x.chunks(many).zip(out).enumerate() {
+        for (index, scales) in task.scales.chunks_mut(LANES).enumerate() {
+            let (x, codes) = (rows.next().unwrap_or_default(), codes.next().unwrap_or_default());
             let (stored_offsets, stored_units) = (offsets.next().unwrap_or_default(), units.next().unwrap_or_default());
-            let weights = task.weights.map(|weights| &weights[index * many..][..x.len()]);
             if index > 0 {
                 tile.advance();
             }
+            let largest = if let Elements::Columns(columns) = task.x {
+                tile.fill(simd, columns, task.weights)
+            } else {
+                let weights = task.weights.map(|weights| &weights[index * many..][..x.len()]);
+                tile.load(simd, x, weights, group, P::BLOCK)
+            };
             let mut worst = [0; LANES];
-            simd.store_i32(tile.load(simd, x, weights, group, P::BLOCK), &mut worst);
+            simd.store_i32(largest, &mut worst);
             if worst.iter().any(|&bits| bits >= beyond) {
                 faults.element = true;
                 continue;

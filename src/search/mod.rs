@@ -37,6 +37,7 @@ mod zero_point;
 use crate::kernels::encode::Faults;
 use crate::kernels::range::{BEYOND_HALF, INFINITE};
 use crate::level::Level;
+use crate::simd::LANES;
 use crate::spec::{self, Choice, Global, GroupSizes, ScaleDtype, Scheme, Spec, ZeroPoints};
 use block_planes::BlockPlanes;
 use block_scales::BlockScales;
@@ -180,8 +181,8 @@ pub struct Task<'a> {
     /// The instruction set.
     pub level: Level,
     /// The elements.
-    pub x: &'a [f32],
-    /// The weight of the error of each, 0 or more; none where all are equal. A group of zeros has equal weights too.
+    pub x: Elements<'a>,
+    /// The weight of the error of each, 0 or more, or of each column; none where all are equal. A group of zeros has equal weights too.
     pub weights: Option<&'a [f32]>,
     /// Elements of a group; the last one may be shorter.
     pub group: usize,
@@ -189,7 +190,7 @@ pub struct Task<'a> {
     pub dtype: ScaleDtype,
     /// The second level of the scales, 1 where there is none.
     pub global: f32,
-    /// One code an element.
+    /// One code an element of a row.
     pub codes: &'a mut [i8],
     /// One scale a group.
     pub scales: &'a mut [f32],
@@ -199,6 +200,15 @@ pub struct Task<'a> {
     pub units: &'a mut [[f32; 2]],
     /// The scales that there are, where they are quantized in turn, and the number of the first group.
     pub nested: Option<(Arc<Nested>, usize)>,
+}
+
+/// The elements of groups.
+#[derive(Clone, Copy, Debug)]
+pub enum Elements<'a> {
+    /// One group after the other.
+    Rows(&'a [f32]),
+    /// Sixteen groups side by side, their columns one after the other. They get no codes.
+    Columns(&'a [[f32; LANES]]),
 }
 
 /// Scales that are quantized in turn: a scale is number * largest + offset, two roundings.

@@ -63,11 +63,37 @@ impl<S: Simd> Tile<S> {
     /// magnitude of each lane, as bits.
     #[inline(always)]
     pub(super) fn load(&mut self, simd: S, x: &[f32], weights: Option<&[f32]>, group: usize, block: usize) -> S::I32 {
-        let zero = simd.splat(0.0);
         transpose(simd, x, group, &mut self.x);
         self.weights.clear();
         if let Some(weights) = weights {
             transpose(simd, weights, group, &mut self.weights);
+        }
+        self.settle(simd, block)
+    }
+
+    /// Fill it with sixteen groups, column by column, each with one weight. The answer is that of [`Tile::load`].
+    #[inline(always)]
+    pub(super) fn fill(&mut self, simd: S, columns: &[[f32; LANES]], weights: Option<&[f32]>) -> S::I32 {
+        let zero = simd.splat(0.0);
+        self.x.clear();
+        self.x.resize(columns.len(), zero);
+        for (x, column) in self.x.iter_mut().zip(columns) {
+            *x = simd.load(column);
+        }
+        let weights = weights.unwrap_or_default();
+        self.weights.clear();
+        self.weights.resize(weights.len(), zero);
+        for (to, &weight) in self.weights.iter_mut().zip(weights) {
+            *to = simd.splat(weight);
+        }
+        self.settle(simd, 1)
+    }
+
+    /// Bring what it was filled with to one size.
+    #[inline(always)]
+    fn settle(&mut self, simd: S, block: usize) -> S::I32 {
+        let zero = simd.splat(0.0);
+        if !self.weights.is_empty() {
             self.settle_weights(simd, block);
         }
         let mut worst = simd.splat_i32(0);

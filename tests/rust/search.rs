@@ -6,7 +6,7 @@ use quantize::engine::{self, Importance, Method, NonFinite, Run};
 use quantize::formats::{FORMATS, Format};
 use quantize::layout::{Layout, Options};
 use quantize::level::Level;
-use quantize::search::{Problem, Task};
+use quantize::search::{Elements, Problem, Task};
 use quantize::spec::{GroupSize, ScaleDtype, Spec};
 use quantize::tensor::Quantized;
 
@@ -27,7 +27,7 @@ fn solve(level: Level, x: &[f32], weights: Option<&[f32]>, group: usize, dtype: 
     let (mut codes, mut scales) = (vec![99; x.len()], vec![f32::NAN; x.len().div_ceil(group)]);
     let task = Task {
         level,
-        x,
+        x: Elements::Rows(x),
         weights,
         group,
         dtype,
@@ -89,6 +89,33 @@ proptest! {
         for level in Level::available() {
             prop_assert_eq!(&solve(level, &x, weights, group, dtype), &expected, "{}", level.name());
         }
+    }
+
+    /// Sixteen groups have the same scales one after the other and side by side.
+    #[test]
+    fn columns_are_rows(
+        rows in prop::collection::vec(prop::array::uniform16(element()), 1..70),
+        weights in prop::collection::vec(0f32..2.0, 70),
+    ) {
+        let weights = &weights[..rows.len()];
+        let x: Vec<f32> = (0..16).flat_map(|lane| rows.iter().map(move |row| row[lane])).collect();
+        let (_, expected) = solve(Level::detect(), &x, Some(&weights.repeat(16)), rows.len(), ScaleDtype::F16);
+        let mut scales = [f32::NAN; 16];
+        let task = Task {
+            level: Level::detect(),
+            x: Elements::Columns(&rows),
+            weights: Some(weights),
+            group: rows.len(),
+            dtype: ScaleDtype::F16,
+            global: 1.0,
+            codes: &mut [],
+            scales: &mut scales,
+            offsets: &mut [],
+            units: &mut [],
+            nested: None,
+        };
+        prop_assert!(!Problem::of(int4()).unwrap().solve(task).any());
+        prop_assert_eq!(scales.map(f32::to_bits).to_vec(), expected);
     }
 }
 
