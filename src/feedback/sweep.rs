@@ -156,7 +156,7 @@ impl Chooser<'_> {
             row.iter_mut().zip(t).for_each(|(x, t)| *x = t[lane]);
         }
         let scale_dtype = self.layout.scale_dtype;
-        let context = Context { level: self.run.level, group: len, scale_dtype, global: 1.0, stream: false };
+        let context = Context { level: self.run.level, group: len, scale_dtype, global: 1.0, stream: false, ahead: 0 };
         let mut found = Groups::default();
         found.resize(self.format.spec(), context, x.len());
         let faults = match self.searches.get(group) {

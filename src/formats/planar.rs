@@ -135,7 +135,8 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
         }
         context.level.run(Store { values: &groups.scales, dtype: context.scale_dtype, bytes: scales });
         let Some(offsets) = rest.first_mut().filter(|part| !part.is_empty()) else { return };
-        let bytes = || groups.offsets.iter().map(|&zero_point| zero_point as u8);
+        // Integers up to 255: so many added, they are in the lowest bits. A conversion that saturates is done one by one.
+        let bytes = || groups.offsets.iter().map(|&zero_point| (zero_point + 8_388_608.0).to_bits() as u8);
         match self.offsets() {
             Offsets::None => {}
             Offsets::Numbers => context.level.run(Store { values: &groups.offsets, dtype: context.scale_dtype, bytes: offsets }),
@@ -187,7 +188,8 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
     }
 
     fn encode(&self, context: Context, x: Input<'_>, groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
-        let (rule, dtype, group) = (R::of(context.global), context.scale_dtype, context.group);
+        let Context { scale_dtype: dtype, group, ahead, .. } = context;
+        let rule = R::of(context.global);
         let has_nibbles = self.offsets() == Offsets::Nibbles;
         let whole = if group <= TILE {
             // Where a tile is one group, two tiles share a byte of zero points.
@@ -203,9 +205,9 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
         if rest > 0 {
             let (place, x) = (Columns::<R, HIGH_FIRST>::new(context, self.offsets(), parts), x.part(0..rest));
             faults |= match group / LANES {
-                _ if group > TILE => context.level.run(Lines { rule, place, x: &x.floats(context.level), group, dtype }),
-                1 => context.level.run(Tiles::<_, _, 1> { rule, place, x, run: 1, dtype }),
-                vectors => context.level.run(Tiles::<_, _, 2> { rule, place, x, run: vectors / 2, dtype }),
+                _ if group > TILE => context.level.run(Lines { rule, place, x: &x.floats(context.level), group, dtype, ahead }),
+                1 => context.level.run(Tiles::<_, _, 1> { rule, place, x, run: 1, dtype, ahead }),
+                vectors => context.level.run(Tiles::<_, _, 2> { rule, place, x, run: vectors / 2, dtype, ahead }),
             };
         }
         if rest < x.len() {
