@@ -4,14 +4,16 @@
 //! parts -> rows of the one format -> scales and offsets as floats, checked and converted -> rows of the other -> parts
 //! ```
 //!
-//! Where both have their codes two a byte, these never lie apart: nibbles become other nibbles. Where both are layouts of the turned
-//! matrix nothing is turned.
+//! Where both have their codes two a byte, these never lie apart: nibbles become other nibbles. Where one is a layout of the turned
+//! matrix they are turned where they lie, where both are, not at all.
 
 use super::cut::{self, Parts, PartsMut};
 use super::woven::{self, Scratch, Tiles, row_bytes, rows_of};
-use super::{Outcome, Run, SERIAL};
+use super::{Outcome, Run, SERIAL, STREAM};
 use crate::error::Result;
 use crate::formats::{self, Context, Format, Groups, Turned, Weave};
+use crate::kernels::blocks::{Block, BlockMut};
+use crate::kernels::halves::{self, FromBlocks, ToBlocks};
 use crate::kernels::nibbles::{Pack, Unpack};
 use crate::kernels::words::Words;
 use crate::layout::Layout;
@@ -70,6 +72,12 @@ impl<'a> Side<'a> {
         }
     }
 
+    /// Whether its codes are rows that follow each other without padding, two a byte.
+    fn has_rows_in_place(&self) -> bool {
+        let width = self.rows.columns().div_ceil(2);
+        self.has_plain_codes() && (self.weave().is_none() || self.has_codes_in_place()) && self.bytes(self.rows.columns())[0] == width
+    }
+
     /// Whether its codes are rows that follow each other, though other parts are woven.
     fn has_codes_in_place(&self) -> bool {
         let is_rows = self.layout.spec.parts[0].extent == Extent::Codes && self.layout.part_bytes(0) == self.rows.part_bytes(0);
@@ -81,13 +89,17 @@ impl<'a> Side<'a> {
         std::array::from_fn(|index| if index < self.rows.spec.parts.len() { row_bytes(&self.rows, index, len) } else { 0 })
     }
 
+    fn part_bytes(&self) -> usize {
+        (0..self.layout.spec.parts.len()).map(|index| self.layout.part_bytes(index)).sum()
+    }
+
     fn threads(&self, run: &Run<'_>) -> usize {
         if self.layout.elements() < SERIAL { 1 } else { run.threads }
     }
 
     fn context(&self, run: &Run<'_>) -> Context {
         let (group, scale_dtype) = (self.rows.group_elements(), self.rows.scale_dtype);
-        Context { level: run.level, group, scale_dtype, global: 1.0, stream: false }
+        Context { level: run.level, group, scale_dtype, global: 1.0, stream: false, ahead: 0 }
     }
 }
 
@@ -102,15 +114,29 @@ pub(super) fn reweave(
 ) -> Result<Option<Outcome>> {
     let threads = from.threads(run);
     let (from_context, to_context) = (from.context(run), to.context(run));
-    let nibbles = (from.has_plain_codes() && to.has_plain_codes()).then(|| Nibbles::between(from, to, shift, from_context, to_context));
+    let nibbles = Nibbles::between(from, to, shift, from_context, to_context);
     let flipped = nibbles.as_ref().and_then(|nibbles| nibbles.flipped);
     if let (Some(source), Some(target), Some(flip)) = (from.turned(), to.turned(), flipped) {
         return stay_turned((from, source, parts), (to, target, out), flip, convert, run);
     }
+    // Codes that are turned where they lie, the ones of the source or those of the target.
+    let turns = flipped.and_then(|flip| Some((to.turned().filter(|_| from.has_rows_in_place())?, flip)));
+    let turns_back = flipped.and_then(|flip| Some((from.turned().filter(|_| to.has_rows_in_place())?, flip)));
+    let turned = turns.is_some() || turns_back.is_some();
     // The tiles know which of the two cannot be cut between any rows.
     let cut_by = if from.has(&[Extent::Transposed, Extent::GroupPairsTransposed]) { from } else { to };
-    let tiles = Tiles::of_rows(cut_by.layout, cut_by.rows.clone(), threads, true);
+    let tiles = match (&turns, &turns_back) {
+        (Some(_), _) => Tiles::tall(to.layout, to.rows.clone(), threads, true, out[0]),
+        (_, Some(_)) => Tiles::tall(from.layout, from.rows.clone(), threads, true, parts[0]),
+        _ => Tiles::of_rows(cut_by.layout, cut_by.rows.clone(), threads, true),
+    };
     let columns = from.layout.columns();
+    let bytes_of = |side: &Side<'_>, len| {
+        let [codes, others @ ..] = side.bytes(len);
+        let [first, second, third] = others;
+        [if turned { 0 } else { codes }, first, second, third]
+    };
+    let stream = from.part_bytes() + to.part_bytes() > STREAM;
     let (group, has_pairs) = (from_context.group, from.has(&[Extent::GroupPairs]) || to.has(&[Extent::GroupPairs]));
     // Rows that follow each other without padding on both sides are one.
     let pairs = if has_pairs { 2 } else { 1 };
@@ -133,16 +159,27 @@ pub(super) fn reweave(
         (place.tile, source, from_rows, target, cut::split_mut(&mut to_rest, share(to, place.tile.rows)))
     });
     let failed = AtomicBool::new(false);
-    let pool_failed = pool::for_each(tasks, threads, run.interrupted, |(tile, source, from_rows, mut target, to_rows)| {
+    let pool_failed = pool::for_each(tasks, threads, run.interrupted, |(tile, source, mut from_rows, mut target, mut to_rows)| {
         if failed.load(Ordering::Relaxed) {
             return;
         }
+        let width = columns.div_ceil(2);
+        if let Some((weave, flip)) = turns {
+            let codes = if from.has_codes_in_place() { source[0].bytes().expect("whole rows") } else { std::mem::take(&mut from_rows[0]) };
+            let (rows, bytes) = (target[0].rows(), target[0].width());
+            weave.turn(Context { stream, ..to_context }, Block::whole(codes, width), flip, target[0].part(0..rows, 0..bytes));
+        }
+        if let Some((weave, flip)) = turns_back {
+            let in_place = to.has_codes_in_place();
+            let codes = if in_place { target[0].bytes().expect("whole rows") } else { std::mem::take(&mut to_rows[0]) };
+            weave.turn_back(Context { stream, ..from_context }, source[0], flip, BlockMut::whole(codes, width));
+        }
         let unwoven = from.weave().map(|weave| {
-            let mut rows = Scratch::new(&from.rows, tile, !from.has_codes_in_place());
+            let mut rows = Scratch::new(&from.rows, tile, !turned && !from.has_codes_in_place());
             weave.unweave(from_context, tile, &source, &mut rows.slices());
             rows
         });
-        let mut woven = to.weave().map(|_| Scratch::new(&to.rows, tile, !to.has_codes_in_place()));
+        let mut woven = to.weave().map(|_| Scratch::new(&to.rows, tile, !turned && !to.has_codes_in_place()));
         {
             let mut from_rows = unwoven.as_ref().map_or(from_rows, |rows| cut::borrow(&rows.views()));
             let mut slices = woven.as_mut().map(Scratch::slices);
@@ -157,12 +194,13 @@ pub(super) fn reweave(
             let (runs, run_len) = if in_one { (1, tile.rows * columns) } else { (tile.rows, columns) };
             let spans = (0..runs).flat_map(|_| (0..run_len).step_by(span).map(|start| span.min(run_len - start)));
             for len in spans {
-                let (mut source, mut target) = (cut::split(&mut from_rows, from.bytes(len)), cut::split_mut(&mut to_rows, to.bytes(len)));
+                let (mut source, mut target) =
+                    (cut::split(&mut from_rows, bytes_of(from, len)), cut::split_mut(&mut to_rows, bytes_of(to, len)));
                 groups.resize_scales(from.rows.spec, from_context, len);
-                if let Some(nibbles) = &nibbles {
-                    nibbles.apply(from_context, std::mem::take(&mut source[0]), std::mem::take(&mut target[0]), len);
-                } else {
-                    groups.codes.resize(len, 0);
+                match &nibbles {
+                    Some(nibbles) if !turned => nibbles.apply(from_context, &mut source[0], &mut target[0], len),
+                    Some(_) => {}
+                    None => groups.codes.resize(len, 0),
                 }
                 from.format.rows().unpack(from_context, &source[..from.rows.spec.parts.len()], &mut groups);
                 if shift != 0 {
@@ -220,25 +258,43 @@ struct Nibbles {
     table: [u8; 16],
     /// What they are all combined with by exclusive or, where that is all.
     flipped: Option<u8>,
+    /// Bytes of the headers of both sides, where they are blocks.
+    headers: [Option<usize>; 2],
 }
 
 impl Nibbles {
-    /// Found out by unpacking all sixteen as the one format does and packing them as the other does.
-    fn between(from: &Side<'_>, to: &Side<'_>, shift: i8, from_context: Context, to_context: Context) -> Self {
-        let packed: [u8; 8] = std::array::from_fn(|byte| (0x11 * 2 * byte + 0x10) as u8);
-        let mut all = Groups { codes: vec![0; 16], ..Groups::default() };
-        from.format.rows().unpack(Context { group: 16, ..from_context }, &[&packed, &[]], &mut all);
-        all.codes.iter_mut().for_each(|code| *code += shift);
-        let mut stored = [0; 8];
-        to.format.rows().pack(Context { group: 16, ..to_context }, &all, &mut [&mut stored, &mut []]);
-        let table: [u8; 16] = std::array::from_fn(|nibble| stored[nibble / 2] >> (4 * (nibble % 2)) & 15);
+    /// Where both sides have their codes two a byte.
+    fn between(from: &Side<'_>, to: &Side<'_>, shift: i8, from_context: Context, to_context: Context) -> Option<Self> {
+        let headers = [from, to].map(|side| side.format.rows().halves_after());
+        let codes = codes_of_nibbles(from, from_context)?.map(|code| code + shift);
+        let wanted = codes_of_nibbles(to, to_context)?;
+        let table = codes.map(|code| wanted.iter().position(|&wanted| wanted == code).map_or(0, |nibble| nibble as u8));
         let flipped = Some(table[0]).filter(|flip| (0..16).all(|nibble| table[usize::from(nibble)] == nibble ^ flip));
-        Nibbles { table, flipped }
+        let has_kernel = match headers {
+            [None, None] => true,
+            [Some(_), Some(_)] => false,
+            _ => flipped.is_some(),
+        };
+        has_kernel.then_some(Nibbles { table, flipped, headers })
     }
 
-    /// The nibbles of `len` codes.
-    fn apply(&self, context: Context, from: &[u8], to: &mut [u8], len: usize) {
-        if let Some(flip) = self.flipped {
+    /// The nibbles of `len` codes; what is left of `from` and `to` is what else they hold.
+    fn apply(&self, context: Context, from: &mut &[u8], to: &mut &mut [u8], len: usize) {
+        match (self.headers, self.flipped) {
+            ([Some(header), _], Some(flip)) => {
+                let packed = std::mem::take(to);
+                context.level.run(FromBlocks { blocks: from, header, flip, packed });
+            }
+            ([_, Some(header)], Some(flip)) => {
+                let packed = std::mem::take(from);
+                context.level.run(ToBlocks { packed, flip, header, blocks: to });
+            }
+            (_, flipped) => self.apply_in_order(context, flipped, std::mem::take(from), std::mem::take(to), len),
+        }
+    }
+
+    fn apply_in_order(&self, context: Context, flipped: Option<u8>, from: &[u8], to: &mut [u8], len: usize) {
+        if let Some(flip) = flipped {
             to.iter_mut().zip(from).for_each(|(to, from)| *to = from ^ (flip * 0x11));
         } else {
             let mut codes = vec![0; 2 * from.len()];
@@ -252,4 +308,21 @@ impl Nibbles {
             *last &= 15;
         }
     }
+}
+
+/// The code that each nibble stands for, where codes are stored two a byte: found out by unpacking all sixteen.
+fn codes_of_nibbles(side: &Side<'_>, context: Context) -> Option<[i8; 16]> {
+    let (rows, context) = (side.format.rows(), Context { group: halves::CODES, ..context });
+    let mut all = Groups { codes: vec![0; halves::CODES], ..Groups::default() };
+    if let Some(header) = rows.halves_after() {
+        let mut block = vec![0; header];
+        block.extend((0..16).map(|nibble| nibble * 0x11));
+        rows.unpack(context, &[&block], &mut all);
+    } else if side.has_plain_codes() {
+        let packed: [u8; halves::BYTES] = std::array::from_fn(|byte| 0x22 * (byte % 8) as u8 + 0x10);
+        rows.unpack(context, &[&packed, &[]], &mut all);
+    } else {
+        return None;
+    }
+    all.codes.first_chunk().copied()
 }

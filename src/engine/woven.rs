@@ -20,6 +20,9 @@ const TILE: usize = 512 * 1024;
 /// Rows of a tile at most: 128 codes are a cache line.
 const MOST_ROWS: usize = 128;
 
+/// Rows of a tile of codes that are turned as they lie, or are written in runs of such a tile: four cache lines.
+const TALL: usize = 512;
+
 /// Rows of a tile at least, where the tensor has them: 16 words are a cache line.
 const LEAST_ROWS: usize = 16;
 
@@ -65,19 +68,36 @@ impl<'a> Tiles<'a> {
 
     /// The same of a layout whose rows are known.
     pub(super) fn of_rows(layout: &'a Layout, rows: Layout, threads: usize, whole_rows: bool) -> Self {
+        let height = (TILE / rows.columns().max(1)).clamp(LEAST_ROWS, MOST_ROWS);
+        Tiles::of_height(layout, rows, threads, whole_rows, height, 0)
+    }
+
+    /// Cut so that the runs of a tile in the turned matrix are long, and begin at cache lines of `codes`, the part of the codes.
+    pub(super) fn tall(layout: &'a Layout, rows: Layout, threads: usize, whole_rows: bool, codes: &[u8]) -> Self {
+        let n = rows.rows();
+        let has_rows_of_lines =
+            matches!(layout.spec.parts[0].extent, Extent::WordsAcrossRows | Extent::Transposed) && n.is_multiple_of(128);
+        let lead = 2 * (codes.as_ptr().addr().wrapping_neg() % 64);
+        Tiles::of_height(layout, rows, threads, whole_rows, TALL, if has_rows_of_lines && lead < n { lead / 8 * 8 } else { 0 })
+    }
+
+    /// Cut into tiles of about `height` rows, after a first one of `lead` rows.
+    fn of_height(layout: &'a Layout, rows: Layout, threads: usize, whole_rows: bool, height: usize, lead: usize) -> Self {
         let (n, k) = (rows.rows(), rows.columns());
         let group = rows.group_elements();
         // Where bytes hold codes of two rows, an odd number of rows is not cut, and only two columns together are whole bytes.
         let has = |extent: Extent| layout.spec.parts.iter().any(|part| part.extent == extent);
         let odd = n % 2 == 1 && (has(Extent::Transposed) || has(Extent::GroupPairsTransposed));
         let share = (n / (4 * threads)).max(LEAST_ROWS);
-        let height = (TILE / k.max(1)).clamp(LEAST_ROWS, MOST_ROWS).min(share).next_multiple_of(8).min(n.max(1));
+        let height = height.min(share).next_multiple_of(8).min(n.max(1));
         let height = if odd { n } else { height };
         let groups = if odd { 2 * group } else { group };
         let unit = groups / gcd(groups, 8) * 8;
         let width = if n > height { TILE / height } else { (TILE / height).min(k / (4 * threads)) };
         let width = if whole_rows || n > height && k <= 2 * width { k } else { (width / unit).max(1) * unit };
-        Tiles { layout, rows, row_lengths: lengths(n, height), column_lengths: lengths(k, width) }
+        let mut row_lengths = lengths(lead, lead);
+        row_lengths.extend(lengths(n - lead, height));
+        Tiles { layout, rows, row_lengths, column_lengths: lengths(k, width) }
     }
 
     /// Cut for matrices that stay turned: into bands of columns, whose parts are runs of the turned matrix.
@@ -92,7 +112,7 @@ impl<'a> Tiles<'a> {
 
     pub(super) fn context(&self, run: &Run<'_>) -> Context {
         let (group, scale_dtype) = (self.rows.group_elements(), self.rows.scale_dtype);
-        Context { level: run.level, group, scale_dtype, global: 1.0, stream: false }
+        Context { level: run.level, group, scale_dtype, global: 1.0, stream: false, ahead: 0 }
     }
 
     /// Whether no row is cut.

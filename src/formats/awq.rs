@@ -22,7 +22,7 @@
 use super::planar::{Planar, rows};
 use super::transposed::Transposed;
 use crate::kernels::encode::{Fit, Rule};
-use crate::kernels::lanes::clamp;
+use crate::kernels::lanes::{clamp, magnitude};
 use crate::kernels::nibbles::UNSIGNED;
 use crate::kernels::range::{BEYOND_HALF, Need, Ranges};
 use crate::kernels::scales::round_to;
@@ -54,6 +54,9 @@ static ROWS: Planar<Awq> = Planar::new(&ROWS_SPEC);
 /// 1e-5 as float16.
 const LEAST: f32 = 168.0 / 16_777_216.0;
 
+/// Magnitude of a quotient at most: far beyond all codes, and well within i32.
+const MOST: f32 = 268_435_456.0;
+
 #[derive(Clone, Copy, Default)]
 pub(super) struct Awq;
 
@@ -71,15 +74,17 @@ impl Rule for Awq {
         let scale = half(simd, simd.div(range, simd.splat(15.0)));
         let quotient = half(simd, simd.div(low, scale));
         let zero_point = simd.round(clamp(simd, quotient, simd.splat(-15.0), simd.splat(0.0)));
-        Fit { scale, offset: simd.sub(simd.splat(0.0), simd.to_f32(zero_point)), factor: simd.div(simd.splat(1.0), scale) }
+        // Where quotients would be beyond i32 all of them are, on one side: there the code is the first or the last, whatever they are.
+        let (inverse, farthest) = (simd.div(simd.splat(1.0), scale), larger(simd, magnitude(simd, low), magnitude(simd, high)));
+        let most = simd.div(simd.splat(MOST), farthest);
+        let factor = simd.select(simd.less(most, inverse), most, inverse);
+        Fit { scale, offset: simd.sub(simd.splat(0.0), simd.to_f32(zero_point)), factor }
     }
 
     #[inline(always)]
     fn codes<S: Simd>(self, simd: S, x: S::F32, inverse: S::F32, zero_point: S::F32) -> S::I32 {
-        let quotient = simd.mul(half(simd, x), inverse);
-        // It may be infinite, and there the code is the first or the last whatever the zero point.
-        let quotient = clamp(simd, quotient, simd.splat(-32.0), simd.splat(32.0));
-        simd.add_i32(simd.round(rounded_quotient(simd, quotient)), simd.round(zero_point))
+        let quotient = rounded_quotient(simd, simd.mul(half(simd, x), inverse));
+        simd.add_i32(simd.round(quotient), simd.round(zero_point))
     }
 
     #[inline(always)]
@@ -98,6 +103,11 @@ impl Rule for Awq {
 fn rounded_quotient<S: Simd>(simd: S, quotient: S::F32) -> S::F32 {
     let shifted = simd.mul(quotient, simd.splat(8193.0));
     simd.sub(shifted, simd.sub(shifted, quotient))
+}
+
+#[inline(always)]
+fn larger<S: Simd>(simd: S, a: S::F32, b: S::F32) -> S::F32 {
+    simd.select(simd.less(a, b), b, a)
 }
 
 /// h(...)

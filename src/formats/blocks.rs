@@ -49,6 +49,10 @@ impl<R: Header> Rows for Blocks<R> {
         R::NEED
     }
 
+    fn halves_after(&self) -> Option<usize> {
+        Some(R::BYTES)
+    }
+
     fn quantize(&self, context: Context, x: &[f32], range: Option<Range>, groups: &mut Groups) -> Faults {
         let Groups { codes, scales, offsets, .. } = groups;
         context.level.run(Pieces { rule: R::of(context.global), x, group: BLOCK, range, dtype: R::DTYPE, codes, scales, offsets })
@@ -59,13 +63,13 @@ impl<R: Header> Rows for Blocks<R> {
         let (mut scales, mut minimums) = (vec![0; R::SCALE * groups.scales.len()], vec![0; R::SCALE * groups.offsets.len()]);
         context.level.run(Store { values: &groups.scales, dtype: R::DTYPE, bytes: &mut scales });
         context.level.run(Store { values: &groups.offsets, dtype: R::DTYPE, bytes: &mut minimums });
-        for (group, (block, codes)) in blocks.chunks_exact_mut(Self::BYTES).zip(groups.codes.as_chunks::<BLOCK>().0).enumerate() {
-            let header = &mut block[..R::BYTES];
-            let stored = R::SCALE * group..R::SCALE * (group + 1);
-            header[..R::SCALE].copy_from_slice(&scales[stored.clone()]);
-            if R::MINIMUM {
-                header[R::SCALE..].copy_from_slice(&minimums[stored]);
-            }
+        for (block, stored) in blocks.chunks_exact_mut(Self::BYTES).zip(scales.chunks_exact(R::SCALE)) {
+            block[..R::SCALE].copy_from_slice(stored);
+        }
+        for (block, stored) in blocks.chunks_exact_mut(Self::BYTES).zip(minimums.chunks_exact(R::SCALE)) {
+            block[R::SCALE..R::BYTES].copy_from_slice(stored);
+        }
+        for (block, codes) in blocks.chunks_exact_mut(Self::BYTES).zip(groups.codes.as_chunks::<BLOCK>().0) {
             // Arrays by value, and no checked addition: then this is done 16 at a time.
             let ([low, high], _) = codes.as_chunks::<{ BLOCK / 2 }>() else { unreachable!("a block is two halves") };
             let nibbles = |half: &[i8; BLOCK / 2]| half.map(|code| code.wrapping_add(R::BIAS).cast_unsigned());
@@ -116,7 +120,14 @@ impl<R: Header> Rows for Blocks<R> {
         let (blocks, rest_blocks) = blocks.split_at_mut(tiles.len() / BLOCK * Self::BYTES);
         let mut lines = None;
         let place = Slots { blocks: Front::new(blocks, context.stream, &mut lines), rule: PhantomData::<R> };
-        let mut faults = context.level.run(Tiles::<_, _> { rule: R::of(context.global), place, x: tiles, run: 1, dtype: R::DTYPE });
+        let mut faults = context.level.run(Tiles::<_, _> {
+            rule: R::of(context.global),
+            place,
+            x: tiles,
+            run: 1,
+            dtype: R::DTYPE,
+            ahead: context.ahead,
+        });
         if rest.len() > 0 {
             groups.resize(self.spec, context, rest.len());
             faults |= self.quantize(context, &rest.floats(context.level), None, groups);

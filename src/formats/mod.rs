@@ -152,8 +152,11 @@ pub struct Context {
     pub scale_dtype: ScaleDtype,
     /// The second level of the scales, 1 where there is none.
     pub global: f32,
-    /// Whether decoded f32, and codes of a format that [`Rows::streams`], go past the caches, where the format can do that.
+    /// Whether what is written goes past the caches, where the format can do that: decoded f32, codes that are turned, or those of a format that
+    /// [`Rows::streams`].
     pub stream: bool,
+    /// Bytes after an element that is encoded to those that will be, where it pays to ask for memory.
+    pub ahead: usize,
 }
 
 impl Context {
@@ -175,6 +178,11 @@ pub trait Rows: Sync {
     /// The second level of the scales of a tensor whose largest magnitude is `largest`.
     fn global(&self, _largest: f32) -> f32 {
         1.0
+    }
+
+    /// Bytes of a header, where the one part is blocks of 32 elements in the order of [`crate::kernels::halves`].
+    fn halves_after(&self) -> Option<usize> {
+        None
     }
 
     /// Codes, scales and offsets of the groups of `x`. `range` is that of the one group that all of `x` belongs to, where a
@@ -247,10 +255,17 @@ pub trait Weave: Sync {
     }
 }
 
-/// A format whose parts are those of the turned matrix, its codes the first: from one of them to another nothing need be turned.
+/// A format whose parts are those of the turned matrix, its codes the first: from one of them to another nothing need be turned, and
+/// between them and those of rows that are two a byte codes are turned where they lie.
 pub trait Turned: Sync {
     /// Which codes share a word, where the matrix has whole words.
     fn kept(&self) -> Kept;
+
+    /// The part of the codes from the codes of rows, two a byte; every nibble is combined with `flip` by exclusive or.
+    fn turn(&self, context: Context, rows: Block<'_>, flip: u8, part: BlockMut<'_>);
+
+    /// The reverse.
+    fn turn_back(&self, context: Context, part: Block<'_>, flip: u8, rows: BlockMut<'_>);
 
     /// The scales and offsets of a row of groups of the turned matrix.
     fn unpack_row(&self, context: Context, parts: &[Block<'_>], row: usize, groups: &mut Groups);

@@ -136,7 +136,8 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
         }
         context.level.run(Store { values: &groups.scales, dtype: context.scale_dtype, bytes: scales });
         let Some(offsets) = rest.first_mut().filter(|part| !part.is_empty()) else { return };
-        let bytes = || groups.offsets.iter().map(|&zero_point| zero_point as u8);
+        // Integers up to 255: so many added, they are in the lowest bits. A conversion that saturates is done one by one.
+        let bytes = || groups.offsets.iter().map(|&zero_point| (zero_point + 8_388_608.0).to_bits() as u8);
         match self.offsets() {
             Offsets::None => {}
             Offsets::Numbers => context.level.run(Store { values: &groups.offsets, dtype: context.scale_dtype, bytes: offsets }),
@@ -192,7 +193,8 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
     }
 
     fn encode(&self, context: Context, x: Input<'_>, groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
-        let (rule, dtype, group) = (R::of(context.global), context.scale_dtype, context.group);
+        let Context { scale_dtype: dtype, group, ahead, .. } = context;
+        let rule = R::of(context.global);
         let has_nibbles = self.offsets() == Offsets::Nibbles;
         let whole = if group <= TILE {
             // Where a tile is one group, two tiles share a byte of zero points.
@@ -209,9 +211,9 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
             let packed = Front::new(&mut packed[..rest / 2], context.stream, &mut lines);
             let (place, x) = (Columns::<R, HIGH_FIRST>::new(context, self.offsets(), packed, others), x.part(0..rest));
             faults |= match group / LANES {
-                _ if group > TILE => context.level.run(Lines { rule, place, x: &x.floats(context.level), group, dtype }),
-                1 => context.level.run(Tiles::<_, _, 1> { rule, place, x, run: 1, dtype }),
-                vectors => context.level.run(Tiles::<_, _, 2> { rule, place, x, run: vectors / 2, dtype }),
+                _ if group > TILE => context.level.run(Lines { rule, place, x: &x.floats(context.level), group, dtype, ahead }),
+                1 => context.level.run(Tiles::<_, _, 1> { rule, place, x, run: 1, dtype, ahead }),
+                vectors => context.level.run(Tiles::<_, _, 2> { rule, place, x, run: vectors / 2, dtype, ahead }),
             };
         }
         if rest < x.len() {
@@ -230,7 +232,7 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
             let packed = Front::new(&mut packed[..whole.len() / 2], context.stream, &mut lines);
             let (rule, dtype) = (R::of(context.global), context.scale_dtype);
             let place = Columns::<R, HIGH_FIRST>::new(context, self.offsets(), packed, others);
-            context.level.run(Ranged { rule, place, x: whole, range, dtype });
+            context.level.run(Ranged { rule, place, x: whole, range, dtype, ahead: context.ahead });
         }
         if !rest.is_empty() {
             let context = Context { group: rest.len(), ..context };

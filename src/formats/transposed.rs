@@ -13,9 +13,11 @@ use super::{Context, Groups, Rows, Tile, Turned, Weave};
 use crate::kernels::blocks::{Block, BlockMut};
 use crate::kernels::encode::Rule;
 use crate::kernels::nibbles::{Pack, UNSIGNED, Unpack};
-use crate::kernels::transpose::{Items, Nibbles, Order};
+use crate::kernels::stream::Fence;
+use crate::kernels::transpose::{Codes, Items, Nibbles, Order, STAGE, Unit};
 use crate::kernels::words::{Kept, Words};
 use crate::spec::{Extent, Spec};
+use std::cell::RefCell;
 
 /// A format of these layouts: its facts, and its numerics as rows. `ZERO` is taken from zero points where they are stored.
 pub(super) struct Transposed<R: 'static, const ZERO: u8 = 0> {
@@ -48,12 +50,11 @@ impl<R: Rule, const ZERO: u8> Weave for Transposed<R, ZERO> {
         for (index, part) in self.spec.parts.iter().enumerate() {
             let to = parts[index].part(0..parts[index].rows(), 0..parts[index].width());
             match part.extent {
-                Extent::WordsAlongColumns => {
-                    context.level.run(Items { size: 4, from: Block::whole(rows[0], tile.columns / 2), to });
+                _ if rows[0].is_empty() && index == 0 => {}
+                Extent::WordsAlongColumns | Extent::WordsAcrossRows | Extent::Transposed if tile.rows.is_multiple_of(2) => {
+                    self.turn(context, Block::whole(rows[0], tile.columns.div_ceil(2)), 0, to);
                 }
-                Extent::WordsAcrossRows | Extent::Transposed => {
-                    self.turn(context, Block::whole(rows[0], tile.columns.div_ceil(2)), tile.columns, to)
-                }
+                Extent::Transposed => self.turn_nibbles(context, Block::whole(rows[0], tile.columns.div_ceil(2)), tile.columns, to),
                 Extent::GroupsTransposed => {
                     let size = context.scale_dtype.size();
                     context.level.run(Items { size, from: Block::whole(rows[1], groups * size), to });
@@ -64,7 +65,7 @@ impl<R: Rule, const ZERO: u8> Weave for Transposed<R, ZERO> {
                     for (zero_points, packed) in rows[2].chunks_exact(groups).zip(packed.chunks_exact_mut(width)) {
                         pack_zero_points::<ZERO>(context, zero_points, packed);
                     }
-                    self.turn(context, Block::whole(&packed, width), groups, to);
+                    self.turn_nibbles(context, Block::whole(&packed, width), groups, to);
                 }
                 _ => {}
             }
@@ -73,15 +74,14 @@ impl<R: Rule, const ZERO: u8> Weave for Transposed<R, ZERO> {
 
     fn unweave(&self, context: Context, tile: Tile, parts: &[Block<'_>], rows: &mut [&mut [u8]]) {
         let groups = context.groups(tile.columns);
-        for (part, from) in self.spec.parts.iter().zip(parts) {
+        for (index, (part, from)) in self.spec.parts.iter().zip(parts).enumerate() {
             match part.extent {
-                _ if rows[0].is_empty()
-                    && matches!(part.extent, Extent::WordsAlongColumns | Extent::WordsAcrossRows | Extent::Transposed) => {}
+                _ if rows[0].is_empty() && index == 0 => {}
                 Extent::WordsAlongColumns => {
                     context.level.run(Items { size: 4, from: *from, to: BlockMut::whole(rows[0], tile.columns / 2) });
                 }
                 Extent::WordsAcrossRows | Extent::Transposed => {
-                    self.turn_back(context, *from, tile.columns, BlockMut::whole(rows[0], tile.columns.div_ceil(2)));
+                    self.turn_nibbles_back(context, *from, tile.columns, BlockMut::whole(rows[0], tile.columns.div_ceil(2)));
                 }
                 Extent::GroupsTransposed => {
                     let size = context.scale_dtype.size();
@@ -90,7 +90,7 @@ impl<R: Rule, const ZERO: u8> Weave for Transposed<R, ZERO> {
                 Extent::GroupWordsTransposed | Extent::GroupPairsTransposed => {
                     let width = groups.div_ceil(2);
                     let mut packed = vec![0; tile.rows * width];
-                    self.turn_back(context, *from, groups, BlockMut::whole(&mut packed, width));
+                    self.turn_nibbles_back(context, *from, groups, BlockMut::whole(&mut packed, width));
                     for (zero_points, packed) in rows[2].chunks_exact_mut(groups).zip(packed.chunks_exact(width)) {
                         unpack_zero_points::<ZERO>(context, packed, zero_points);
                     }
@@ -108,6 +108,16 @@ impl<R: Rule, const ZERO: u8> Weave for Transposed<R, ZERO> {
 impl<R: Rule, const ZERO: u8> Turned for Transposed<R, ZERO> {
     fn kept(&self) -> Kept {
         if self.spec.parts[0].extent == Extent::WordsAlongColumns { Kept::Down } else { Kept::Across(self.order()) }
+    }
+
+    fn turn(&self, context: Context, rows: Block<'_>, flip: u8, part: BlockMut<'_>) {
+        let unit = if self.kept() == Kept::Down { Unit::Words } else { Unit::Nibbles([Order::Natural, self.order()]) };
+        turn_codes(context, rows, unit, flip, part);
+    }
+
+    fn turn_back(&self, context: Context, part: Block<'_>, flip: u8, rows: BlockMut<'_>) {
+        let unit = if self.kept() == Kept::Down { Unit::Words } else { Unit::Nibbles([self.order(), Order::Natural]) };
+        turn_codes(context, part, unit, flip, rows);
     }
 
     fn unpack_row(&self, context: Context, parts: &[Block<'_>], row: usize, groups: &mut Groups) {
@@ -148,6 +158,21 @@ impl<R: Rule, const ZERO: u8> Turned for Transposed<R, ZERO> {
     }
 }
 
+thread_local! {
+    /// Room for codes that this thread turns.
+    static ROOM: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+fn turn_codes(context: Context, from: Block<'_>, unit: Unit, flip: u8, to: BlockMut<'_>) {
+    ROOM.with_borrow_mut(|stage| {
+        stage.resize(STAGE, 0);
+        context.level.run(Codes { from, to, unit, flip, stream: context.stream, stage });
+    });
+    if context.stream {
+        context.level.run(Fence);
+    }
+}
+
 /// Two a byte, as they are stored.
 fn pack_zero_points<const ZERO: u8>(context: Context, zero_points: &[u8], packed: &mut [u8]) {
     let stored: Vec<u8> = zero_points.iter().map(|zero_point| zero_point.wrapping_sub(ZERO) & 15).collect();
@@ -162,7 +187,7 @@ fn unpack_zero_points<const ZERO: u8>(context: Context, packed: &[u8], zero_poin
 
 impl<R: Rule, const ZERO: u8> Transposed<R, ZERO> {
     /// Rows of `columns` nibbles to `columns` rows; of an odd number of rows to a run of them without padding.
-    fn turn(&self, context: Context, from: Block<'_>, columns: usize, mut to: BlockMut<'_>) {
+    fn turn_nibbles(&self, context: Context, from: Block<'_>, columns: usize, mut to: BlockMut<'_>) {
         let count = from.rows();
         if count.is_multiple_of(2) {
             return context.level.run(Nibbles { from, from_order: Order::Natural, to, to_order: self.order() });
@@ -170,12 +195,12 @@ impl<R: Rule, const ZERO: u8> Transposed<R, ZERO> {
         let (width, mut even) = (from.width(), vec![0; (count + 1) * from.width()]);
         from.copy_to(&mut even[..count * width]);
         let mut turned = vec![0; columns * count.div_ceil(2)];
-        self.turn(context, Block::whole(&even, width), columns, BlockMut::whole(&mut turned, count.div_ceil(2)));
+        self.turn_nibbles(context, Block::whole(&even, width), columns, BlockMut::whole(&mut turned, count.div_ceil(2)));
         join(&turned, count, to.row(0));
     }
 
     /// The reverse.
-    fn turn_back(&self, context: Context, from: Block<'_>, columns: usize, mut to: BlockMut<'_>) {
+    fn turn_nibbles_back(&self, context: Context, from: Block<'_>, columns: usize, mut to: BlockMut<'_>) {
         let count = to.rows();
         if count.is_multiple_of(2) {
             return context.level.run(Nibbles { from, from_order: self.order(), to, to_order: Order::Natural });
@@ -183,7 +208,7 @@ impl<R: Rule, const ZERO: u8> Transposed<R, ZERO> {
         let mut turned = vec![0; columns * count.div_ceil(2)];
         part(from.row(0), count, &mut turned);
         let (width, mut even) = (to.width(), vec![0; (count + 1) * to.width()]);
-        self.turn_back(context, Block::whole(&turned, count.div_ceil(2)), columns, BlockMut::whole(&mut even, width));
+        self.turn_nibbles_back(context, Block::whole(&turned, count.div_ceil(2)), columns, BlockMut::whole(&mut even, width));
         to.copy_from(&even[..count * width]);
     }
 }

@@ -7,6 +7,7 @@ pub mod codebooks;
 pub mod convert;
 pub mod decode;
 pub mod encode;
+pub mod halves;
 pub mod lanes;
 pub mod nibbles;
 pub mod products;

@@ -16,18 +16,24 @@ impl Kernel for Stream<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let head = self.to.as_ptr().align_offset(64).min(self.to.len());
-        let (to_head, to) = self.to.split_at_mut(head);
-        let (from_head, from) = self.from.split_at(head);
-        to_head.copy_from_slice(from_head);
-        let lines = to.len() / 64 * 64;
-        let (to, to_tail) = to.split_at_mut(lines);
-        let (from, from_tail) = from.split_at(lines);
-        if lines > 0 {
-            simd.stream(from, to);
-        }
-        to_tail.copy_from_slice(from_tail);
+        stream(simd, self.from, self.to);
     }
+}
+
+/// The same inside a kernel.
+#[inline(always)]
+pub(super) fn stream<S: Simd>(simd: S, from: &[u8], to: &mut [u8]) {
+    let head = to.as_ptr().align_offset(64).min(to.len());
+    let (to_head, to) = to.split_at_mut(head);
+    let (from_head, from) = from.split_at(head);
+    to_head.copy_from_slice(from_head);
+    let lines = to.len() / 64 * 64;
+    let (to, to_tail) = to.split_at_mut(lines);
+    let (from, from_tail) = from.split_at(lines);
+    if lines > 0 {
+        simd.stream(from, to);
+    }
+    to_tail.copy_from_slice(from_tail);
 }
 
 /// What was streamed before is visible to other threads before anything that follows.

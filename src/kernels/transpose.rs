@@ -12,6 +12,7 @@
 //! ```
 
 use super::blocks::{Block, BlockMut};
+use super::stream::stream;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Turn a matrix of items of 1, 2 or 4 bytes.
@@ -33,9 +34,9 @@ impl Kernel for Items<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         match self.size {
-            1 => turn::<S, 4>(simd, self.from, self.to, &[0, 1, 2, 3], &[0, 1, 2, 3]),
-            2 => turn::<S, 2>(simd, self.from, self.to, &[0, 1], &[0, 1]),
-            4 => turn::<S, 1>(simd, self.from, self.to, &[0], &[0]),
+            1 => turn(Tiles { simd, from_order: [0, 1, 2, 3], to_order: [0, 1, 2, 3], flip: 0 }, self.from, self.to),
+            2 => turn(Tiles { simd, from_order: [0, 1], to_order: [0, 1], flip: 0 }, self.from, self.to),
+            4 => turn(Tiles { simd, from_order: [0], to_order: [0], flip: 0 }, self.from, self.to),
             size => panic!("items have 1, 2 or 4 bytes, not {size}"),
         }
     }
@@ -81,9 +82,53 @@ impl Kernel for Nibbles<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Nibbles { from, from_order, to, to_order } = self;
-        let whole_words = |order: Order, width: usize| order != Order::Awq || width.is_multiple_of(4);
         assert!(whole_words(from_order, from.width()) && whole_words(to_order, to.width()), "rows in the order of AWQ have whole words");
-        turn::<S, 8>(simd, from, to, &from_order.neighbours(), &to_order.neighbours());
+        turn(Tiles { simd, from_order: from_order.neighbours(), to_order: to_order.neighbours(), flip: 0 }, from, to);
+    }
+}
+
+/// Turn a large matrix of codes: runs of its rows are collected first, as lines far apart in memory cost more than those beside each
+/// other. Where they go past the caches the thread runs [`super::stream::Fence`] before it says that it is done.
+pub struct Codes<'a> {
+    /// n rows of m codes.
+    pub from: Block<'a>,
+    /// m rows of n codes.
+    pub to: BlockMut<'a>,
+    /// What is turned of them.
+    pub unit: Unit,
+    /// What every nibble is combined with by exclusive or.
+    pub flip: u8,
+    /// Whether runs go past the caches.
+    pub stream: bool,
+    /// Room for [`STAGE`] bytes.
+    pub stage: &'a mut [u8],
+}
+
+/// What of a matrix of codes is turned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Words of eight codes: the matrix is one of words.
+    Words,
+    /// Codes, in these orders of the rows that are read and of those that are written.
+    Nibbles([Order; 2]),
+}
+
+impl Kernel for Codes<'_> {
+    type Output = ();
+
+    /// # Panics
+    ///
+    /// Unless the shapes match, rows in the order of AWQ have whole words, and the stage has its size.
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Codes { from, to, unit, flip, stream, stage } = self;
+        match unit {
+            Unit::Words => turn_staged(Tiles { simd, from_order: [0], to_order: [0], flip }, from, to, stream, stage),
+            Unit::Nibbles([of, wanted]) => {
+                assert!(whole_words(of, from.width()) && whole_words(wanted, to.width()), "rows in the order of AWQ have whole words");
+                turn_staged(Tiles { simd, from_order: of.neighbours(), to_order: wanted.neighbours(), flip }, from, to, stream, stage);
+            }
+        }
     }
 }
 
@@ -150,38 +195,76 @@ impl Kernel for Deinterleave<'_> {
 
 /// The nibbles of a byte in the low halves of two.
 #[inline(always)]
-fn apart(byte: u8) -> u16 {
+pub(super) fn apart(byte: u8) -> u16 {
     let wide = u16::from(byte);
     (wide | wide << 4) & 0x0f0f
 }
 
 /// The low halves of two bytes as one byte.
 #[inline(always)]
-fn together(pair: u16) -> u8 {
+pub(super) fn together(pair: u16) -> u8 {
     (pair & 0x0f | pair >> 4 & 0xf0) as u8
+}
+
+#[inline(always)]
+fn whole_words(order: Order, width: usize) -> bool {
+    order != Order::Awq || width.is_multiple_of(4)
 }
 
 /// Bytes of a row of a tile.
 const LINE: usize = 64;
 /// Bytes of the largest tile.
 const TILE: usize = 8 * LANES * LINE;
+/// Bytes that are collected before they leave: a quarter of a core's second cache.
+pub const STAGE: usize = 128 * 1024;
 
-/// Tile by tile; those at the edges through tiles of their own, filled up with zeros.
+/// Bytes of so many items.
 #[inline(always)]
-fn turn<S: Simd, const PER: usize>(simd: S, from: Block<'_>, mut to: BlockMut<'_>, from_order: &[usize; PER], to_order: &[usize; PER]) {
-    let bytes = |items: usize| (4 * items).div_ceil(PER);
+const fn bytes<const PER: usize>(items: usize) -> usize {
+    (4 * items).div_ceil(PER)
+}
+
+/// Bytes of a row that are collected at most: where the same number of bytes are read and written of a row, or more written where they
+/// are words, since the ends of a run are no whole lines.
+#[inline(always)]
+const fn longest_run<const PER: usize>() -> usize {
+    if PER == 1 { 16 * LINE } else { 4 * LINE }
+}
+
+/// Bytes from a row to the one that is asked for with it. Lines that lie apart are no stream that a processor follows by itself.
+#[inline(always)]
+fn ahead_of(from: &Block<'_>) -> usize {
+    if from.stride() > from.width() { AHEAD * from.stride() } else { 0 }
+}
+
+/// Whether two matrices of which one is the other turned have any items.
+///
+/// # Panics
+///
+/// Unless the shapes match.
+#[inline(always)]
+fn has_items<const PER: usize>(from: &Block<'_>, to: &BlockMut<'_>) -> bool {
     let (rows, columns) = (from.rows(), to.rows());
     if rows * from.width() == 0 && columns * to.width() == 0 {
+        return false;
+    }
+    let widths = (bytes::<PER>(columns), bytes::<PER>(rows));
+    assert_eq!((from.width(), to.width()), widths, "the shapes of two matrices of which one is the other turned");
+    true
+}
+
+/// Tile by tile.
+#[inline(always)]
+fn turn<S: Simd, const PER: usize>(tiles: Tiles<S, PER>, from: Block<'_>, mut to: BlockMut<'_>) {
+    if !has_items::<PER>(&from, &to) {
         return;
     }
-    assert_eq!((from.width(), to.width()), (bytes(columns), bytes(rows)), "the shapes of two matrices of which one is the other turned");
-    let side = PER * LANES;
-    let (mut whole_from, mut whole_to) = ([0; TILE], [0; TILE]);
-    let (whole_from, whole_to) = (&mut whole_from[..side * LINE], &mut whole_to[..side * LINE]);
+    let (side, rows, columns) = (PER * LANES, from.rows(), to.rows());
+    let mut room = [[0; TILE]; 2];
     // The inner loop goes along the rows that lie farther apart: they are on a page each.
     let down = to.stride() > from.stride();
-    // Lines that lie apart are no stream that a processor follows by itself. Where items are words a tile is too small to gain by it.
-    let ahead = if from.stride() > from.width() { AHEAD * from.stride() } else { 0 };
+    let ahead = ahead_of(&from);
+    // Where items are words a tile is too small to gain by it.
     let to_apart = PER > 1 && to.stride() > to.width();
     let (below, beside) = (rows.div_ceil(side), columns.div_ceil(side));
     let (outer, inner) = if down { (beside, below) } else { (below, beside) };
@@ -189,57 +272,102 @@ fn turn<S: Simd, const PER: usize>(simd: S, from: Block<'_>, mut to: BlockMut<'_
         for j in 0..inner {
             let (top, left) = if down { (j * side, i * side) } else { (i * side, j * side) };
             let (bottom, right) = (rows.min(top + side), columns.min(left + side));
-            let part = from.part(top..bottom, bytes(left)..bytes(right));
-            let mut target = to.part(left..right, bytes(top)..bytes(bottom));
-            if bottom - top == side && right - left == side {
-                if to_apart {
-                    for row in 0..side {
-                        ask(simd, target.row(row), 0);
-                    }
-                }
-                tile(simd, (part, ahead), target, from_order, to_order);
-            } else {
-                whole_from.fill(0);
-                for row in 0..part.rows() {
-                    whole_from[row * LINE..][..part.width()].copy_from_slice(part.row(row));
-                }
-                let (padded, turned) = (Block::whole(whole_from, LINE), BlockMut::whole(whole_to, LINE));
-                tile(simd, (padded, 0), turned, from_order, to_order);
+            let part = from.part(top..bottom, bytes::<PER>(left)..bytes::<PER>(right));
+            let mut target = to.part(left..right, bytes::<PER>(top)..bytes::<PER>(bottom));
+            if to_apart {
                 for row in 0..target.rows() {
-                    let width = target.width();
-                    target.row(row).copy_from_slice(&whole_to[row * LINE..][..width]);
+                    ask(tiles.simd, target.row(row), 0);
                 }
             }
+            tiles.turn(part, ahead, target, &mut room);
         }
     }
 }
 
-/// A whole tile: both steps. Item p of a word read belongs to column `from_order[p]` of its PER columns, item i of a word
-/// written to row `to_order[i]` of its PER rows. With each line that is read the one `ahead` bytes after it is asked for.
+/// The same by way of a stage.
 #[inline(always)]
-fn tile<S: Simd, const PER: usize>(
-    simd: S,
-    (from, ahead): (Block<'_>, usize),
-    mut to: BlockMut<'_>,
-    from_order: &[usize; PER],
-    to_order: &[usize; PER],
-) {
-    let mut words = [[simd.splat(0.0); LANES]; PER];
-    for c in 0..LANES {
-        let mut rows = [simd.splat_i32(0); PER];
-        for (row, &place) in rows.iter_mut().zip(to_order) {
-            let line = from.row(PER * c + place);
-            ask(simd, line, ahead);
-            *row = load(simd, line);
+fn turn_staged<S: Simd, const PER: usize>(tiles: Tiles<S, PER>, from: Block<'_>, mut to: BlockMut<'_>, past: bool, stage: &mut [u8]) {
+    if !has_items::<PER>(&from, &to) {
+        return;
+    }
+    let (side, rows, columns) = (PER * LANES, from.rows(), to.rows());
+    let mut room = [[0; TILE]; 2];
+    let ahead = ahead_of(&from);
+    let longest = longest_run::<PER>();
+    let (height, width) = (longest / 4 * PER, STAGE / longest);
+    for (top, left) in (0..rows).step_by(height).flat_map(|top| (0..columns).step_by(width).map(move |left| (top, left))) {
+        let (bottom, right) = (rows.min(top + height), columns.min(left + width));
+        let run = bytes::<PER>(top)..bytes::<PER>(bottom);
+        let mut staged = BlockMut::whole(stage, longest);
+        for (i, j) in (top..bottom).step_by(side).flat_map(|i| (left..right).step_by(side).map(move |j| (i, j))) {
+            let (i_end, j_end) = (bottom.min(i + side), right.min(j + side));
+            let part = from.part(i..i_end, bytes::<PER>(j)..bytes::<PER>(j_end));
+            let target = staged.part(j - left..j_end - left, bytes::<PER>(i) - run.start..bytes::<PER>(i_end) - run.start);
+            tiles.turn(part, ahead, target, &mut room);
         }
-        exchange(simd, &mut rows);
-        for (words, row) in words.iter_mut().zip(&rows) {
-            words[c] = simd.as_f32(*row);
+        for row in left..right {
+            let from = &staged.row(row - left)[..run.len()];
+            let to = &mut to.row(row)[run.clone()];
+            if past { stream(tiles.simd, from, to) } else { to.copy_from_slice(from) }
         }
     }
-    for (words, &place) in words.iter().zip(from_order) {
-        for (j, column) in (0..LANES).zip(&simd.transpose(words)) {
-            store(simd, simd.bits(*column), to.row(PER * j + place));
+}
+
+/// How tiles are turned.
+#[derive(Clone, Copy)]
+struct Tiles<S: Simd, const PER: usize> {
+    simd: S,
+    /// Item p of a word read belongs to this one of its PER columns.
+    from_order: [usize; PER],
+    /// Item i of a word written belongs to this one of its PER rows.
+    to_order: [usize; PER],
+    /// What every nibble is combined with by exclusive or.
+    flip: u8,
+}
+
+impl<S: Simd, const PER: usize> Tiles<S, PER> {
+    /// Turn one; at the edges by way of `room`, filled up with zeros. With each row what lies `ahead` bytes after it is asked for.
+    #[inline(always)]
+    fn turn(self, from: Block<'_>, ahead: usize, mut to: BlockMut<'_>, [padded, turned]: &mut [[u8; TILE]; 2]) {
+        let side = PER * LANES;
+        if (from.rows(), to.rows()) == (side, side) {
+            return self.turn_whole(from, ahead, to);
+        }
+        let (padded, turned) = (&mut padded[..side * LINE], &mut turned[..side * LINE]);
+        padded.fill(0);
+        for row in 0..from.rows() {
+            let bytes = padded[row * LINE..].iter_mut().zip(from.row(row));
+            bytes.for_each(|(to, from)| *to = from ^ (self.flip * 0x11));
+        }
+        Tiles { flip: 0, ..self }.turn_whole(Block::whole(padded, LINE), 0, BlockMut::whole(turned, LINE));
+        for row in 0..to.rows() {
+            let width = to.width();
+            to.row(row).copy_from_slice(&turned[row * LINE..][..width]);
+        }
+    }
+
+    /// Both steps.
+    #[inline(always)]
+    fn turn_whole(self, from: Block<'_>, ahead: usize, mut to: BlockMut<'_>) {
+        let simd = self.simd;
+        let flip = simd.splat_i32((u32::from(self.flip) * 0x1111_1111).cast_signed());
+        let mut words = [[simd.splat(0.0); LANES]; PER];
+        for c in 0..LANES {
+            let mut rows = [simd.splat_i32(0); PER];
+            for (row, &place) in rows.iter_mut().zip(&self.to_order) {
+                let line = from.row(PER * c + place);
+                ask(simd, line, ahead);
+                *row = simd.xor(load(simd, line), flip);
+            }
+            exchange(simd, &mut rows);
+            for (words, row) in words.iter_mut().zip(&rows) {
+                words[c] = simd.as_f32(*row);
+            }
+        }
+        for (words, &place) in words.iter().zip(&self.from_order) {
+            for (j, column) in (0..LANES).zip(&simd.transpose(words)) {
+                store(simd, simd.bits(*column), to.row(PER * j + place));
+            }
         }
     }
 }
@@ -431,6 +559,33 @@ mod tests {
                     (0..2).for_each(|row| rows.set_nibble(Order::Natural, row, count, 0));
                 }
                 prop_assert!([low, high] == [rows.block().row(0), rows.block().row(1)], "{} nibbles back, {}", count, level.name());
+            }
+        }
+    }
+
+    /// By way of a stage and with another nibble for each, as it is directly and nibble for nibble.
+    #[test]
+    fn codes_are_turned_past_the_caches() {
+        let sizes = if cfg!(miri) { [(8, 16); 2] } else { [(264, 1040), (1032, 552)] };
+        let orders = [Order::Natural, Order::Awq];
+        let units = orders.into_iter().flat_map(|of| orders.map(|wanted| Unit::Nibbles([of, wanted])));
+        for ((n, m), unit) in sizes.into_iter().flat_map(|size| units.clone().chain([Unit::Words]).map(move |unit| (size, unit))) {
+            let bytes = |items: usize| if unit == Unit::Words { 4 * items } else { items / 2 };
+            let (n, m) = if unit == Unit::Words { (n / 4, m / 8) } else { (n, m) };
+            let from = Matrix::new(n, bytes(m), [16, 0], 1);
+            let mut flipped = from.clone();
+            flipped.bytes.iter_mut().for_each(|byte| *byte ^= 0x55);
+            let blank = Matrix::new(m, bytes(n), [5, 11], 2);
+            let mut expected = blank.clone();
+            let (of, to) = (flipped.block(), expected.block_mut());
+            match unit {
+                Unit::Words => Level::detect().run(Items { size: 4, from: of, to }),
+                Unit::Nibbles([from_order, to_order]) => Level::detect().run(Nibbles { from: of, from_order, to, to_order }),
+            }
+            for (level, stream) in Level::available().into_iter().flat_map(|level| [(level, false), (level, true)]) {
+                let mut to = blank.clone();
+                level.run(Codes { from: from.block(), to: to.block_mut(), unit, flip: 5, stream, stage: &mut vec![0; STAGE] });
+                assert!(to == expected, "{unit:?}, {n} x {m}, {}", level.name());
             }
         }
     }
