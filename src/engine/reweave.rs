@@ -125,7 +125,7 @@ pub(super) fn reweave(
     let turned = turns.is_some() || turns_back.is_some();
     // The tiles know which of the two cannot be cut between any rows.
     let cut_by = if from.has(&[Extent::Transposed, Extent::GroupPairsTransposed]) { from } else { to };
-    let tiles = match (&turns, &turns_back) {
+    let tiles = match (to.turned(), from.turned()) {
         (Some(_), _) => Tiles::tall(to.layout, to.rows.clone(), threads, true, out[0]),
         (_, Some(_)) => Tiles::tall(from.layout, from.rows.clone(), threads, true, parts[0]),
         _ => Tiles::of_rows(cut_by.layout, cut_by.rows.clone(), threads, true),
@@ -214,7 +214,7 @@ pub(super) fn reweave(
             }
         }
         if let (Some(weave), Some(rows)) = (to.weave(), woven) {
-            weave.weave(to_context, tile, &rows.views(), &mut target);
+            weave.weave(Context { stream, ..to_context }, tile, &rows.views(), &mut target);
         }
     })?;
     Ok((!failed.into_inner()).then_some(Outcome { replaced: 0, pool_failed }))

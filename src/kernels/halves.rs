@@ -5,14 +5,18 @@
 //! packed            byte i = nibble 2i low, nibble 2i + 1 high
 //! ```
 
-use super::transpose::{apart, together};
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, LANES, Simd};
 
 /// Codes of a block.
 pub const CODES: usize = 32;
 
 /// Bytes of the nibbles of a block.
 pub const BYTES: usize = CODES / 2;
+
+/// Blocks that are done at once.
+const AT_ONCE: usize = 4;
+/// Their codes as vectors.
+const VECTORS: usize = AT_ONCE * CODES / LANES;
 
 /// The nibbles of blocks in order.
 pub struct FromBlocks<'a> {
@@ -33,16 +37,26 @@ impl Kernel for FromBlocks<'_> {
     ///
     /// Unless the lengths match.
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, simd: S) {
         let FromBlocks { blocks, header, flip, packed } = self;
         check(blocks, header, packed);
-        for (block, packed) in blocks.chunks_exact(header + BYTES).zip(packed.as_chunks_mut::<BYTES>().0) {
-            let nibbles: &[u8; BYTES] = block.last_chunk().expect("a block ends with them");
-            // Arrays by value: then this is done eight words at a time.
-            let words: [u16; BYTES / 2] = bytemuck::cast(*nibbles);
-            let words = words.map(|word| u16::from_le(word) ^ (u16::from(flip) * 0x1111));
-            let (low, high) = (words.map(together), words.map(|word| together(word >> 4)));
-            *packed = bytemuck::cast([low, high]);
+        let (flip, size) = (simd.splat_i32(i32::from(flip)), header + BYTES);
+        let (whole, rest) = packed.as_chunks_mut::<{ AT_ONCE * BYTES }>();
+        let (whole_blocks, rest_blocks) = blocks.split_at(whole.len() * AT_ONCE * size);
+        for (blocks, packed) in whole_blocks.chunks_exact(AT_ONCE * size).zip(whole) {
+            let mut codes = [flip; VECTORS];
+            for i in 0..AT_ONCE {
+                let [low, high] = simd.unpack_halves(nibbles_of(&blocks[i * size..][..size]));
+                (codes[2 * i], codes[2 * i + 1]) = (nibble(simd, low, flip), nibble(simd, high, flip));
+            }
+            simd.pack_pairs(&codes, packed);
+        }
+        for (block, packed) in rest_blocks.chunks_exact(size).zip(rest.as_chunks_mut::<BYTES>().0) {
+            let (mut codes, mut all) = ([flip; VECTORS], [0; AT_ONCE * BYTES]);
+            let [low, high] = simd.unpack_halves(nibbles_of(block));
+            (codes[0], codes[1]) = (nibble(simd, low, flip), nibble(simd, high, flip));
+            simd.pack_pairs(&codes, &mut all);
+            packed.copy_from_slice(&all[..BYTES]);
         }
     }
 }
@@ -66,17 +80,43 @@ impl Kernel for ToBlocks<'_> {
     ///
     /// Unless the lengths match.
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, simd: S) {
         let ToBlocks { packed, flip, header, blocks } = self;
         check(blocks, header, packed);
-        for (block, packed) in blocks.chunks_exact_mut(header + BYTES).zip(packed.as_chunks::<BYTES>().0) {
-            let [low, high]: [[u8; BYTES / 2]; 2] = bytemuck::cast(packed.map(|byte| byte ^ (flip * 0x11)));
-            let (low, high) = (low.map(apart), high.map(apart));
-            let words: [u16; BYTES / 2] = std::array::from_fn(|i| (low[i] | high[i] << 4).to_le());
-            let nibbles: &mut [u8; BYTES] = block.last_chunk_mut().expect("a block ends with them");
-            *nibbles = bytemuck::cast(words);
+        let (flip, size) = (simd.splat_i32(i32::from(flip)), header + BYTES);
+        let (whole, rest) = packed.as_chunks::<{ AT_ONCE * BYTES }>();
+        let (whole_blocks, rest_blocks) = blocks.split_at_mut(whole.len() * AT_ONCE * size);
+        for (packed, blocks) in whole.iter().zip(whole_blocks.chunks_exact_mut(AT_ONCE * size)) {
+            let (mut codes, mut all) = ([flip; VECTORS], [0; AT_ONCE * BYTES]);
+            for (codes, packed) in codes.iter_mut().zip(packed.as_chunks().0) {
+                *codes = nibble(simd, simd.unpack_pairs(packed), flip);
+            }
+            simd.pack_halves(&codes, &mut all);
+            for i in 0..AT_ONCE {
+                blocks[i * size + header..][..BYTES].copy_from_slice(&all.as_chunks::<BYTES>().0[i]);
+            }
+        }
+        for (packed, block) in rest.as_chunks::<BYTES>().0.iter().zip(rest_blocks.chunks_exact_mut(size)) {
+            let (mut codes, mut all) = ([flip; VECTORS], [0; AT_ONCE * BYTES]);
+            for (codes, packed) in codes.iter_mut().zip(packed.as_chunks().0) {
+                *codes = nibble(simd, simd.unpack_pairs(packed), flip);
+            }
+            simd.pack_halves(&codes, &mut all);
+            block[header..].copy_from_slice(&all[..BYTES]);
         }
     }
+}
+
+/// What a block ends with.
+#[inline(always)]
+fn nibbles_of(block: &[u8]) -> &[u8; BYTES] {
+    block.last_chunk().expect("a block ends with its nibbles")
+}
+
+/// The code in the low four bits, combined with `flip`.
+#[inline(always)]
+fn nibble<S: Simd>(simd: S, code: S::I32, flip: S::I32) -> S::I32 {
+    simd.xor(simd.and(code, simd.splat_i32(15)), flip)
 }
 
 #[inline(always)]

@@ -195,14 +195,14 @@ impl Kernel for Deinterleave<'_> {
 
 /// The nibbles of a byte in the low halves of two.
 #[inline(always)]
-pub(super) fn apart(byte: u8) -> u16 {
+fn apart(byte: u8) -> u16 {
     let wide = u16::from(byte);
     (wide | wide << 4) & 0x0f0f
 }
 
 /// The low halves of two bytes as one byte.
 #[inline(always)]
-pub(super) fn together(pair: u16) -> u8 {
+fn together(pair: u16) -> u8 {
     (pair & 0x0f | pair >> 4 & 0xf0) as u8
 }
 
