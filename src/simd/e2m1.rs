@@ -174,7 +174,7 @@ mod tests {
             // Ends and middles of the numbers and their neighbours, ordinary numbers, and any.
             let x = std::array::from_fn(|i| {
                 let (bits, place, off) = numbers[i];
-                let near = [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0];
+                let near = [0.0f32, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0];
                 let x = match place {
                     0..16 => f32::from_bits(near[place].to_bits().saturating_add_signed(off) | bits & 1 << 31),
                     16..32 => (bits as f32 / u32::MAX as f32 - 0.5) * 16.0,
