@@ -175,7 +175,7 @@ fn weights(elements: usize) -> Vec<f32> {
 /// The kernels that a format runs: the fused ones, and those of either side of [`Groups`].
 fn format_cases(format: &'static dyn Rows, level: Level, elements: usize, group: usize) -> Vec<Case> {
     let spec = format.spec();
-    let context = Context { level, group, scale_dtype: spec.scale_dtypes[0], global: 1.0, stream: false, ahead: AHEAD };
+    let context = Context { level, group, scale_dtype: spec.scale_dtypes[0], global: 1.0, stream: false };
     let group_size = Some(GroupSize::Elements(group));
     let shape = [elements / COLUMNS, COLUMNS];
     let layout = Layout::new(spec, &shape, FormatOptions { group_size, ..Default::default() }).expect("whole groups");

@@ -131,8 +131,7 @@ impl Job<'_> {
     fn decode_span(&self, start: usize, parts: &Parts<'_>, groups: &mut Groups, x: Output<'_>) {
         let parts = &parts[..self.layout.spec.parts.len()];
         let Job { level, grid, layout, global, stream, .. } = self;
-        let context =
-            Context { level: *level, group: grid.group, scale_dtype: layout.scale_dtype, global: *global, stream: *stream, ahead: 0 };
+        let context = Context { level: *level, group: grid.group, scale_dtype: layout.scale_dtype, global: *global, stream: *stream };
         let Some(scales) = &self.scales else {
             return self.format.decode(context, parts, groups, x);
         };
@@ -175,14 +174,8 @@ impl Woven<'_> {
         pool::for_each(tasks, run.threads, run.interrupted, |(tile, blocks, sinks)| {
             let mut scratch = woven::Scratch::new(&tiles.rows, tile, true);
             let group = tiles.rows.group_elements();
-            let context = Context {
-                level: run.level,
-                group,
-                scale_dtype: self.layout.scale_dtype,
-                global: self.global,
-                stream: self.stream,
-                ahead: 0,
-            };
+            let context =
+                Context { level: run.level, group, scale_dtype: self.layout.scale_dtype, global: self.global, stream: self.stream };
             self.weave.unweave(context, tile, &blocks, &mut scratch.slices());
             let mut rest = Parts::default();
             for (rest, rows) in rest.iter_mut().zip(scratch.views()) {

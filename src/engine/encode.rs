@@ -12,7 +12,7 @@ use super::{Outcome, Run, SERIAL, STREAM, once};
 use crate::element::Source;
 use crate::error::{Error, Result};
 use crate::formats::{self, Context, Faults, Format, Groups, Need, Range, Rows, Weave};
-use crate::kernels::encode::{AHEAD, Input, RangeOf, TILE};
+use crate::kernels::encode::{Input, RangeOf, TILE};
 use crate::kernels::range::BEYOND_HALF;
 use crate::layout::Layout;
 use crate::level::Level;
@@ -328,15 +328,8 @@ impl Job<'_> {
     }
 
     fn encode_woven(&self, weave: &dyn Weave, parts: &mut [&mut [u8]]) -> Result<(Faults, bool)> {
-        let (rows, threads) = (self.rows.clone(), self.run.threads);
-        let tiles = match self.source.is_turned() {
-            true => Tiles::of_rows(self.layout, rows, threads, true),
-            false => Tiles::tall(self.layout, rows, threads, false, parts[0]),
-        };
+        let tiles = Tiles::new(self.layout, weave, self.run.threads, self.source.is_turned());
         let mut blocks = tiles.blocks_mut(parts);
-        // What follows a short run of a row is the same run of the next row.
-        let (size, columns) = (self.source.item_size(), tiles.rows.columns());
-        let ahead = |run: usize| if run < columns { (AHEAD / (run * size)).max(1) * columns * size } else { AHEAD };
         let all = Mutex::new(Faults::default());
         let tasks = tiles.places().map(|place| (place, woven::next_mut(&mut blocks)));
         let pool_failed = pool::for_each(tasks, self.run.threads, self.run.interrupted, |(place, mut blocks)| {
@@ -351,13 +344,13 @@ impl Job<'_> {
                         let (first, others) = std::mem::take(rest).split_at_mut(tiles.row_bytes(index, at.len()));
                         (*part, *rest) = (first, others);
                     }
-                    faults |= self.encode_span(start + at.start, at.len(), ahead(len), &mut scratch, &mut parts);
+                    faults |= self.encode_span(start + at.start, at.len(), &mut scratch, &mut parts);
                 }
             }
             if faults.any() {
                 *all.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) |= faults;
             }
-            weave.weave(Context { stream: self.is_streamed(), ..self.context() }, place.tile, &rows.views(), &mut blocks);
+            weave.weave(self.context(), place.tile, &rows.views(), &mut blocks);
         })?;
         Ok((all.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()), pool_failed))
     }
@@ -368,7 +361,7 @@ impl Job<'_> {
 
     fn context(&self) -> Context {
         let Job { run, grid, layout, global, .. } = self;
-        Context { level: run.level, group: grid.group, scale_dtype: layout.scale_dtype, global: *global, stream: false, ahead: AHEAD }
+        Context { level: run.level, group: grid.group, scale_dtype: layout.scale_dtype, global: *global, stream: false }
     }
 
     fn is_streamed(&self) -> bool {
@@ -394,7 +387,7 @@ impl Job<'_> {
         let mut faults = Faults::default();
         for (start, len) in self.spans_of(&task, self.span) {
             let mut parts = cut::split_mut(&mut task.parts, self.grid.bytes(self.rows, len));
-            faults |= self.encode_span(start, len, AHEAD, &mut scratch, &mut parts);
+            faults |= self.encode_span(start, len, &mut scratch, &mut parts);
         }
         faults
     }
@@ -418,7 +411,7 @@ impl Job<'_> {
             let sizes = self.grid.bytes(self.rows, len);
             let mut sizes = sizes.iter();
             let mut parts: PartsMut<'_> = stages.each_mut().map(|stage| stage.next(*sizes.next().expect("a size for every part")));
-            faults |= self.encode_span(start, len, AHEAD, &mut scratch, &mut parts);
+            faults |= self.encode_span(start, len, &mut scratch, &mut parts);
         }
         stages.into_iter().for_each(Stage::finish);
         faults
@@ -428,8 +421,7 @@ impl Job<'_> {
         self.grid.segments(task.start, task.len).flat_map(move |(start, len)| self.grid.spans(start, len, span))
     }
 
-    fn encode_span(&self, start: usize, len: usize, ahead: usize, scratch: &mut Scratch, parts: &mut PartsMut<'_>) -> Faults {
-        let context = Context { ahead, ..self.context() };
+    fn encode_span(&self, start: usize, len: usize, scratch: &mut Scratch, parts: &mut PartsMut<'_>) -> Faults {
         let Scratch { x, groups } = scratch;
         let input = match (self.input, self.policy) {
             (Some(input), None) => input.part(start..start + len),
@@ -440,7 +432,7 @@ impl Job<'_> {
             }
         };
         let parts = &mut parts[..self.rows.spec.parts.len()];
-        let Some(search) = self.search else { return self.format.encode(context, input, groups, parts) };
+        let Some(search) = self.search else { return self.format.encode(self.context(), input, groups, parts) };
         groups.resize(self.rows.spec, self.context(), len);
         let faults = search.quantize(self.format, self.context(), &self.run, start, &input.floats(self.run.level), groups);
         self.format.pack(self.context(), groups, parts);

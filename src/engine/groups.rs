@@ -133,7 +133,6 @@ fn unpack_rows(
                 scale_dtype: layout.scale_dtype,
                 global: 1.0,
                 stream: false,
-                ahead: 0,
             };
             tile.resize(layout.spec, context, len);
             if skips_codes {
@@ -172,7 +171,7 @@ fn take<'a, T>(rest: &mut &'a mut [T], count: usize) -> &'a mut [T] {
 
 /// The scales and offsets of long groups, from the parts that hold one element a group; what is left of `rest` is the codes.
 pub(super) fn long_scales(layout: &Layout, grid: &Grid, format: &dyn Rows, level: Level, rest: &mut Parts<'_>) -> Groups {
-    let context = Context { level, group: 1, scale_dtype: layout.scale_dtype, global: 1.0, stream: false, ahead: 0 };
+    let context = Context { level, group: 1, scale_dtype: layout.scale_dtype, global: 1.0, stream: false };
     let mut all = Groups::default();
     let mut row = Groups::default();
     row.resize(layout.spec, context, grid.groups_of_a_row());
@@ -256,7 +255,7 @@ fn pack_rows(
         for (start, len) in grid.segments(task.start, task.len).flat_map(|(start, len)| grid.spans(start, len, cut::SPAN)) {
             let mut parts = cut::split_mut(&mut task.parts, grid.bytes(layout, len));
             let group = if grid.long { len } else { grid.group };
-            let context = Context { level: run.level, group, scale_dtype: layout.scale_dtype, global: 1.0, stream: false, ahead: 0 };
+            let context = Context { level: run.level, group, scale_dtype: layout.scale_dtype, global: 1.0, stream: false };
             tile.resize(layout.spec, context, len);
             read(start, &mut tile.codes);
             if !grid.long {
@@ -303,7 +302,7 @@ impl<'a> Codes<'a> {
             let before = column % 2;
             let count = before + len;
             let group = self.group.min(count);
-            let context = Context { level: self.level, group, scale_dtype: self.layout.scale_dtype, global: 1.0, stream: false, ahead: 0 };
+            let context = Context { level: self.level, group, scale_dtype: self.layout.scale_dtype, global: 1.0, stream: false };
             tile.resize(self.layout.spec, context, count);
             let parts: Parts<'a> = std::array::from_fn(|index| {
                 let bytes = |elements: usize| self.layout.code_bytes(index, elements);
@@ -319,7 +318,7 @@ impl<'a> Codes<'a> {
 
 /// Write the parts that hold one element a group, of long groups; what is left of `rest` is the codes.
 pub(super) fn pack_long_scales(layout: &Layout, grid: &Grid, format: &dyn Rows, level: Level, all: &Groups, rest: &mut PartsMut<'_>) {
-    let context = Context { level, group: 1, scale_dtype: layout.scale_dtype, global: 1.0, stream: false, ahead: 0 };
+    let context = Context { level, group: 1, scale_dtype: layout.scale_dtype, global: 1.0, stream: false };
     let groups = grid.groups_of_a_row();
     for row in 0..grid.rows_of_groups() {
         let of_row = |values: &[f32]| values.get(row * groups..(row + 1) * groups).unwrap_or_default().to_vec();

@@ -41,7 +41,6 @@ pub fn misplaced(layout: &Layout, parts: &[&[u8]], x: &[f32], run: &Run<'_>) -> 
         scale_dtype: layout.scale_dtype,
         global: once::global_of(layout, parts),
         stream: false,
-        ahead: 0,
     };
     let groups = context.groups(length);
     let mut found = vec![(0, 0); x.len() / length];

@@ -99,7 +99,7 @@ impl<'a> Side<'a> {
 
     fn context(&self, run: &Run<'_>) -> Context {
         let (group, scale_dtype) = (self.rows.group_elements(), self.rows.scale_dtype);
-        Context { level: run.level, group, scale_dtype, global: 1.0, stream: false, ahead: 0 }
+        Context { level: run.level, group, scale_dtype, global: 1.0, stream: false }
     }
 }
 

@@ -160,7 +160,7 @@ impl Chooser<'_> {
     /// Scale and offset of a group of sixteen rows whose elements are to be `t`.
     fn choose(&self, group: usize, t: &[Lanes], tile: &mut Tile, Scratch { x, found }: &mut Scratch) -> Faults {
         let (level, len) = (self.run.level, t.len());
-        let context = Context { level, group: len, scale_dtype: self.layout.scale_dtype, global: 1.0, stream: false, ahead: 0 };
+        let context = Context { level, group: len, scale_dtype: self.layout.scale_dtype, global: 1.0, stream: false };
         let offsets = if self.format.spec().has_offsets() { &mut tile.offsets[group][..] } else { &mut [] };
         if let Some(search) = self.searches.get(group)
             && let Some(faults) = search.choose(context, t, &mut tile.scales[group], offsets)

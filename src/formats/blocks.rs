@@ -120,14 +120,7 @@ impl<R: Header> Rows for Blocks<R> {
         let (blocks, rest_blocks) = blocks.split_at_mut(tiles.len() / BLOCK * Self::BYTES);
         let mut lines = None;
         let place = Slots { blocks: Front::new(blocks, context.stream, &mut lines), rule: PhantomData::<R> };
-        let mut faults = context.level.run(Tiles::<_, _> {
-            rule: R::of(context.global),
-            place,
-            x: tiles,
-            run: 1,
-            dtype: R::DTYPE,
-            ahead: context.ahead,
-        });
+        let mut faults = context.level.run(Tiles::<_, _> { rule: R::of(context.global), place, x: tiles, run: 1, dtype: R::DTYPE });
         if rest.len() > 0 {
             groups.resize(self.spec, context, rest.len());
             faults |= self.quantize(context, &rest.floats(context.level), None, groups);

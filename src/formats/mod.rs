@@ -155,8 +155,6 @@ pub struct Context {
     /// Whether what is written goes past the caches, where the format can do that: decoded f32, codes that are turned, or those of a format that
     /// [`Rows::streams`].
     pub stream: bool,
-    /// Bytes after an element that is encoded to those that will be, where it pays to ask for memory.
-    pub ahead: usize,
 }
 
 impl Context {

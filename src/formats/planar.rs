@@ -193,7 +193,7 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
     }
 
     fn encode(&self, context: Context, x: Input<'_>, groups: &mut Groups, parts: &mut [&mut [u8]]) -> Faults {
-        let Context { scale_dtype: dtype, group, ahead, .. } = context;
+        let Context { scale_dtype: dtype, group, .. } = context;
         let rule = R::of(context.global);
         let has_nibbles = self.offsets() == Offsets::Nibbles;
         let whole = if group <= TILE {
@@ -211,9 +211,9 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
             let packed = Front::new(&mut packed[..rest / 2], context.stream, &mut lines);
             let (place, x) = (Columns::<R, HIGH_FIRST>::new(context, self.offsets(), packed, others), x.part(0..rest));
             faults |= match group / LANES {
-                _ if group > TILE => context.level.run(Lines { rule, place, x: &x.floats(context.level), group, dtype, ahead }),
-                1 => context.level.run(Tiles::<_, _, 1> { rule, place, x, run: 1, dtype, ahead }),
-                vectors => context.level.run(Tiles::<_, _, 2> { rule, place, x, run: vectors / 2, dtype, ahead }),
+                _ if group > TILE => context.level.run(Lines { rule, place, x: &x.floats(context.level), group, dtype }),
+                1 => context.level.run(Tiles::<_, _, 1> { rule, place, x, run: 1, dtype }),
+                vectors => context.level.run(Tiles::<_, _, 2> { rule, place, x, run: vectors / 2, dtype }),
             };
         }
         if rest < x.len() {
@@ -232,7 +232,7 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
             let packed = Front::new(&mut packed[..whole.len() / 2], context.stream, &mut lines);
             let (rule, dtype) = (R::of(context.global), context.scale_dtype);
             let place = Columns::<R, HIGH_FIRST>::new(context, self.offsets(), packed, others);
-            context.level.run(Ranged { rule, place, x: whole, range, dtype, ahead: context.ahead });
+            context.level.run(Ranged { rule, place, x: whole, range, dtype });
         }
         if !rest.is_empty() {
             let context = Context { group: rest.len(), ..context };

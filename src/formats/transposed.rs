@@ -51,10 +51,18 @@ impl<R: Rule, const ZERO: u8> Weave for Transposed<R, ZERO> {
             let to = parts[index].part(0..parts[index].rows(), 0..parts[index].width());
             match part.extent {
                 _ if rows[0].is_empty() && index == 0 => {}
-                Extent::WordsAlongColumns | Extent::WordsAcrossRows | Extent::Transposed if tile.rows.is_multiple_of(2) => {
+                // Tiles are tall where what is written goes past the caches.
+                Extent::WordsAlongColumns | Extent::WordsAcrossRows | Extent::Transposed
+                    if context.stream && tile.rows.is_multiple_of(2) =>
+                {
                     self.turn(context, Block::whole(rows[0], tile.columns.div_ceil(2)), 0, to);
                 }
-                Extent::Transposed => self.turn_nibbles(context, Block::whole(rows[0], tile.columns.div_ceil(2)), tile.columns, to),
+                Extent::WordsAlongColumns => {
+                    context.level.run(Items { size: 4, from: Block::whole(rows[0], tile.columns / 2), to });
+                }
+                Extent::WordsAcrossRows | Extent::Transposed => {
+                    self.turn_nibbles(context, Block::whole(rows[0], tile.columns.div_ceil(2)), tile.columns, to)
+                }
                 Extent::GroupsTransposed => {
                     let size = context.scale_dtype.size();
                     context.level.run(Items { size, from: Block::whole(rows[1], groups * size), to });

@@ -215,16 +215,16 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// The elements from `start` on as f32, as many as the buffer holds, and how many bytes after one of them to ask for memory: `ahead`,
-    /// or 0 where they are a copy, of what was asked for here.
+    /// The elements from `start` on as f32, as many as the buffer holds, and how many bytes after one of them it pays to ask for
+    /// memory: 0 where they are a copy, of what was asked for here.
     #[inline(always)]
-    fn tile<'t, S: Simd>(&'t self, simd: S, start: usize, ahead: usize, buffer: &'t mut [f32]) -> (&'t [f32], usize) {
+    fn tile<'t, S: Simd>(&'t self, simd: S, start: usize, buffer: &'t mut [f32]) -> (&'t [f32], usize) {
         match self {
-            Input::F32(x) => (&x[start..][..buffer.len()], ahead),
+            Input::F32(x) => (&x[start..][..buffer.len()], AHEAD),
             Input::Half(half, halves) => {
                 let halves = &halves[start..][..buffer.len()];
                 for line in halves.as_chunks::<{ 2 * LANES }>().0 {
-                    simd.prefetch(line, ahead);
+                    simd.prefetch(line, AHEAD);
                 }
                 widen_all(simd, *half, halves, buffer);
                 (buffer, 0)
@@ -249,9 +249,9 @@ pub const TILE: usize = 512;
 /// Sub-blocks of a tile at most.
 const BLOCKS: usize = 2 * LANES;
 
-/// Bytes that are asked for ahead of the element that is coded, where they are coded as they lie: what one core has on its way from memory (bandwidth times latency,
+/// Bytes that are asked for ahead of the element that is coded: what one core has on its way from memory (bandwidth times latency,
 /// some 7 KiB), and a tile. `benches/record/notes.md` has the figures.
-pub const AHEAD: usize = 10 * 1024;
+const AHEAD: usize = 10 * 1024;
 
 /// Encode whole tiles of groups of `16 * VECTORS * run` elements; `x` is a multiple of [`TILE`] long.
 ///
@@ -269,8 +269,6 @@ pub struct Tiles<'a, R, P, const VECTORS: usize = 2> {
     pub run: usize,
     /// The dtype of the scales.
     pub dtype: ScaleDtype,
-    /// Bytes after an element that is coded to what is asked for.
-    pub ahead: usize,
 }
 
 impl<R: Rule, P: Place, const VECTORS: usize> Kernel for Tiles<'_, R, P, VECTORS> {
@@ -285,7 +283,7 @@ impl<R: Rule, P: Place, const VECTORS: usize> Kernel for Tiles<'_, R, P, VECTORS
         let (mut factors, mut offsets) = ([0.0; BLOCKS], [0.0; BLOCKS]);
         let mut buffer = [0.0; TILE];
         for index in 0..self.x.len() / TILE {
-            let (tile, ahead) = self.x.tile(simd, index * TILE, self.ahead, &mut buffer);
+            let (tile, ahead) = self.x.tile(simd, index * TILE, &mut buffer);
             let vectors = tile.as_chunks::<LANES>().0;
             let ends = high.as_chunks_mut::<4>().0.iter_mut().zip(low.as_chunks_mut::<4>().0);
             for (vectors, (high, low)) in vectors.chunks_exact(4 * VECTORS).zip(ends).take(quarters) {
@@ -349,8 +347,6 @@ pub struct Lines<'a, R, P> {
     pub group: usize,
     /// The dtype of the scales.
     pub dtype: ScaleDtype,
-    /// Bytes after an element that is coded to what is asked for.
-    pub ahead: usize,
 }
 
 impl<R: Rule, P: Place> Kernel for Lines<'_, R, P> {
@@ -372,7 +368,7 @@ impl<R: Rule, P: Place> Kernel for Lines<'_, R, P> {
             for (line, x) in (0..lines).zip(x.as_chunks::<LINE>().0) {
                 let mut lanes = [simd.splat_i32(0); LINE / LANES];
                 for (lanes, x) in lanes.iter_mut().zip(x.as_chunks::<LANES>().0) {
-                    simd.prefetch(x, self.ahead);
+                    simd.prefetch(x, AHEAD);
                     *lanes = self.rule.lanes(simd, simd.load(x), fit.factor, fit.offset);
                 }
                 self.place.codes(simd, lines * index + line, &lanes);
@@ -395,8 +391,6 @@ pub struct Ranged<'a, R, P> {
     pub range: Range,
     /// The dtype of the scales.
     pub dtype: ScaleDtype,
-    /// See [`Tiles::ahead`].
-    pub ahead: usize,
 }
 
 impl<R: Rule, P: Place> Kernel for Ranged<'_, R, P> {
@@ -408,7 +402,7 @@ impl<R: Rule, P: Place> Kernel for Ranged<'_, R, P> {
         for (line, x) in (0..self.x.len() / LINE).zip(self.x.as_chunks::<LINE>().0) {
             let mut lanes = [simd.splat_i32(0); LINE / LANES];
             for (lanes, x) in lanes.iter_mut().zip(x.as_chunks::<LANES>().0) {
-                simd.prefetch(x, self.ahead);
+                simd.prefetch(x, AHEAD);
                 *lanes = self.rule.lanes(simd, simd.load(x), fit.factor, fit.offset);
             }
             self.place.codes(simd, line, &lanes);

@@ -310,7 +310,7 @@ fn fused_and_plain_paths_agree() {
                     let fused = encode(&layout, &Source::from_slice(&x, &[1, elements]), &run_at(level, 1)).unwrap();
                     let global = engine::global_of(&layout, &fused.views());
                     let group = layout.group_elements();
-                    let context = Context { level, group, scale_dtype: layout.scale_dtype, global, stream: false, ahead: 0 };
+                    let context = Context { level, group, scale_dtype: layout.scale_dtype, global, stream: false };
                     let mut groups = Groups::default();
                     groups.resize(layout.spec, context, elements);
                     let mut plain = Quantized::zeroed(layout.clone()).unwrap();
