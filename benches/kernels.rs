@@ -18,7 +18,7 @@ use quantize::formats::{Context, FORMATS, Format, Groups, Need, Rows};
 use quantize::kernels::blocks::{Block, BlockMut};
 use quantize::kernels::convert::{Half, Narrow, Widen};
 use quantize::kernels::decode::Output;
-use quantize::kernels::encode::{AHEAD, Input, RangeOf};
+use quantize::kernels::encode::{Input, RangeOf};
 use quantize::kernels::nibbles::{Pack, SIGNED, Unpack};
 use quantize::kernels::scales;
 use quantize::kernels::sums::SumsOf;
