@@ -119,7 +119,8 @@ def small(limit: Limit, only: str, repeats: int) -> list[dict[str, Any]]:
 
 
 def small_case(limit: Limit, case: Case, kibibytes: int, repeats: int) -> Iterator[dict[str, Any]]:
-    x = weights(kibibytes / 1024)
+    # Words of GPTQ hold eight rows.
+    x = weights(kibibytes / 1024).reshape(-1, COLUMNS // 2)
     eighth, decoded = aligned(x.size // 8), aligned(x.size).reshape(x.shape)
     q = case.quantize(x)
     turns = 4096 // kibibytes
