@@ -22,7 +22,7 @@
 use super::planar::{Planar, rows};
 use super::transposed::Transposed;
 use crate::kernels::encode::{Fit, Rule};
-use crate::kernels::lanes::{clamp, magnitude};
+use crate::kernels::lanes::{clamp, larger, magnitude};
 use crate::kernels::nibbles::UNSIGNED;
 use crate::kernels::range::{BEYOND_HALF, Need, Ranges};
 use crate::kernels::scales::round_to;
@@ -103,11 +103,6 @@ impl Rule for Awq {
 fn rounded_quotient<S: Simd>(simd: S, quotient: S::F32) -> S::F32 {
     let shifted = simd.mul(quotient, simd.splat(8193.0));
     simd.sub(shifted, simd.sub(shifted, quotient))
-}
-
-#[inline(always)]
-fn larger<S: Simd>(simd: S, a: S::F32, b: S::F32) -> S::F32 {
-    simd.select(simd.less(a, b), b, a)
 }
 
 /// h(...)

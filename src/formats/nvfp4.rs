@@ -211,8 +211,8 @@ const TABLES: ([f32; 16], [f32; 16]) = {
     (midpoints, below)
 };
 
-/// Codes of 16 elements, where looking up is cheaper than dividing: how many midpoints are below. The product of scale and midpoint is exact; that of an element and the reciprocal
-/// of the scale is near the quotient and tells which midpoint to ask for.
+/// Codes of 16 elements, where looking up is cheaper than dividing: how many midpoints are below. The product of scale and midpoint is
+/// exact; that of an element and the reciprocal of the scale is near the quotient and tells which midpoint to ask for.
 #[inline(always)]
 fn codes_of<S: Simd>(simd: S, x: S::F32, scale: S::F32, inverse: S::F32) -> S::I32 {
     let size = magnitude(simd, x);
