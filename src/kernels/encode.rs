@@ -12,6 +12,7 @@ use super::range::{INFINITE, Keys, Need, Range, Ranges, Running};
 use super::scales::round_to;
 use crate::level::Level;
 use crate::simd::e2m1::Rounding;
+use crate::simd::pace::Pace;
 use crate::simd::ranks::Ranks;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::spec::ScaleDtype;
@@ -215,19 +216,19 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// The elements from `start` on as f32, as many as the buffer holds, and how many bytes after one of them it pays to ask for
-    /// memory: 0 where they are a copy, of what was asked for here.
+    /// The elements from `start` on as f32, as many as the buffer holds, and the pace for them: that of a cache where they are a copy, of
+    /// what was asked for here.
     #[inline(always)]
-    fn tile<'t, S: Simd>(&'t self, simd: S, start: usize, buffer: &'t mut [f32]) -> (&'t [f32], usize) {
+    fn tile<'t, S: Simd>(&'t self, simd: S, start: usize, pace: Pace, buffer: &'t mut [f32]) -> (&'t [f32], Pace) {
         match self {
-            Input::F32(x) => (&x[start..][..buffer.len()], AHEAD),
+            Input::F32(x) => (&x[start..][..buffer.len()], pace),
             Input::Half(half, halves) => {
                 let halves = &halves[start..][..buffer.len()];
                 for line in halves.as_chunks::<{ 2 * LANES }>().0 {
-                    simd.prefetch(line, AHEAD);
+                    simd.prefetch(line, pace.codes);
                 }
                 widen_all(simd, *half, halves, buffer);
-                (buffer, 0)
+                (buffer, pace.in_cache())
             }
         }
     }
@@ -248,10 +249,6 @@ pub const TILE: usize = 512;
 
 /// Sub-blocks of a tile at most.
 const BLOCKS: usize = 2 * LANES;
-
-/// Bytes that are asked for ahead of the element that is coded: what one core has on its way from memory (bandwidth times latency,
-/// some 7 KiB), and a tile. `benches/record/notes.md` has the figures.
-const AHEAD: usize = 10 * 1024;
 
 /// Encode whole tiles of groups of `16 * VECTORS * run` elements; `x` is a multiple of [`TILE`] long.
 ///
@@ -282,11 +279,13 @@ impl<R: Rule, P: Place, const VECTORS: usize> Kernel for Tiles<'_, R, P, VECTORS
         let (mut high, mut low) = ([nothing; BLOCKS], [nothing; BLOCKS]);
         let (mut factors, mut offsets) = ([0.0; BLOCKS], [0.0; BLOCKS]);
         let mut buffer = [0.0; TILE];
+        let everywhere = Pace::of_this_cpu();
         for index in 0..self.x.len() / TILE {
-            let (tile, ahead) = self.x.tile(simd, index * TILE, &mut buffer);
+            let (tile, pace) = self.x.tile(simd, index * TILE, everywhere, &mut buffer);
             let vectors = tile.as_chunks::<LANES>().0;
             let ends = high.as_chunks_mut::<4>().0.iter_mut().zip(low.as_chunks_mut::<4>().0);
             for (vectors, (high, low)) in vectors.chunks_exact(4 * VECTORS).zip(ends).take(quarters) {
+                ask(simd, vectors, pace.range);
                 for ((vectors, high), low) in vectors.as_chunks::<VECTORS>().0.iter().zip(high).zip(low) {
                     let mut running = Running::of(simd, R::NEED, simd.load(&vectors[0]));
                     for vector in &vectors[1..] {
@@ -321,7 +320,7 @@ impl<R: Rule, P: Place, const VECTORS: usize> Kernel for Tiles<'_, R, P, VECTORS
                 for (k, (lanes, x)) in (0..8).zip(lanes.iter_mut().zip(vectors)) {
                     let block = (8 * line + k) / VECTORS;
                     let (factor, offset) = (simd.splat(factors[block]), simd.splat(offsets[block]));
-                    simd.prefetch(x, ahead);
+                    simd.prefetch(x, pace.codes);
                     *lanes = self.rule.lanes(simd, simd.load(x), factor, offset);
                 }
                 self.place.codes(simd, TILE / LINE * index + line, &lanes);
@@ -356,8 +355,9 @@ impl<R: Rule, P: Place> Kernel for Lines<'_, R, P> {
     fn run<S: Simd>(mut self, simd: S) -> Faults {
         let mut worst = Worst::new(simd);
         let lines = self.group / LINE;
+        let pace = Pace::of_this_cpu();
         for (index, x) in self.x.chunks_exact(self.group).enumerate() {
-            let (range, keys) = range_of(simd, R::NEED, x);
+            let (range, keys) = range_of(simd, R::NEED, x, pace.range);
             worst.element = simd.max_i32(worst.element, keys);
             let fit = self.rule.fit(simd, Ranges::splat(simd, range), self.dtype);
             worst.take(simd, round_to(simd, fit.scale, self.dtype));
@@ -368,7 +368,7 @@ impl<R: Rule, P: Place> Kernel for Lines<'_, R, P> {
             for (line, x) in (0..lines).zip(x.as_chunks::<LINE>().0) {
                 let mut lanes = [simd.splat_i32(0); LINE / LANES];
                 for (lanes, x) in lanes.iter_mut().zip(x.as_chunks::<LANES>().0) {
-                    simd.prefetch(x, AHEAD);
+                    simd.prefetch(x, pace.codes);
                     *lanes = self.rule.lanes(simd, simd.load(x), fit.factor, fit.offset);
                 }
                 self.place.codes(simd, lines * index + line, &lanes);
@@ -398,11 +398,12 @@ impl<R: Rule, P: Place> Kernel for Ranged<'_, R, P> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
+        let pace = Pace::of_this_cpu();
         let fit = self.rule.fit(simd, Ranges::splat(simd, self.range), self.dtype);
         for (line, x) in (0..self.x.len() / LINE).zip(self.x.as_chunks::<LINE>().0) {
             let mut lanes = [simd.splat_i32(0); LINE / LANES];
             for (lanes, x) in lanes.iter_mut().zip(x.as_chunks::<LANES>().0) {
-                simd.prefetch(x, AHEAD);
+                simd.prefetch(x, pace.codes);
                 *lanes = self.rule.lanes(simd, simd.load(x), fit.factor, fit.offset);
             }
             self.place.codes(simd, line, &lanes);
@@ -425,20 +426,33 @@ impl Kernel for RangeOf<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> (Range, bool) {
-        let (range, worst) = range_of(simd, self.need, self.x);
+        let (range, worst) = range_of(simd, self.need, self.x, 0);
         let mut lanes = [0; LANES];
         simd.store_i32(worst, &mut lanes);
         (range, lanes[0] >= INFINITE)
     }
 }
 
-/// The range of `x`, and its worst key in every lane.
+/// Ask for the memory that lies so many bytes after each vector, where it is not 0.
 #[inline(always)]
-fn range_of<S: Simd>(simd: S, need: Need, x: &[f32]) -> (Range, S::I32) {
+fn ask<S: Simd>(simd: S, vectors: &[[f32; LANES]], ahead: usize) {
+    if ahead > 0 {
+        for vector in vectors {
+            simd.prefetch_second(vector, ahead);
+        }
+    }
+}
+
+/// The range of `x`, and its worst key in every lane; memory is asked for `ahead` bytes after it.
+#[inline(always)]
+fn range_of<S: Simd>(simd: S, need: Need, x: &[f32], ahead: usize) -> (Range, S::I32) {
     let (vectors, rest) = x.as_chunks::<LANES>();
     let mut running = Running::of(simd, need, simd.splat(x[0]));
-    for vector in vectors {
-        running.take(simd, need, simd.load(vector));
+    for vectors in vectors.chunks(LINE / LANES) {
+        ask(simd, vectors, ahead);
+        for vector in vectors {
+            running.take(simd, need, simd.load(vector));
+        }
     }
     if !rest.is_empty() {
         running.take(simd, need, simd.load(&padded(rest)));
@@ -487,7 +501,7 @@ impl<R: Rule> Kernel for Pieces<'_, R> {
             let ranges = match self.range {
                 Some(range) => Ranges::splat(simd, range),
                 None => {
-                    let (range, keys) = range_of(simd, R::NEED, x);
+                    let (range, keys) = range_of(simd, R::NEED, x, 0);
                     worst.element = simd.max_i32(worst.element, keys);
                     Ranges::splat(simd, range)
                 }

@@ -1,5 +1,6 @@
 //! Copy to memory past the caches: for output that is larger than they are and is not read again soon.
 
+use crate::simd::pace::Pace;
 use crate::simd::{Kernel, Simd};
 
 /// Copy `from` to `to`, whole cache lines streamed, the ends of `to` that are not whole lines stored. The thread runs [`Fence`]
@@ -54,6 +55,7 @@ pub(crate) struct Lines<'a> {
     rest: &'a mut [u8],
     buffer: Buffer,
     filled: usize,
+    burst: usize,
 }
 
 /// What has not left yet.
@@ -61,19 +63,17 @@ pub(crate) struct Lines<'a> {
 struct Buffer([u8; Lines::ROOM]);
 
 impl<'a> Lines<'a> {
-    /// Bytes that are collected before they leave.
-    const ENOUGH: usize = 2048;
-    const ROOM: usize = 2 * Lines::ENOUGH;
+    const ROOM: usize = 2 * Pace::LARGEST_BURST;
 
     #[inline(always)]
     pub(crate) fn new(to: &'a mut [u8]) -> Self {
-        Lines { rest: to, buffer: Buffer([0; Lines::ROOM]), filled: 0 }
+        Lines { rest: to, buffer: Buffer([0; Lines::ROOM]), filled: 0, burst: Pace::of_this_cpu().burst }
     }
 
-    /// The next `len` bytes, at most [`Lines::ENOUGH`], to be written in full.
+    /// The next `len` bytes, at most [`Pace::LARGEST_BURST`], to be written in full.
     #[inline(always)]
     pub(crate) fn next<S: Simd>(&mut self, simd: S, len: usize) -> &mut [u8] {
-        if self.filled >= Lines::ENOUGH {
+        if self.filled >= self.burst {
             // Up to the last byte that ends a line of the destination.
             let beyond = self.rest.as_ptr().addr().wrapping_add(self.filled) % 64;
             self.send(simd, self.filled - beyond);
@@ -127,7 +127,7 @@ impl<'a> Front<'a> {
         if stream { Front::Lines(lines.insert(Lines::new(bytes))) } else { Front::Direct(bytes, 0) }
     }
 
-    /// The next `len` bytes, at most [`Lines::ENOUGH`], to be written in full.
+    /// The next `len` bytes, at most [`Pace::LARGEST_BURST`], to be written in full.
     #[inline(always)]
     pub(crate) fn next<S: Simd>(&mut self, simd: S, len: usize) -> &mut [u8] {
         match self {

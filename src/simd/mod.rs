@@ -26,6 +26,7 @@ pub mod e2m1;
 pub mod ieee;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
+pub(crate) mod pace;
 pub mod ranks;
 pub(crate) mod scalar;
 
@@ -102,6 +103,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Ask for the cache line `ahead` bytes after `x`, where the level can. It need not be memory of ours.
     #[inline(always)]
     fn prefetch<T>(self, _x: &T, _ahead: usize) {}
+    /// The same, into the second cache.
+    #[inline(always)]
+    fn prefetch_second<T>(self, _x: &T, _ahead: usize) {}
     /// What was streamed before is visible to other threads before anything that follows.
     fn fence(self);
 

@@ -1,0 +1,62 @@
+//! How a CPU likes to be asked for memory, by kernels that read elements twice, for their range and for their codes, and write codes past
+//! the caches.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// Bytes, measured: `benches/record/notes.md` has the figures.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    /// From an element whose range is found to what is asked for with it, into the second cache; 0 for not at all.
+    pub(crate) range: usize,
+    /// From an element whose code is made, or that is widened, to what is asked for with it, into the first cache.
+    pub(crate) codes: usize,
+    /// How much is collected before it leaves past the caches.
+    pub(crate) burst: usize,
+}
+
+impl Pace {
+    /// Ahead by what one core has on its way from memory (bandwidth times latency, some 7 KiB), and a tile; once for each line.
+    const FAR: Pace = Pace { range: 0, codes: 10 * 1024, burst: 2048 };
+
+    /// On Intel whatever the first cache waits for, and each line on its way past the caches, occupies one of few buffers until memory
+    /// answers, so that far requests and large bursts stop each other. The second cache's own prefetcher has room for more: it wants to
+    /// be told at an even pace, from both loops, and of what comes next.
+    const NEAR: Pace = Pace { range: 3 * 1024, codes: 3 * 1024, burst: 128 };
+
+    /// The largest of all bursts.
+    pub(crate) const LARGEST_BURST: usize = Pace::FAR.burst;
+
+    /// What suits this CPU.
+    pub(crate) fn of_this_cpu() -> Pace {
+        // An atomic, as in `level.rs`. Asking the CPU takes microseconds in a virtual machine.
+        static MAKER: AtomicU8 = AtomicU8::new(UNKNOWN);
+        const UNKNOWN: u8 = 0;
+        const INTEL: u8 = 1;
+        const OTHER: u8 = 2;
+        let maker = match MAKER.load(Ordering::Relaxed) {
+            UNKNOWN => {
+                let maker = if is_intel() { INTEL } else { OTHER };
+                MAKER.store(maker, Ordering::Relaxed);
+                maker
+            }
+            known => known,
+        };
+        if maker == INTEL { Pace::NEAR } else { Pace::FAR }
+    }
+
+    /// For elements that the first cache holds.
+    pub(crate) fn in_cache(self) -> Pace {
+        Pace { range: 0, codes: 0, ..self }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn is_intel() -> bool {
+    let vendor = std::arch::x86_64::__cpuid(0);
+    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn is_intel() -> bool {
+    false
+}
