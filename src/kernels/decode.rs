@@ -241,7 +241,7 @@ impl<R: Meaning, P: Shelf> Kernel for Tables<'_, R, P> {
         let groups = x.len() / group;
         match x {
             Output::F32(x) if stream => {
-                let mut lines = Lines::new(cast_slice_mut(x));
+                let mut lines = Lines::new(cast_slice_mut(x), Lines::BURST);
                 decode_groups(simd, Single, rule, shelf, group, groups, &mut lines);
                 lines.finish(simd);
             }

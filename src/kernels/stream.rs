@@ -63,14 +63,17 @@ pub(crate) struct Lines<'a> {
 struct Buffer([u8; Lines::ROOM]);
 
 impl<'a> Lines<'a> {
-    const ROOM: usize = 2 * Pace::LARGEST_BURST;
+    /// What leaves at once where nothing is read from memory meanwhile, and the most that does.
+    pub(crate) const BURST: usize = 2048;
+    const ROOM: usize = 2 * Lines::BURST;
 
+    /// To `to`, some `burst` bytes at once, at most [`Lines::BURST`].
     #[inline(always)]
-    pub(crate) fn new(to: &'a mut [u8]) -> Self {
-        Lines { rest: to, buffer: Buffer([0; Lines::ROOM]), filled: 0, burst: Pace::of_this_cpu().burst }
+    pub(crate) fn new(to: &'a mut [u8], burst: usize) -> Self {
+        Lines { rest: to, buffer: Buffer([0; Lines::ROOM]), filled: 0, burst }
     }
 
-    /// The next `len` bytes, at most [`Pace::LARGEST_BURST`], to be written in full.
+    /// The next `len` bytes, at most [`Lines::BURST`], to be written in full.
     #[inline(always)]
     pub(crate) fn next<S: Simd>(&mut self, simd: S, len: usize) -> &mut [u8] {
         if self.filled >= self.burst {
@@ -121,13 +124,13 @@ pub(crate) enum Front<'a> {
 }
 
 impl<'a> Front<'a> {
-    /// To `bytes`; past the caches by way of `lines`.
+    /// To `bytes`, for a kernel that reads what it encodes from memory meanwhile; past the caches by way of `lines`.
     #[inline(always)]
     pub(crate) fn new(bytes: &'a mut [u8], stream: bool, lines: &'a mut Option<Lines<'a>>) -> Self {
-        if stream { Front::Lines(lines.insert(Lines::new(bytes))) } else { Front::Direct(bytes, 0) }
+        if stream { Front::Lines(lines.insert(Lines::new(bytes, Pace::of_this_cpu().burst))) } else { Front::Direct(bytes, 0) }
     }
 
-    /// The next `len` bytes, at most [`Pace::LARGEST_BURST`], to be written in full.
+    /// The next `len` bytes, at most [`Lines::BURST`], to be written in full.
     #[inline(always)]
     pub(crate) fn next<S: Simd>(&mut self, simd: S, len: usize) -> &mut [u8] {
         match self {

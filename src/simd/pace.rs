@@ -1,6 +1,7 @@
 //! How a CPU likes to be asked for memory, by kernels that read elements twice, for their range and for their codes, and write codes past
 //! the caches.
 
+use crate::kernels::stream::Lines;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Bytes, measured: `benches/record/notes.md` has the figures.
@@ -16,15 +17,12 @@ pub(crate) struct Pace {
 
 impl Pace {
     /// Ahead by what one core has on its way from memory (bandwidth times latency, some 7 KiB), and a tile; once for each line.
-    const FAR: Pace = Pace { range: 0, codes: 10 * 1024, burst: 2048 };
+    const FAR: Pace = Pace { range: 0, codes: 10 * 1024, burst: Lines::BURST };
 
     /// On Intel whatever the first cache waits for, and each line on its way past the caches, occupies one of few buffers until memory
     /// answers, so that far requests and large bursts stop each other. The second cache's own prefetcher has room for more: it wants to
     /// be told at an even pace, from both loops, and of what comes next.
     const NEAR: Pace = Pace { range: 3 * 1024, codes: 3 * 1024, burst: 128 };
-
-    /// The largest of all bursts.
-    pub(crate) const LARGEST_BURST: usize = Pace::FAR.burst;
 
     /// What suits this CPU.
     pub(crate) fn of_this_cpu() -> Pace {
