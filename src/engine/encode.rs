@@ -329,7 +329,13 @@ impl Job<'_> {
     }
 
     fn encode_woven(&self, weave: &dyn Weave, parts: &mut [&mut [u8]]) -> Result<(Faults, bool)> {
-        let tiles = Tiles::new(self.layout, weave, self.run.threads, self.source.is_turned());
+        let (rows, is_turned, stream) = (woven::rows_of(self.layout, weave), self.source.is_turned(), self.is_streamed());
+        let tiles = if stream {
+            Tiles::lined(self.layout, rows, self.run.threads, is_turned, parts[0])
+        } else {
+            Tiles::of_rows(self.layout, rows, self.run.threads, is_turned)
+        };
+        let context = Context { stream, ..self.context() };
         let mut blocks = tiles.blocks_mut(parts);
         let all = Mutex::new(Faults::default());
         let tasks = tiles.places().map(|place| (place, woven::next_mut(&mut blocks)));
@@ -351,7 +357,7 @@ impl Job<'_> {
             if faults.any() {
                 *all.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) |= faults;
             }
-            weave.weave(self.context(), place.tile, &rows.views(), &mut blocks);
+            weave.weave(context, place.tile, &rows.views(), &mut blocks);
         })?;
         Ok((all.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()), pool_failed))
     }

@@ -68,17 +68,20 @@ impl<'a> Tiles<'a> {
 
     /// The same of a layout whose rows are known.
     pub(super) fn of_rows(layout: &'a Layout, rows: Layout, threads: usize, whole_rows: bool) -> Self {
-        let height = (TILE / rows.columns().max(1)).clamp(LEAST_ROWS, MOST_ROWS);
+        let height = height_of(&rows);
         Tiles::of_height(layout, rows, threads, whole_rows, height, 0)
     }
 
-    /// Cut so that the runs of a tile in the turned matrix are long, and begin at cache lines of `codes`, the part of the codes.
+    /// Cut so that the runs of a tile in the turned matrix begin at cache lines of `codes`, the part of the codes.
+    pub(super) fn lined(layout: &'a Layout, rows: Layout, threads: usize, whole_rows: bool, codes: &[u8]) -> Self {
+        let (height, lead) = (height_of(&rows), lead_of(layout, &rows, codes));
+        Tiles::of_height(layout, rows, threads, whole_rows, height, lead)
+    }
+
+    /// The same with runs that are long.
     pub(super) fn tall(layout: &'a Layout, rows: Layout, threads: usize, whole_rows: bool, codes: &[u8]) -> Self {
-        let n = rows.rows();
-        let has_rows_of_lines =
-            matches!(layout.spec.parts[0].extent, Extent::WordsAcrossRows | Extent::Transposed) && n.is_multiple_of(128);
-        let lead = 2 * (codes.as_ptr().addr().wrapping_neg() % 64);
-        Tiles::of_height(layout, rows, threads, whole_rows, TALL, if has_rows_of_lines && lead < n { lead / 8 * 8 } else { 0 })
+        let lead = lead_of(layout, &rows, codes);
+        Tiles::of_height(layout, rows, threads, whole_rows, TALL, lead)
     }
 
     /// Cut into tiles of about `height` rows, after a first one of `lead` rows.
@@ -230,6 +233,19 @@ impl<'a> Tiles<'a> {
         };
         Some((across.iter().sum(), down, across, walk))
     }
+}
+
+/// Rows of a tile whose runs need not be long.
+fn height_of(rows: &Layout) -> usize {
+    (TILE / rows.columns().max(1)).clamp(LEAST_ROWS, MOST_ROWS)
+}
+
+/// Rows before the first one whose codes begin at a cache line in every row of the turned matrix; 0 where there is none.
+fn lead_of(layout: &Layout, rows: &Layout, codes: &[u8]) -> usize {
+    let n = rows.rows();
+    let has_rows_of_lines = matches!(layout.spec.parts[0].extent, Extent::WordsAcrossRows | Extent::Transposed) && n.is_multiple_of(128);
+    let lead = 2 * (codes.as_ptr().addr().wrapping_neg() % 64);
+    if has_rows_of_lines && lead < n { lead / 8 * 8 } else { 0 }
 }
 
 /// The next block of every part; parts that the tensor has once have none.

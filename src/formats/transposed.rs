@@ -51,7 +51,6 @@ impl<R: Rule, const ZERO: u8> Weave for Transposed<R, ZERO> {
             let to = parts[index].part(0..parts[index].rows(), 0..parts[index].width());
             match part.extent {
                 _ if rows[0].is_empty() && index == 0 => {}
-                // Tiles are tall where what is written goes past the caches.
                 Extent::WordsAlongColumns | Extent::WordsAcrossRows | Extent::Transposed
                     if context.stream && tile.rows.is_multiple_of(2) =>
                 {
