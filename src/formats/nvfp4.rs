@@ -274,8 +274,7 @@ fn encode_tile<S: Simd>(simd: S, x: &[f32; TILE], blocks: &mut [[u8; BYTES]]) ->
     simd.store(simd.as_f32(worst), &mut largest);
     let scale_bytes = scale_bytes(simd, simd.as_f32(worst));
     let mut bytes = [0; LANES];
-    simd.store_i32(scale_bytes, &mut bytes);
-    let bytes = bytes.map(|byte| byte as u8);
+    simd.store_u8(scale_bytes, &mut bytes);
     let scales = e4m3_magnitudes(simd, scale_bytes);
     // Under a scale of 0 every number is as near as the first one.
     let scales = simd.select(simd.less(simd.splat(0.0), scales), scales, simd.splat(f32::INFINITY));

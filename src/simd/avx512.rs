@@ -66,6 +66,7 @@ impl Simd for Avx512 {
         }
         fn load_u16(x: &[u16; 16]) -> __m512i { _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast())) }
         fn store_u16(v: __m512i, x: &mut [u16; 16]) { _mm256_storeu_si256(x.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(v)) }
+        fn store_u8(v: __m512i, x: &mut [u8; 16]) { _mm_storeu_si128(x.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(v)) }
 
         fn add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
         fn sub(a: __m512, b: __m512) -> __m512 { _mm512_sub_ps(a, b) }
