@@ -45,15 +45,9 @@ pub fn store<S: Simd>(simd: S, v: S::F32, dtype: ScaleDtype, run: usize, out: &m
         }
         ScaleDtype::E8m0 => {
             // The exponent field is the byte; 2^-127 is subnormal and has field 0.
-            let mut lanes = [0; 16];
-            simd.store_i32(simd.and(simd.shift_right(simd.bits(v), 23), simd.splat_i32(255)), &mut lanes);
-            store_bytes(&lanes, run, out);
+            store_bytes(simd, simd.shift_right(simd.bits(v), 23), run, out);
         }
-        ScaleDtype::E4m3 | ScaleDtype::Ue4m3 => {
-            let mut lanes = [0; 16];
-            simd.store_i32(e4m3_bytes(simd, v), &mut lanes);
-            store_bytes(&lanes, run, out);
-        }
+        ScaleDtype::E4m3 | ScaleDtype::Ue4m3 => store_bytes(simd, e4m3_bytes(simd, v), run, out),
         ScaleDtype::F16 | ScaleDtype::Bf16 => {
             let mut lanes = [0; 16];
             if dtype == ScaleDtype::F16 {
@@ -77,15 +71,16 @@ pub fn store<S: Simd>(simd: S, v: S::F32, dtype: ScaleDtype, run: usize, out: &m
 
 /// The low bytes of every `run`-th lane, at once where all of them are wanted.
 #[inline(always)]
-fn store_bytes(lanes: &[i32; LANES], run: usize, out: &mut [u8]) {
+fn store_bytes<S: Simd>(simd: S, v: S::I32, run: usize, out: &mut [u8]) {
     if run == 1
-        && let Some(all) = out.first_chunk_mut::<LANES>()
+        && let Some(all) = out.first_chunk_mut()
     {
-        *all = lanes.map(|lane| lane as u8);
-        return;
+        return simd.store_u8(v, all);
     }
-    for (byte, &lane) in out.iter_mut().zip(lanes.iter().step_by(run)) {
-        *byte = lane as u8;
+    let mut bytes = [0; LANES];
+    simd.store_u8(v, &mut bytes);
+    for (byte, &lane) in out.iter_mut().zip(bytes.iter().step_by(run)) {
+        *byte = lane;
     }
 }
 

@@ -539,7 +539,7 @@ fn e2m1(a: I32, b: I32, rounding: Rounding) -> __m256i {
         _mm256_packs_epi32(cells_of(b[0], rounding), cells_of(b[1], rounding)),
     ];
     let sizes = [_mm256_and_si256(words[0], _mm256_set1_epi16(cells::SIZE)), _mm256_and_si256(words[1], _mm256_set1_epi16(cells::SIZE))];
-    let first = _mm256_set1_epi16(cells::FIRST);
+    let first = _mm256_set1_epi16(cells::last_of_zero(rounding) + cells::FIRST);
     let bytes = _mm256_packs_epi16(_mm256_sub_epi16(sizes[0], first), _mm256_sub_epi16(sizes[1], first));
     let [c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13, c14, c15] = cells::CODES;
     let table = _mm256_setr_epi8(
@@ -548,7 +548,7 @@ fn e2m1(a: I32, b: I32, rounding: Rounding) -> __m256i {
     );
     let index = _mm256_min_epi8(_mm256_max_epi8(bytes, _mm256_setzero_si256()), _mm256_set1_epi8(15));
     let code = _mm256_shuffle_epi8(table, index);
-    let not_zero = _mm256_cmpgt_epi8(bytes, _mm256_set1_epi8((cells::LAST_OF_ZERO - cells::FIRST) as i8));
+    let not_zero = _mm256_cmpgt_epi8(bytes, _mm256_set1_epi8(-cells::FIRST as i8));
     // The cell of -0.0 has size 0, and negated it has no sign.
     let signed = match rounding {
         Rounding::HalfToEven => _mm256_packs_epi16(_mm256_sign_epi16(sizes[0], words[0]), _mm256_sign_epi16(sizes[1], words[1])),
@@ -565,14 +565,14 @@ fn e2m1(a: I32, b: I32, rounding: Rounding) -> __m256i {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn cells_of(bits: __m256i, rounding: Rounding) -> __m256i {
-    let up = _mm256_add_epi32(bits, _mm256_set1_epi32(cells::UP));
     let up = match rounding {
-        Rounding::TowardZero => up,
+        Rounding::TowardZero => _mm256_add_epi32(bits, _mm256_set1_epi32(cells::UP)),
         Rounding::HalfToEven | Rounding::WithSign => {
-            _mm256_add_epi32(up, _mm256_and_si256(_mm256_srli_epi32::<{ cells::ODD }>(bits), _mm256_set1_epi32(1)))
+            let nudged = _mm256_castps_si256(_mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(cells::NUDGE)));
+            _mm256_add_epi32(nudged, _mm256_set1_epi32(cells::UP - 1))
         }
     };
-    _mm256_srai_epi32::<{ cells::SHIFT }>(up)
+    _mm256_srai_epi32::<{ cells::SHIFT as i32 }>(up)
 }
 
 /// 32 codes as bytes, clamped to 0..=15; each half holds four of a[0], of a[1], of b[0], of b[1].

@@ -1,5 +1,6 @@
 //! AVX-512 (F, BW, DQ, VL, VBMI): a vector is one register.
 
+use super::e2m1::{Rounding, cells};
 use super::scalar::check_lines;
 use super::{Kernel, Simd};
 use std::arch::x86_64::*;
@@ -72,6 +73,7 @@ impl Simd for Avx512 {
         }
         fn load_u16(x: &[u16; 16]) -> __m512i { _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast())) }
         fn store_u16(v: __m512i, x: &mut [u16; 16]) { _mm256_storeu_si256(x.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(v)) }
+        fn store_u8(v: __m512i, x: &mut [u8; 16]) { _mm_storeu_si128(x.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(v)) }
 
         fn add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
         fn sub(a: __m512, b: __m512) -> __m512 { _mm512_sub_ps(a, b) }
@@ -133,21 +135,18 @@ impl Simd for Avx512 {
         } }
         fn look_up(table: __m512, codes: __m512i) -> __m512 { _mm512_permutexvar_ps(codes, table) }
 
-        fn pack_pairs(codes: &[__m512i; 8], packed: &mut [u8; 64]) { {
-            let nibbles = _mm512_set1_epi16(0x1001);   // low + 16 * high
-            let first = _mm512_maddubs_epi16(clamped(codes[0], codes[1], codes[2], codes[3]), nibbles);
-            let second = _mm512_maddubs_epi16(clamped(codes[4], codes[5], codes[6], codes[7]), nibbles);
-            let order = _mm512_loadu_si512(PAIR_ORDER.as_ptr().cast());
-            let bytes = _mm512_permutexvar_epi16(order, _mm512_packus_epi16(first, second));
-            _mm512_storeu_si512(packed.as_mut_ptr().cast(), bytes)
-        } }
-        fn pack_halves(codes: &[__m512i; 8], packed: &mut [u8; 64]) { {
-            let low = clamped(codes[0], codes[2], codes[4], codes[6]);
-            let high = clamped(codes[1], codes[3], codes[5], codes[7]);
-            let order = _mm512_loadu_si512(HALF_ORDER.as_ptr().cast());
-            let bytes = _mm512_permutexvar_epi32(order, _mm512_or_si512(low, _mm512_slli_epi16::<4>(high)));
-            _mm512_storeu_si512(packed.as_mut_ptr().cast(), bytes)
-        } }
+        fn pack_pairs(codes: &[__m512i; 8], packed: &mut [u8; 64]) {
+            pairs(clamped(codes[0], codes[1], codes[2], codes[3]), clamped(codes[4], codes[5], codes[6], codes[7]), packed)
+        }
+        fn pack_halves(codes: &[__m512i; 8], packed: &mut [u8; 64]) {
+            halves_of(clamped(codes[0], codes[2], codes[4], codes[6]), clamped(codes[1], codes[3], codes[5], codes[7]), packed)
+        }
+        fn pack_e2m1_pairs(x: &[__m512i; 8], rounding: Rounding, packed: &mut [u8; 64]) {
+            pairs(e2m1([x[0], x[1], x[2], x[3]], rounding), e2m1([x[4], x[5], x[6], x[7]], rounding), packed)
+        }
+        fn pack_e2m1_halves(x: &[__m512i; 8], rounding: Rounding, packed: &mut [u8; 64]) {
+            halves_of(e2m1([x[0], x[2], x[4], x[6]], rounding), e2m1([x[1], x[3], x[5], x[7]], rounding), packed)
+        }
         fn unpack_pairs(packed: &[u8; 8]) -> __m512i {
             _mm512_multishift_epi64_epi8(_mm512_loadu_si512(NIBBLE_SHIFTS.as_ptr().cast()), _mm512_set1_epi64(i64::from_le_bytes(*packed)))
         }
@@ -272,4 +271,89 @@ fn halves(a: __m512i, b: __m512i) -> __m512i {
 fn clamped(a: __m512i, b: __m512i, c: __m512i, d: __m512i) -> __m512i {
     let bytes = _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
     _mm512_min_epu8(bytes, _mm512_set1_epi8(15))
+}
+
+/// Codes as bytes in the order of [`clamped`] to nibbles, the even one low.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+#[allow(unsafe_code, reason = "a load and a store")]
+fn pairs(first: __m512i, second: __m512i, packed: &mut [u8; 64]) {
+    let nibbles = _mm512_set1_epi16(0x1001); // low + 16 * high
+    let bytes = _mm512_packus_epi16(_mm512_maddubs_epi16(first, nibbles), _mm512_maddubs_epi16(second, nibbles));
+    // SAFETY: 64 bytes are read and written, of arrays of 64.
+    unsafe {
+        let order = _mm512_loadu_si512(PAIR_ORDER.as_ptr().cast());
+        _mm512_storeu_si512(packed.as_mut_ptr().cast(), _mm512_permutexvar_epi16(order, bytes));
+    }
+}
+
+/// Codes as bytes in the order of [`clamped`] to nibbles, some low and some high.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+#[allow(unsafe_code, reason = "a load and a store")]
+fn halves_of(low: __m512i, high: __m512i, packed: &mut [u8; 64]) {
+    let bytes = _mm512_or_si512(low, _mm512_slli_epi16::<4>(high));
+    // SAFETY: 64 bytes are read and written, of arrays of 64.
+    unsafe {
+        let order = _mm512_loadu_si512(HALF_ORDER.as_ptr().cast());
+        _mm512_storeu_si512(packed.as_mut_ptr().cast(), _mm512_permutexvar_epi32(order, bytes));
+    }
+}
+
+/// The E2M1 codes of 64 numbers as bytes, in the order of [`clamped`]: cells of 32 bits, of 16, of 8, and from these the codes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[allow(unsafe_code, reason = "a load")]
+fn e2m1(x: [__m512i; 4], rounding: Rounding) -> __m512i {
+    let words = [
+        _mm512_packs_epi32(cells_of(x[0], rounding), cells_of(x[1], rounding)),
+        _mm512_packs_epi32(cells_of(x[2], rounding), cells_of(x[3], rounding)),
+    ];
+    let last_of_zero = _mm512_set1_epi16(cells::last_of_zero(rounding));
+    let above = |words| _mm512_subs_epu16(_mm512_and_si512(words, _mm512_set1_epi16(cells::SIZE)), last_of_zero);
+    let index = _mm512_min_epu8(_mm512_packus_epi16(above(words[0]), above(words[1])), _mm512_set1_epi8(31));
+    let is_negative = match rounding {
+        // All that are above the cell of -0.0, which as an integer without sign has the positive ones below it.
+        Rounding::HalfToEven => {
+            let negative_zero = _mm512_set1_epi16(!cells::SIZE);
+            let bytes = _mm512_packus_epi16(_mm512_subs_epu16(words[0], negative_zero), _mm512_subs_epu16(words[1], negative_zero));
+            _mm512_test_epi8_mask(bytes, bytes)
+        }
+        Rounding::TowardZero | Rounding::WithSign => _mm512_movepi8_mask(_mm512_packs_epi16(words[0], words[1])),
+    };
+    let codes = match rounding {
+        Rounding::TowardZero => &const { signed_codes(0) },
+        Rounding::HalfToEven | Rounding::WithSign => &const { signed_codes(8) },
+    };
+    // SAFETY: 64 bytes are read, of an array of 64.
+    let codes = unsafe { _mm512_loadu_si512(codes.as_ptr().cast()) };
+    _mm512_permutexvar_epi8(_mm512_mask_add_epi8(index, is_negative, index, _mm512_set1_epi8(32)), codes)
+}
+
+/// The codes of 32 cells from the last one of code 0 on, then those of negative numbers.
+const fn signed_codes(negative_zero: i8) -> [i8; 64] {
+    let mut codes = [0; 64];
+    codes[32] = negative_zero;
+    let mut i = 1usize;
+    while i < 32 {
+        let place = i.saturating_sub(cells::FIRST as usize);
+        codes[i] = cells::CODES[if place < 15 { place } else { 15 }];
+        codes[32 + i] = 8 | codes[i];
+        i += 1;
+    }
+    codes
+}
+
+/// The cells of 16 numbers, with their signs.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn cells_of(bits: __m512i, rounding: Rounding) -> __m512i {
+    let up = match rounding {
+        Rounding::TowardZero => _mm512_add_epi32(bits, _mm512_set1_epi32(cells::UP)),
+        Rounding::HalfToEven | Rounding::WithSign => {
+            let nudged = _mm512_castps_si512(_mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(cells::NUDGE)));
+            _mm512_add_epi32(nudged, _mm512_set1_epi32(cells::UP - 1))
+        }
+    };
+    _mm512_srai_epi32::<{ cells::SHIFT }>(up)
 }

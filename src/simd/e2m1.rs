@@ -82,23 +82,35 @@ fn even<S: Simd>(simd: S, x: S::F32) -> S::I32 {
 /// which is in the next one; its cell tells its code.
 #[cfg(target_arch = "x86_64")]
 pub(super) mod cells {
+    use super::Rounding;
+
     /// Bits below those of a cell.
-    pub(crate) const SHIFT: i32 = 21;
+    pub(crate) const SHIFT: u32 = 21;
 
     /// What is added to the bits before they are shifted, so that a cell is rounded up.
     pub(crate) const UP: i32 = (1 << SHIFT) - 1;
 
-    /// The bit that is set in the midpoints above an odd code, whose ties belong to the next one, and clear in the others.
-    pub(crate) const ODD: i32 = 22;
+    /// What a number is multiplied by before that where ties go to the even code; then one less is added. Of a midpoint whose mantissa is
+    /// 1 or 1.25, and which has an even code below it, the product is one unit in the last place above the double, of one with 1.5 or 1.75
+    /// two; of a number above a midpoint it is two at least, of one below it one at most. The least number is doubled, so that one less
+    /// makes no zero of it.
+    pub(crate) const NUDGE: f32 = 2.0 + 2.0 * f32::EPSILON;
 
     /// The bits of a cell without its sign.
     pub(crate) const SIZE: i16 = 0x3ff;
 
-    /// The cell that ends at 0.25: to it and those before belongs code 0.
-    pub(crate) const LAST_OF_ZERO: i16 = 500;
+    /// The cell that ends at 0.25, or at the double of it: to it and those before belongs code 0.
+    pub(crate) const fn last_of_zero(rounding: Rounding) -> i16 {
+        match rounding {
+            Rounding::TowardZero => LAST_OF_ZERO,
+            Rounding::HalfToEven | Rounding::WithSign => LAST_OF_ZERO + 4,
+        }
+    }
 
-    /// The first cell of the table. Those between belong to code 1 as it does.
-    pub(crate) const FIRST: i16 = 503;
+    const LAST_OF_ZERO: i16 = (0.25f32.to_bits() >> SHIFT) as i16;
+
+    /// How far the first cell of the table is from that one. Those between belong to code 1 as it does.
+    pub(crate) const FIRST: i16 = 3;
 
     /// The codes of 16 cells; all that follow belong to the last one.
     pub(crate) const CODES: [i8; 16] = {
@@ -106,7 +118,7 @@ pub(super) mod cells {
         let mut codes = [0; 16];
         let mut i = 0;
         while i < 16 {
-            let end = (FIRST as i32 + i as i32) << SHIFT;
+            let end = ((LAST_OF_ZERO + FIRST) as i32 + i as i32) << SHIFT;
             let mut code = 0;
             while code < 7 && (midpoints[code].to_bits() as i32) < end {
                 code += 1;

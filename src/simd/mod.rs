@@ -93,6 +93,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn load_u16(self, x: &[u16; 16]) -> Self::I32;
     /// The low 16 bits of each lane.
     fn store_u16(self, v: Self::I32, x: &mut [u16; 16]);
+    /// The low 8 bits of each lane.
+    #[inline(always)]
+    fn store_u8(self, v: Self::I32, x: &mut [u8; 16]) {
+        let mut lanes = [0; LANES];
+        self.store_i32(v, &mut lanes);
+        *x = lanes.map(|lane| lane as u8);
+    }
     /// Copy whole cache lines past the caches where the level can: for output that is larger than they are. Whoever streams
     /// calls [`Simd::fence`] before it says that it is done.
     ///
