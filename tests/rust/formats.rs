@@ -243,6 +243,25 @@ fn streamed_output_is_the_same() {
 }
 
 #[test]
+fn large_arrays_are_woven_as_small_ones_are() {
+    // As floats they are more than the caches hold, as halves they are not. Rows of the turned matrices are whole cache lines, at which
+    // tiles begin; or they are not, and tiles begin where they may.
+    for shape in [[4608, 2048], [4616, 2048]] {
+        let half = &HALVES[0];
+        let halves: Vec<[u8; 2]> = sample(shape[0] * shape[1], 13).into_iter().map(half.from_f32).collect();
+        let floats: Vec<f32> = halves.iter().map(|&bytes| (half.to_f32)(bytes)).collect();
+        for format in FORMATS {
+            let Format::Woven(weave) = *format else { continue };
+            let Ok(layout) = Layout::new(weave.spec(), &shape, Options::default()) else { continue };
+            let small =
+                encode(&layout, &Source::from_bytes(halves.as_flattened(), half.dtype, &shape), &run_at(Level::detect(), 1)).unwrap();
+            let large = encode(&layout, &Source::from_slice(&floats, &shape), &run_at(Level::detect(), 2)).unwrap();
+            assert!(large.parts == small.parts, "{layout:?}");
+        }
+    }
+}
+
+#[test]
 fn halves_are_encoded_as_floats_and_decoded_to_rounded_ones() {
     for half in HALVES {
         for shape in SHAPES {
