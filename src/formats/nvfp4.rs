@@ -182,6 +182,58 @@ fn at_most<S: Simd>(simd: S, v: S::F32, most: f32) -> S::F32 {
     simd.select(simd.less(v, most), v, most)
 }
 
+/// Halfway between neighbouring numbers: above it the next code is nearer.
+const MIDPOINTS: [f32; 7] = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0];
+
+/// The magnitudes of numbers fall into cells of a quarter of an octave, of which each holds one midpoint at most and has none near
+/// its ends. The cell is the exponent and two bits of the mantissa, rounded; it is at least the one below 0.5, which holds
+/// everything smaller too, and at most that of 6.
+const CELLS: std::ops::RangeInclusive<i32> = 503..=518;
+
+/// Of each cell the midpoint that is in it or next above it, and the number of those below, as bits. The index is the low
+/// four bits of `!cell`.
+const TABLES: ([f32; 16], [f32; 16]) = {
+    let (mut midpoints, mut below) = ([f32::INFINITY; 16], [0.0; 16]);
+    let mut cell = *CELLS.start();
+    while cell <= *CELLS.end() {
+        let start = f32::from_bits(((cell as u32) << 21) - (1 << 20));
+        let mut count = 0;
+        while cell > *CELLS.start() && count < 7 && MIDPOINTS[count] < start {
+            count += 1;
+        }
+        let index = (!cell & 15) as usize;
+        if count < 7 {
+            midpoints[index] = MIDPOINTS[count];
+        }
+        below[index] = f32::from_bits(count as u32);
+        cell += 1;
+    }
+    (midpoints, below)
+};
+
+/// Codes of 16 elements, where looking up is cheaper than dividing: how many midpoints are below. The product of scale and midpoint is
+/// exact; that of an element and the reciprocal of the scale is near the quotient and tells which midpoint to ask for.
+#[inline(always)]
+fn codes_of<S: Simd>(simd: S, x: S::F32, scale: S::F32, inverse: S::F32) -> S::I32 {
+    let size = magnitude(simd, x);
+    let (midpoint, below) = by_cell(simd, simd.mul(size, inverse));
+    let is_above = simd.less(simd.mul(scale, midpoint), size);
+    let code = simd.add_i32(below, simd.and(is_above, simd.splat_i32(1)));
+    // What rounds to zero has no sign: bit 3 of the sum is set from code 1 on.
+    let sign = simd.and(simd.shift_right(simd.bits(x), 28), simd.splat_i32(8));
+    simd.or(code, simd.and(sign, simd.add_i32(code, simd.splat_i32(7))))
+}
+
+/// The midpoint in the cell of a quotient or next above it, and how many midpoints are below that.
+#[inline(always)]
+fn by_cell<S: Simd>(simd: S, quotient: S::F32) -> (S::F32, S::I32) {
+    let (midpoints, below) = (simd.load(&TABLES.0), simd.load(&TABLES.1));
+    let cell = simd.add_i32(simd.bits(quotient), simd.splat_i32(1 << 20));
+    let cell = simd.max_i32(simd.shift_right(cell, 21), simd.splat_i32(*CELLS.start()));
+    let index = simd.max_i32(simd.xor(cell, simd.splat_i32(-1)), simd.splat_i32(!*CELLS.end()));
+    (simd.look_up(midpoints, index), simd.bits(simd.look_up(below, index)))
+}
+
 struct Encode<'a> {
     x: &'a [f32],
     blocks: &'a mut [u8],
@@ -226,24 +278,37 @@ fn encode_tile<S: Simd>(simd: S, x: &[f32; TILE], blocks: &mut [[u8; BYTES]]) ->
     let scales = e4m3_magnitudes(simd, scale_bytes);
     // Under a scale of 0 every number is as near as the first one.
     let scales = simd.select(simd.less(simd.splat(0.0), scales), scales, simd.splat(f32::INFINITY));
-    let mut all = [0.0; LANES];
+    let (mut all, mut inverses) = ([0.0; LANES], [0.0; LANES]);
     simd.store(scales, &mut all);
-    // The bits of the quotients. An element that is above a midpoint, if only by its last bit, has a quotient above it too:
+    if S::HAS_TABLES {
+        simd.store(simd.div(simd.splat(1.0), scales), &mut inverses);
+    }
+    // Codes, or the bits of the quotients. An element that is above a midpoint, if only by its last bit, has a quotient above it too:
     // a scale has four bits, and the gap between the two is more than half the distance between floats there.
     let mut lanes = [simd.splat_i32(0); LANES];
-    for ((lanes, x), &scale) in lanes.iter_mut().zip(groups).zip(&all) {
-        *lanes = simd.bits(simd.div(simd.load(x), simd.splat(scale)));
+    for ((lanes, x), (&scale, &inverse)) in lanes.iter_mut().zip(groups).zip(all.iter().zip(&inverses)) {
+        let (x, scale) = (simd.load(x), simd.splat(scale));
+        *lanes = if S::HAS_TABLES { codes_of(simd, x, scale, simd.splat(inverse)) } else { simd.bits(simd.div(x, scale)) };
     }
     if largest.iter().any(|&largest| largest > LARGEST) {
         for ((lanes, x), (&largest, &byte)) in lanes.iter_mut().zip(groups).zip(largest.iter().zip(&bytes)) {
             if largest > LARGEST {
-                *lanes = simd.bits(simd.load(&x.map(|x| nearest(x, e4m3(byte)))));
+                let codes = x.map(|x| nearest(x, e4m3(byte)));
+                *lanes = if S::HAS_TABLES {
+                    simd.load_i32(&codes)
+                } else {
+                    simd.bits(simd.load(&codes.map(|code| E2m1::NUMBERS[code as usize])))
+                };
             }
         }
     }
     let mut packed = [0; LANES * CODES];
     for (packed, lanes) in packed.as_chunks_mut::<64>().0.iter_mut().zip(lanes.as_chunks::<8>().0) {
-        simd.pack_e2m1_halves(lanes, Rounding::TowardZero, packed);
+        if S::HAS_TABLES {
+            simd.pack_halves(lanes, packed);
+        } else {
+            simd.pack_e2m1_halves(lanes, Rounding::TowardZero, packed);
+        }
     }
     // Two groups share these bytes, one in the low nibbles; each gets bytes of its own.
     for pair in packed.as_chunks_mut::<{ 2 * CODES }>().0 {
@@ -264,12 +329,12 @@ fn encode_tile<S: Simd>(simd: S, x: &[f32; TILE], blocks: &mut [[u8; BYTES]]) ->
 /// 6 * 448: the scale of a group beyond it is too small for its largest element.
 const LARGEST: f32 = 2688.0;
 
-/// The first number that is nearest in f32.
+/// The code of the first number that is nearest in f32.
 #[cold]
 #[inline(never)]
-fn nearest(x: f32, scale: f32) -> f32 {
-    let distance = |number: f32| (number * scale - x).abs();
-    E2m1::NUMBERS.into_iter().reduce(|best, number| if distance(number) < distance(best) { number } else { best }).unwrap_or(0.0)
+fn nearest(x: f32, scale: f32) -> i32 {
+    let distance = |code: i32| (E2m1::NUMBERS[code as usize] * scale - x).abs();
+    (1..16).fold(0, |best, code| if distance(code) < distance(best) { code } else { best })
 }
 
 /// The first and the last eight bytes.

@@ -448,11 +448,15 @@ fn ask<S: Simd>(simd: S, vectors: &[[f32; LANES]], ahead: usize) {
 fn range_of<S: Simd>(simd: S, need: Need, x: &[f32], ahead: usize) -> (Range, S::I32) {
     let (vectors, rest) = x.as_chunks::<LANES>();
     let mut running = Running::of(simd, need, simd.splat(x[0]));
-    for vectors in vectors.chunks(LINE / LANES) {
-        ask(simd, vectors, ahead);
-        for vector in vectors {
+    let (lines, others) = vectors.as_chunks::<{ LINE / LANES }>();
+    for line in lines {
+        ask(simd, line, ahead);
+        for vector in line {
             running.take(simd, need, simd.load(vector));
         }
+    }
+    for vector in others {
+        running.take(simd, need, simd.load(vector));
     }
     if !rest.is_empty() {
         running.take(simd, need, simd.load(&padded(rest)));
