@@ -10,6 +10,7 @@ use crate::kernels::encode::{Fit, Input, Lanes, Pieces, Place, Rule, TILE, Tiles
 use crate::kernels::scales::{self, Load, Store};
 use crate::kernels::stream::Front;
 use crate::simd::Simd;
+use crate::simd::pace::Pace;
 use crate::spec::{ScaleDtype, Spec};
 use std::marker::PhantomData;
 
@@ -119,7 +120,7 @@ impl<R: Header> Rows for Blocks<R> {
         let (tiles, rest) = (x.part(0..whole), x.part(whole..x.len()));
         let (blocks, rest_blocks) = blocks.split_at_mut(tiles.len() / BLOCK * Self::BYTES);
         let mut lines = None;
-        let place = Slots { blocks: Front::new(blocks, context.stream, &mut lines), rule: PhantomData::<R> };
+        let place = Slots { blocks: Front::new(blocks, context.stream, Pace::of_this_cpu(), &mut lines), rule: PhantomData::<R> };
         let mut faults = context.level.run(Tiles::<_, _> { rule: R::of(context.global), place, x: tiles, run: 1, dtype: R::DTYPE });
         if rest.len() > 0 {
             groups.resize(self.spec, context, rest.len());

@@ -13,6 +13,7 @@ use crate::kernels::encode::{Fit, Input, LINE, Lines, Pieces, Place, Ranged, Rul
 use crate::kernels::nibbles::{Pack, UNSIGNED, Unpack};
 use crate::kernels::scales::{self, Load, Store};
 use crate::kernels::stream::Front;
+use crate::simd::pace::Pace;
 use crate::simd::{LANES, Simd};
 use crate::spec::{Extent, Part, PartDtype, ScaleDtype, Scheme, Spec, ZeroPoints};
 use bytemuck::{cast_slice, cast_slice_mut};
@@ -208,7 +209,8 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
         let mut faults = Faults::default();
         if rest > 0 {
             let ([packed, others @ ..], mut lines) = (&mut *parts, None) else { unreachable!("the spec names two parts or more") };
-            let packed = Front::new(&mut packed[..rest / 2], context.stream, &mut lines);
+            let pace = if group > TILE { Pace::LONG } else { Pace::of_this_cpu() };
+            let packed = Front::new(&mut packed[..rest / 2], context.stream, pace, &mut lines);
             let (place, x) = (Columns::<R, HIGH_FIRST>::new(context, self.offsets(), packed, others), x.part(0..rest));
             faults |= match group / LANES {
                 _ if group > TILE => context.level.run(Lines { rule, place, x: &x.floats(context.level), group, dtype }),
@@ -229,7 +231,7 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
         let (whole, rest) = x.split_at(x.len() / LINE * LINE);
         if !whole.is_empty() {
             let ([packed, others @ ..], mut lines) = (&mut *parts, None) else { unreachable!("the spec names two parts or more") };
-            let packed = Front::new(&mut packed[..whole.len() / 2], context.stream, &mut lines);
+            let packed = Front::new(&mut packed[..whole.len() / 2], context.stream, Pace::LONG, &mut lines);
             let (rule, dtype) = (R::of(context.global), context.scale_dtype);
             let place = Columns::<R, HIGH_FIRST>::new(context, self.offsets(), packed, others);
             context.level.run(Ranged { rule, place, x: whole, range, dtype });

@@ -285,7 +285,11 @@ impl<R: Rule, P: Place, const VECTORS: usize> Kernel for Tiles<'_, R, P, VECTORS
             let vectors = tile.as_chunks::<LANES>().0;
             let ends = high.as_chunks_mut::<4>().0.iter_mut().zip(low.as_chunks_mut::<4>().0);
             for (vectors, (high, low)) in vectors.chunks_exact(4 * VECTORS).zip(ends).take(quarters) {
-                ask(simd, vectors, pace.range);
+                if pace.range > 0 {
+                    for vector in vectors {
+                        simd.prefetch_second(vector, pace.range);
+                    }
+                }
                 for ((vectors, high), low) in vectors.as_chunks::<VECTORS>().0.iter().zip(high).zip(low) {
                     let mut running = Running::of(simd, R::NEED, simd.load(&vectors[0]));
                     for vector in &vectors[1..] {
@@ -355,9 +359,8 @@ impl<R: Rule, P: Place> Kernel for Lines<'_, R, P> {
     fn run<S: Simd>(mut self, simd: S) -> Faults {
         let mut worst = Worst::new(simd);
         let lines = self.group / LINE;
-        let pace = Pace::of_this_cpu();
         for (index, x) in self.x.chunks_exact(self.group).enumerate() {
-            let (range, keys) = range_of(simd, R::NEED, x, pace.range);
+            let (range, keys) = range_of(simd, R::NEED, x);
             worst.element = simd.max_i32(worst.element, keys);
             let fit = self.rule.fit(simd, Ranges::splat(simd, range), self.dtype);
             worst.take(simd, round_to(simd, fit.scale, self.dtype));
@@ -368,7 +371,7 @@ impl<R: Rule, P: Place> Kernel for Lines<'_, R, P> {
             for (line, x) in (0..lines).zip(x.as_chunks::<LINE>().0) {
                 let mut lanes = [simd.splat_i32(0); LINE / LANES];
                 for (lanes, x) in lanes.iter_mut().zip(x.as_chunks::<LANES>().0) {
-                    simd.prefetch(x, pace.codes);
+                    simd.prefetch(x, Pace::LONG.codes);
                     *lanes = self.rule.lanes(simd, simd.load(x), fit.factor, fit.offset);
                 }
                 self.place.codes(simd, lines * index + line, &lanes);
@@ -398,12 +401,11 @@ impl<R: Rule, P: Place> Kernel for Ranged<'_, R, P> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let pace = Pace::of_this_cpu();
         let fit = self.rule.fit(simd, Ranges::splat(simd, self.range), self.dtype);
         for (line, x) in (0..self.x.len() / LINE).zip(self.x.as_chunks::<LINE>().0) {
             let mut lanes = [simd.splat_i32(0); LINE / LANES];
             for (lanes, x) in lanes.iter_mut().zip(x.as_chunks::<LANES>().0) {
-                simd.prefetch(x, pace.codes);
+                simd.prefetch(x, Pace::LONG.codes);
                 *lanes = self.rule.lanes(simd, simd.load(x), fit.factor, fit.offset);
             }
             self.place.codes(simd, line, &lanes);
@@ -426,36 +428,19 @@ impl Kernel for RangeOf<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> (Range, bool) {
-        let (range, worst) = range_of(simd, self.need, self.x, 0);
+        let (range, worst) = range_of(simd, self.need, self.x);
         let mut lanes = [0; LANES];
         simd.store_i32(worst, &mut lanes);
         (range, lanes[0] >= INFINITE)
     }
 }
 
-/// Ask for the memory that lies so many bytes after each vector, where it is not 0.
+/// The range of `x`, and its worst key in every lane.
 #[inline(always)]
-fn ask<S: Simd>(simd: S, vectors: &[[f32; LANES]], ahead: usize) {
-    if ahead > 0 {
-        for vector in vectors {
-            simd.prefetch_second(vector, ahead);
-        }
-    }
-}
-
-/// The range of `x`, and its worst key in every lane; memory is asked for `ahead` bytes after it.
-#[inline(always)]
-fn range_of<S: Simd>(simd: S, need: Need, x: &[f32], ahead: usize) -> (Range, S::I32) {
+fn range_of<S: Simd>(simd: S, need: Need, x: &[f32]) -> (Range, S::I32) {
     let (vectors, rest) = x.as_chunks::<LANES>();
     let mut running = Running::of(simd, need, simd.splat(x[0]));
-    let (lines, others) = vectors.as_chunks::<{ LINE / LANES }>();
-    for line in lines {
-        ask(simd, line, ahead);
-        for vector in line {
-            running.take(simd, need, simd.load(vector));
-        }
-    }
-    for vector in others {
+    for vector in vectors {
         running.take(simd, need, simd.load(vector));
     }
     if !rest.is_empty() {
@@ -505,7 +490,7 @@ impl<R: Rule> Kernel for Pieces<'_, R> {
             let ranges = match self.range {
                 Some(range) => Ranges::splat(simd, range),
                 None => {
-                    let (range, keys) = range_of(simd, R::NEED, x, 0);
+                    let (range, keys) = range_of(simd, R::NEED, x);
                     worst.element = simd.max_i32(worst.element, keys);
                     Ranges::splat(simd, range)
                 }

@@ -124,10 +124,10 @@ pub(crate) enum Front<'a> {
 }
 
 impl<'a> Front<'a> {
-    /// To `bytes`, for a kernel that reads what it encodes from memory meanwhile; past the caches by way of `lines`.
+    /// To `bytes`; past the caches at this pace, by way of `lines`.
     #[inline(always)]
-    pub(crate) fn new(bytes: &'a mut [u8], stream: bool, lines: &'a mut Option<Lines<'a>>) -> Self {
-        if stream { Front::Lines(lines.insert(Lines::new(bytes, Pace::of_this_cpu().burst))) } else { Front::Direct(bytes, 0) }
+    pub(crate) fn new(bytes: &'a mut [u8], stream: bool, pace: Pace, lines: &'a mut Option<Lines<'a>>) -> Self {
+        if stream { Front::Lines(lines.insert(Lines::new(bytes, pace.burst))) } else { Front::Direct(bytes, 0) }
     }
 
     /// The next `len` bytes, at most [`Lines::BURST`], to be written in full.
