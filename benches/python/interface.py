@@ -148,11 +148,11 @@ def overhead(only: str, repeats: int) -> list[dict[str, Any]]:
     """Time calls on 64 x 64 arrays, where the work itself is a microsecond or two."""
     x = np.random.default_rng(0).standard_normal((64, 64), np.float32)
     figures = []
-    for case in (case for case in cases(only) if takes(case, x)):
+    for case in (case for case in cases(only) if case.group <= x.shape[1] and takes(case, x)):
         q = case.quantize(x)
         works: dict[str, Callable[[], object]] = {
-            "encode": partial(qz.quantize, x, case.format),
-            "encode out=": partial(qz.quantize, x, case.format, out=ones_like(q)),
+            "encode": partial(qz.quantize, x, case.format, group_size=case.group),
+            "encode out=": partial(qz.quantize, x, case.format, group_size=case.group, out=ones_like(q)),
             "decode": q.dequantize,
             "decode out=": partial(q.dequantize, out=np.ones_like(x)),
         }
