@@ -7,10 +7,10 @@
 use super::{Context, Faults, Groups, Need, Range, Rows};
 use crate::kernels::decode::{Output, Shelf, Tables, Values};
 use crate::kernels::encode::{Fit, Input, Lanes, Pieces, Place, Rule, TILE, Tiles};
+use crate::kernels::pace::Pace;
 use crate::kernels::scales::{self, Load, Store};
 use crate::kernels::stream::Front;
 use crate::simd::Simd;
-use crate::simd::pace::Pace;
 use crate::spec::{ScaleDtype, Spec};
 use std::marker::PhantomData;
 

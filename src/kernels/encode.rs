@@ -8,11 +8,11 @@
 //! from the load to the packed bytes, and [`Pieces`] for groups of any length. Both give the same codes and scales.
 
 use super::convert::{Half, Widen, widen_all};
+use super::pace::Pace;
 use super::range::{INFINITE, Keys, Need, Range, Ranges, Running};
 use super::scales::round_to;
 use crate::level::Level;
 use crate::simd::e2m1::Rounding;
-use crate::simd::pace::Pace;
 use crate::simd::ranks::Ranks;
 use crate::simd::{Kernel, LANES, Simd};
 use crate::spec::ScaleDtype;

@@ -10,6 +10,7 @@ pub mod encode;
 pub mod halves;
 pub mod lanes;
 pub mod nibbles;
+pub(crate) mod pace;
 pub mod products;
 pub mod range;
 pub mod scales;

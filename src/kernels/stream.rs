@@ -1,6 +1,6 @@
 //! Copy to memory past the caches: for output that is larger than they are and is not read again soon.
 
-use crate::simd::pace::Pace;
+use super::pace::Pace;
 use crate::simd::{Kernel, Simd};
 
 /// Copy `from` to `to`, whole cache lines streamed, the ends of `to` that are not whole lines stored. The thread runs [`Fence`]

@@ -26,7 +26,6 @@ pub mod e2m1;
 pub mod ieee;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
-pub(crate) mod pace;
 pub mod ranks;
 pub(crate) mod scalar;
 

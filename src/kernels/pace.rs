@@ -1,7 +1,7 @@
 //! How a CPU likes to be asked for memory, by kernels that read elements twice, for their range and for their codes, and write codes past
 //! the caches.
 
-use crate::kernels::stream::Lines;
+use super::stream::Lines;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Bytes, measured: `benches/record/notes.md` has the figures.
