@@ -1,7 +1,7 @@
 //! From parts to an array.
 
 use super::cut::{self, Grid, Parts, Task};
-use super::groups::long_scales;
+use super::groups::{long_scales, one_group};
 use super::woven::{self, Tiles};
 use super::{Outcome, Run, SERIAL, STREAM, once};
 use crate::element::Sink;
@@ -135,15 +135,13 @@ impl Job<'_> {
         let Some(scales) = &self.scales else {
             return self.format.decode(context, parts, groups, x);
         };
-        let context = Context { group: x.len(), ..context };
-        groups.resize(self.layout.spec, context, x.len());
-        self.format.unpack(context, parts, groups);
-        let group = self.grid.group_of(start);
-        groups.scales[0] = scales.scales[group];
-        if let Some(offset) = groups.offsets.first_mut() {
-            *offset = scales.offsets[group];
+        // The piece is decoded as a group of its own that has the scale and the offset of the whole one.
+        let own = one_group(layout, self.format, *level, scales, self.grid.group_of(start));
+        let mut whole = Parts::default();
+        for ((whole, codes), own) in whole.iter_mut().zip(parts).zip(&own) {
+            *whole = if own.is_empty() { codes } else { own };
         }
-        x.fill(*level, |x| self.format.dequantize(context, groups, x));
+        self.format.decode(Context { group: x.len(), ..context }, &whole[..parts.len()], groups, x);
     }
 }
 

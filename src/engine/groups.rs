@@ -316,6 +316,21 @@ impl<'a> Codes<'a> {
     }
 }
 
+/// The parts that hold one element a group, of one group among `all`; the others are empty.
+pub(super) fn one_group(layout: &Layout, format: &dyn Rows, level: Level, all: &Groups, index: usize) -> [Vec<u8>; cut::MAX_PARTS] {
+    let of_one = |values: &[f32]| values.get(index).copied().into_iter().collect();
+    let one = Groups { codes: Vec::new(), scales: of_one(&all.scales), offsets: of_one(&all.offsets), headers: Vec::new() };
+    let mut parts: [Vec<u8>; cut::MAX_PARTS] = std::array::from_fn(|index| match layout.spec.parts.get(index).map(|part| part.extent) {
+        Some(Extent::Groups) => vec![0; layout.part_item_size(index)],
+        Some(Extent::GroupPairs) => vec![0],
+        _ => Vec::new(),
+    });
+    let context = Context { level, group: 1, scale_dtype: layout.scale_dtype, global: 1.0, stream: false };
+    let mut slices = parts.each_mut().map(Vec::as_mut_slice);
+    format.pack(context, &one, &mut slices[..layout.spec.parts.len()]);
+    parts
+}
+
 /// Write the parts that hold one element a group, of long groups; what is left of `rest` is the codes.
 pub(super) fn pack_long_scales(layout: &Layout, grid: &Grid, format: &dyn Rows, level: Level, all: &Groups, rest: &mut PartsMut<'_>) {
     let context = Context { level, group: 1, scale_dtype: layout.scale_dtype, global: 1.0, stream: false };

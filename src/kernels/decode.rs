@@ -6,6 +6,7 @@
 
 use super::convert::{Half, Narrow, half_bits};
 use super::encode::Rule;
+use super::pace::Pace;
 use super::stream::Lines;
 use crate::level::Level;
 use crate::simd::{Kernel, LANES, Simd};
@@ -241,7 +242,7 @@ impl<R: Meaning, P: Shelf> Kernel for Tables<'_, R, P> {
         let groups = x.len() / group;
         match x {
             Output::F32(x) if stream => {
-                let mut lines = Lines::new(cast_slice_mut(x), Lines::BURST);
+                let mut lines = Lines::new(cast_slice_mut(x), Pace::of_this_cpu().floats);
                 decode_groups(simd, Single, rule, shelf, group, groups, &mut lines);
                 lines.finish(simd);
             }

@@ -3,6 +3,9 @@
 use super::pace::Pace;
 use crate::simd::{Kernel, Simd};
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// Copy `from` to `to`, whole cache lines streamed, the ends of `to` that are not whole lines stored. The thread runs [`Fence`]
 /// before it says that it is done; once for many copies, since it waits for memory.
 pub struct Stream<'a> {
@@ -24,17 +27,25 @@ impl Kernel for Stream<'_> {
 /// The same inside a kernel.
 #[inline(always)]
 pub(super) fn stream<S: Simd>(simd: S, from: &[u8], to: &mut [u8]) {
-    let head = to.as_ptr().align_offset(64).min(to.len());
+    let head = to.as_ptr().align_offset(LINE).min(to.len());
     let (to_head, to) = to.split_at_mut(head);
     let (from_head, from) = from.split_at(head);
-    to_head.copy_from_slice(from_head);
-    let lines = to.len() / 64 * 64;
+    copy_end(from_head, to_head);
+    let lines = to.len() / LINE * LINE;
     let (to, to_tail) = to.split_at_mut(lines);
     let (from, from_tail) = from.split_at(lines);
     if lines > 0 {
         simd.stream(from, to);
     }
-    to_tail.copy_from_slice(from_tail);
+    copy_end(from_tail, to_tail);
+}
+
+/// Copy what is no whole line: mostly nothing, for which a call is dear where a few lines leave at once.
+#[inline(always)]
+fn copy_end(from: &[u8], to: &mut [u8]) {
+    if !from.is_empty() {
+        to.copy_from_slice(from);
+    }
 }
 
 /// What was streamed before is visible to other threads before anything that follows.
@@ -65,9 +76,9 @@ struct Buffer([u8; Lines::ROOM]);
 impl<'a> Lines<'a> {
     /// What leaves at once where nothing is read from memory meanwhile, and the most that does.
     pub(crate) const BURST: usize = 2048;
-    const ROOM: usize = 2 * Lines::BURST;
+    const ROOM: usize = 2 * Lines::BURST + LINE;
 
-    /// To `to`, some `burst` bytes at once, at most [`Lines::BURST`].
+    /// To `to`, some `burst` bytes at once, at least a line and at most [`Lines::BURST`].
     #[inline(always)]
     pub(crate) fn new(to: &'a mut [u8], burst: usize) -> Self {
         Lines { rest: to, buffer: Buffer([0; Lines::ROOM]), filled: 0, burst }
@@ -78,7 +89,7 @@ impl<'a> Lines<'a> {
     pub(crate) fn next<S: Simd>(&mut self, simd: S, len: usize) -> &mut [u8] {
         if self.filled >= self.burst {
             // Up to the last byte that ends a line of the destination.
-            let beyond = self.rest.as_ptr().addr().wrapping_add(self.filled) % 64;
+            let beyond = self.rest.as_ptr().addr().wrapping_add(self.filled) % LINE;
             self.send(simd, self.filled - beyond);
         }
         self.filled += len;
@@ -103,15 +114,12 @@ impl<'a> Lines<'a> {
         let (to, rest) = std::mem::take(&mut self.rest).split_at_mut(len);
         self.rest = rest;
         let buffer = &mut self.buffer.0;
-        let head = to.as_ptr().align_offset(64).min(len);
-        let lines = (len - head) / 64 * 64;
-        to[..head].copy_from_slice(&buffer[..head]);
-        if lines > 0 {
-            simd.stream(&buffer[head..head + lines], &mut to[head..head + lines]);
-        }
-        to[head + lines..].copy_from_slice(&buffer[head + lines..len]);
-        buffer.copy_within(len..self.filled, 0);
+        stream(simd, &buffer[..len], to);
         self.filled -= len;
+        if self.filled > 0 {
+            // Less than a line; as a whole one it takes no call.
+            buffer.copy_within(len..len + LINE, 0);
+        }
     }
 }
 
