@@ -105,7 +105,8 @@ impl Job<'_> {
     fn decode_task(&self, mut task: Task<Parts<'_>>, mut sink: Sink<'_>) {
         let mut groups = Groups::default();
         let mut scratch = Vec::new();
-        let span = if self.stream { cut::STREAMED_SPAN } else { sink.span(cut::SPAN) };
+        // Each call that streams ends with a wait for memory.
+        let span = if self.stream { task.len } else { sink.span(cut::SPAN) };
         let spans = self.grid.segments(task.start, task.len).flat_map(|(start, len)| self.grid.spans(start, len, span));
         let mut next = |(start, len): (usize, usize), x: Output<'_>| {
             let parts = cut::split(&mut task.parts, self.grid.bytes(self.layout, len));
@@ -193,7 +194,7 @@ impl Woven<'_> {
             let len = sink.len();
             let stream = self.stream && len >= cut::STREAMED_SPAN;
             let context = Context { stream, ..context };
-            let spans = tiles.spans(len, if stream { cut::STREAMED_SPAN } else { sink.span(cut::SPAN) });
+            let spans = tiles.spans(len, if stream { len } else { sink.span(cut::SPAN) });
             let mut next = |span: &Range<usize>, x: Output<'_>| {
                 let parts =
                     cut::split(&mut rest, std::array::from_fn(|index| if index < count { tiles.row_bytes(index, span.len()) } else { 0 }));

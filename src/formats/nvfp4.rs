@@ -373,9 +373,7 @@ impl Shelf for Blocks<'_> {
     #[inline(always)]
     fn decode<S: Simd, F: Floats<S>>(self, simd: S, floats: F, group: usize, x: &mut [F::Float]) {
         for (packed, x) in self.packed(group).as_chunks().0.iter().zip(x.as_chunks_mut().0) {
-            let codes = u128::from(u64::from_le_bytes(*packed));
-            let [codes, _] = simd.unpack_halves(&(codes | codes >> 4 << 64).to_le_bytes());
-            floats.of(simd, codes, x);
+            floats.of(simd, simd.unpack_eights(packed), x);
         }
     }
 }

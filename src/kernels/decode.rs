@@ -7,7 +7,7 @@
 use super::convert::{Half, Narrow, half_bits};
 use super::encode::Rule;
 use super::pace::Pace;
-use super::stream::Lines;
+use super::stream::{LINE, Lines};
 use crate::level::Level;
 use crate::simd::{Kernel, LANES, Simd};
 use bytemuck::cast_slice_mut;
@@ -143,6 +143,19 @@ impl<S: Simd> Floats<S> for LookedUp<S> {
     }
 }
 
+/// The same to whole cache lines, past the caches.
+#[derive(Clone, Copy)]
+struct Streamed<S: Simd>(S::F32);
+
+impl<S: Simd> Floats<S> for Streamed<S> {
+    type Float = f32;
+
+    #[inline(always)]
+    fn of(self, simd: S, nibbles: S::I32, x: &mut [f32; LANES]) {
+        simd.stream_floats(simd.look_up(self.0, nibbles), x);
+    }
+}
+
 /// All 16 of them, computed and rounded to 16 bits once; each lane has its bits.
 #[derive(Clone, Copy)]
 struct Rounded<S: Simd>(S::I32);
@@ -242,7 +255,12 @@ impl<R: Meaning, P: Shelf> Kernel for Tables<'_, R, P> {
         let groups = x.len() / group;
         match x {
             Output::F32(x) if stream => {
-                let mut lines = Lines::new(cast_slice_mut(x), Pace::of_this_cpu().floats);
+                let pace = Pace::of_this_cpu();
+                if S::HAS_TABLES && pace.one_by_one && x.as_ptr().addr().is_multiple_of(LINE) {
+                    decode_groups(simd, PastTheCaches, rule, shelf, group, groups, &mut Direct(x));
+                    return simd.fence();
+                }
+                let mut lines = Lines::new(cast_slice_mut(x), pace.floats);
                 decode_groups(simd, Single, rule, shelf, group, groups, &mut lines);
                 lines.finish(simd);
             }
@@ -330,6 +348,27 @@ impl Wanted for Single {
             Some(uniform) if !S::HAS_TABLES => decode_group(simd, Computed { rule, scale, offset, uniform }, group, out),
             _ => decode_group(simd, LookedUp(rule.values(simd, simd.load(&R::NUMBERS), scale, offset)), group, out),
         }
+    }
+}
+
+/// Binary32 in whole cache lines, past the caches.
+#[derive(Clone, Copy)]
+struct PastTheCaches;
+
+impl Wanted for PastTheCaches {
+    type Float = f32;
+
+    #[inline(always)]
+    fn decode_group<S: Simd, R: Meaning, P: Shelf>(
+        self,
+        simd: S,
+        rule: R,
+        scale: S::F32,
+        offset: S::F32,
+        group: Group<P>,
+        out: &mut impl Sink<Float = f32>,
+    ) {
+        decode_group(simd, Streamed(rule.values(simd, simd.load(&R::NUMBERS), scale, offset)), group, out);
     }
 }
 

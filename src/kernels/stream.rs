@@ -4,7 +4,7 @@ use super::pace::Pace;
 use crate::simd::{Kernel, Simd};
 
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 
 /// Copy `from` to `to`, whole cache lines streamed, the ends of `to` that are not whole lines stored. The thread runs [`Fence`]
 /// before it says that it is done; once for many copies, since it waits for memory.

@@ -210,6 +210,10 @@ impl Simd for Avx2 {
             let low = [_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes))];
             [low, [_mm256_srli_epi32::<4>(low[0]), _mm256_srli_epi32::<4>(low[1])]]
         } }
+        fn unpack_eights(packed: &[u8; 8]) -> I32 { {
+            let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(packed.as_ptr().cast()));
+            [bytes, _mm256_srli_epi32::<4>(bytes)]
+        } }
         fn look_up_halves(table: F32, packed: &[u8], x: &mut [f32]) { {
             let planes = planes(table);
             let bytes = _mm256_setr_epi8(0, 1, 2, 3, 8, 9, 10, 11, 0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15, 4, 5, 6, 7, 12, 13, 14, 15);

@@ -148,7 +148,10 @@ impl Simd for Avx512 {
             halves_of(e2m1([x[0], x[2], x[4], x[6]], rounding), e2m1([x[1], x[3], x[5], x[7]], rounding), packed)
         }
         fn unpack_pairs(packed: &[u8; 8]) -> __m512i {
-            _mm512_multishift_epi64_epi8(_mm512_loadu_si512(NIBBLE_SHIFTS.as_ptr().cast()), _mm512_set1_epi64(i64::from_le_bytes(*packed)))
+            _mm512_multishift_epi64_epi8(_mm512_loadu_si512(PAIR_SHIFTS.as_ptr().cast()), _mm512_set1_epi64(i64::from_le_bytes(*packed)))
+        }
+        fn unpack_eights(packed: &[u8; 8]) -> __m512i {
+            _mm512_multishift_epi64_epi8(_mm512_loadu_si512(EIGHT_SHIFTS.as_ptr().cast()), _mm512_set1_epi64(i64::from_le_bytes(*packed)))
         }
         fn unpack_halves(packed: &[u8; 16]) -> [__m512i; 2] { {
             let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(packed.as_ptr().cast()));
@@ -179,6 +182,10 @@ impl Simd for Avx512 {
                 _mm512_stream_si512(to.as_mut_ptr().cast(), _mm512_loadu_si512(from.as_ptr().cast()));
             }
         } }
+        fn stream_floats(v: __m512, x: &mut [f32; 16]) { {
+            assert!(x.as_ptr().addr().is_multiple_of(64), "a whole cache line");
+            _mm512_stream_ps(x.as_mut_ptr(), v);
+        } }
         fn fence() { _mm_sfence() }
     }
 }
@@ -205,12 +212,23 @@ const HALF_ORDER: [u32; 16] = {
     order
 };
 
-/// Lane i of a pair of 32-bit lanes takes the eight bits that begin at bit 4 i of the eight bytes.
-const NIBBLE_SHIFTS: [u8; 64] = {
+/// Lane i takes the eight bits that begin at this bit of the eight bytes: nibble after nibble.
+const PAIR_SHIFTS: [u8; 64] = {
     let mut shifts = [0; 64];
     let mut lane = 0;
     while lane < 16 {
         shifts[4 * lane] = 4 * lane as u8;
+        lane += 1;
+    }
+    shifts
+};
+
+/// The same: the low nibbles of all bytes, then the high ones.
+const EIGHT_SHIFTS: [u8; 64] = {
+    let mut shifts = [0; 64];
+    let mut lane = 0;
+    while lane < 16 {
+        shifts[4 * lane] = (lane % 8 * 8 + lane / 8 * 4) as u8;
         lane += 1;
     }
     shifts

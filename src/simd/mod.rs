@@ -106,6 +106,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
     ///
     /// Unless both have the same length, a multiple of 64, and `to` begins at a multiple of 64.
     fn stream(self, from: &[u8], to: &mut [u8]);
+    /// 16 floats to memory, past the caches where the level can, as [`Simd::stream`].
+    ///
+    /// # Panics
+    ///
+    /// Where the level can and `x` does not begin at a multiple of 64.
+    #[inline(always)]
+    fn stream_floats(self, v: Self::F32, x: &mut [f32; 16]) {
+        self.store(v, x);
+    }
     /// Ask for the cache line `ahead` bytes after `x`, where the level can. It need not be memory of ours.
     #[inline(always)]
     fn prefetch<T>(self, _x: &T, _ahead: usize) {}
@@ -244,6 +253,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn unpack_pairs(self, packed: &[u8; 8]) -> Self::I32;
     /// 32 codes from 16 bytes: the low nibbles, then the high ones. Only the low four bits of a lane count.
     fn unpack_halves(self, packed: &[u8; 16]) -> [Self::I32; 2];
+    /// 16 codes from 8 bytes: the low nibbles, then the high ones. Only the low four bits of a lane count.
+    #[inline(always)]
+    fn unpack_eights(self, packed: &[u8; 8]) -> Self::I32 {
+        let bytes = u128::from(u64::from_le_bytes(*packed));
+        let [codes, _] = self.unpack_halves(&(bytes | bytes >> 4 << 64).to_le_bytes());
+        codes
+    }
     /// `table[nibble]` for every nibble, the low one of a byte first: 8 bytes and 16 floats at a time.
     #[inline(always)]
     fn look_up_pairs(self, table: Self::F32, packed: &[u8], x: &mut [f32]) {
