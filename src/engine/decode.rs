@@ -35,7 +35,7 @@ pub fn dequantize(layout: &Layout, parts: &[&[u8]], mut sink: Sink<'_>, run: &Ru
         return Ok(Outcome::default());
     }
     let (run, global) = (Run { threads, ..*run }, once::global_of(layout, parts));
-    let large = run.reused && sink.len() * sink.item_size() > STREAM && matches!(sink.as_output(), Some(Output::F32(_)));
+    let large = run.reused && sink.len() * sink.item_size() > STREAM && sink.as_output().is_some();
     let pool_failed = match formats::of(layout.spec) {
         Format::Rows(format) => decode(layout, format, global, parts, sink, large, &run)?,
         Format::Woven(weave) => {

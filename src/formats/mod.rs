@@ -152,7 +152,7 @@ pub struct Context {
     pub scale_dtype: ScaleDtype,
     /// The second level of the scales, 1 where there is none.
     pub global: f32,
-    /// Whether what is written goes past the caches, where the format can do that: decoded f32, codes that are turned, or those of a format that
+    /// Whether what is written goes past the caches, where the format can do that: decoded floats, codes that are turned, or those of a format that
     /// [`Rows::streams`].
     pub stream: bool,
 }

@@ -350,6 +350,7 @@ struct Blocks<'a>(&'a [[u8; BYTES]]);
 
 impl Shelf for Blocks<'_> {
     const HALVES: bool = true;
+    const BY_VECTORS: bool = true;
 
     #[inline(always)]
     fn scales<S: Simd>(self, simd: S, first: usize, count: usize) -> S::F32 {

@@ -149,6 +149,7 @@ impl Blocks<'_> {
 
 impl Shelf for Blocks<'_> {
     const HALVES: bool = true;
+    const BY_VECTORS: bool = true;
 
     #[inline(always)]
     fn scales<S: Simd>(self, simd: S, first: usize, count: usize) -> S::F32 {

@@ -10,7 +10,7 @@ use super::pace::Pace;
 use super::stream::{LINE, Lines};
 use crate::level::Level;
 use crate::simd::{Kernel, LANES, Simd};
-use bytemuck::cast_slice_mut;
+use bytemuck::{AnyBitPattern, NoUninit, Zeroable, cast_slice, cast_slice_mut};
 use std::ops::Range;
 
 /// What stored nibbles stand for: the part of a [`Rule`] that decoding needs, alone where the rule itself is no [`Rule`].
@@ -78,6 +78,8 @@ pub trait Shelf: Copy {
     const HALVES: bool;
     /// Whether of two adjacent codes the first is in the high nibble.
     const HIGH_FIRST: bool = false;
+    /// Whether it decodes groups by [`Floats::of`].
+    const BY_VECTORS: bool = false;
 
     /// The scales of `count` groups (at most 16) from `first` on, a lane each.
     fn scales<S: Simd>(self, simd: S, first: usize, count: usize) -> S::F32;
@@ -143,19 +145,6 @@ impl<S: Simd> Floats<S> for LookedUp<S> {
     }
 }
 
-/// The same to whole cache lines, past the caches.
-#[derive(Clone, Copy)]
-struct Streamed<S: Simd>(S::F32);
-
-impl<S: Simd> Floats<S> for Streamed<S> {
-    type Float = f32;
-
-    #[inline(always)]
-    fn of(self, simd: S, nibbles: S::I32, x: &mut [f32; LANES]) {
-        simd.stream_floats(simd.look_up(self.0, nibbles), x);
-    }
-}
-
 /// All 16 of them, computed and rounded to 16 bits once; each lane has its bits.
 #[derive(Clone, Copy)]
 struct Rounded<S: Simd>(S::I32);
@@ -176,6 +165,43 @@ impl<S: Simd> Floats<S> for Rounded<S> {
     #[inline(always)]
     fn of_halves(self, simd: S, packed: &[u8], halves: &mut [[u8; 2]]) {
         simd.look_up_halves_u16(self.0, packed, halves);
+    }
+}
+
+/// Those of others, past the caches from where they are made; what is written at once is whole cache lines.
+#[derive(Clone, Copy)]
+struct Streamed<F>(F);
+
+impl<S: Simd, F: Floats<S, Float: AnyBitPattern + NoUninit>> Floats<S> for Streamed<F> {
+    type Float = F::Float;
+
+    #[inline(always)]
+    fn of(self, simd: S, nibbles: S::I32, x: &mut [F::Float; LANES]) {
+        let mut floats = [F::Float::zeroed(); LANES];
+        self.0.of(simd, nibbles, &mut floats);
+        simd.stream(cast_slice(&floats), cast_slice_mut(x));
+    }
+
+    #[inline(always)]
+    fn of_pairs(self, simd: S, packed: &[u8], x: &mut [F::Float]) {
+        let ((blocks, rest), (x, x_rest)) = (packed.as_chunks::<16>(), x.as_chunks_mut::<{ 2 * LANES }>());
+        for (packed, x) in blocks.iter().zip(x) {
+            let mut floats = [F::Float::zeroed(); 2 * LANES];
+            self.0.of_pairs(simd, packed, &mut floats);
+            simd.stream(cast_slice(&floats), cast_slice_mut(x));
+        }
+        for (packed, x) in rest.as_chunks::<8>().0.iter().zip(x_rest.as_chunks_mut::<LANES>().0) {
+            self.of(simd, simd.unpack_pairs(packed), x);
+        }
+    }
+
+    #[inline(always)]
+    fn of_halves(self, simd: S, packed: &[u8], x: &mut [F::Float]) {
+        for (packed, x) in packed.as_chunks::<16>().0.iter().zip(x.as_chunks_mut::<{ 2 * LANES }>().0) {
+            let mut floats = [F::Float::zeroed(); 2 * LANES];
+            self.0.of_halves(simd, packed, &mut floats);
+            simd.stream(cast_slice(&floats), cast_slice_mut(x));
+        }
     }
 }
 
@@ -239,7 +265,7 @@ pub struct Tables<'a, R, P> {
     pub group: usize,
     /// The floats.
     pub x: Output<'a>,
-    /// Whether f32 go past the caches.
+    /// Whether floats go past the caches.
     pub stream: bool,
 }
 
@@ -252,39 +278,48 @@ impl<R: Meaning, P: Shelf> Kernel for Tables<'_, R, P> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Tables { rule, shelf, group, x, stream } = self;
-        let groups = x.len() / group;
+        let (groups, pace) = (x.len() / group, Pace::of_this_cpu());
+        let from_registers = stream && pace.from_registers && S::HAS_TABLES;
         match x {
+            Output::F32(x) if from_registers && is_lined(x, group) => {
+                decode_groups(simd, Past(Single), rule, shelf, group, groups, &mut Direct(x));
+                simd.fence();
+            }
             Output::F32(x) if stream => {
-                let pace = Pace::of_this_cpu();
-                if S::HAS_TABLES && pace.one_by_one && x.as_ptr().addr().is_multiple_of(LINE) {
-                    decode_groups(simd, PastTheCaches, rule, shelf, group, groups, &mut Direct(x));
-                    return simd.fence();
-                }
                 let mut lines = Lines::new(cast_slice_mut(x), pace.floats);
                 decode_groups(simd, Single, rule, shelf, group, groups, &mut lines);
                 lines.finish(simd);
             }
             Output::F32(x) => decode_groups(simd, Single, rule, shelf, group, groups, &mut Direct(x)),
+            Output::Half(half, halves) if from_registers && !P::BY_VECTORS && is_lined(halves, group) => {
+                decode_groups(simd, Past(half), rule, shelf, group, groups, &mut Direct(halves));
+                simd.fence();
+            }
+            Output::Half(half, halves) if stream && pace.from_registers => {
+                let mut lines = Lines::new(halves.as_flattened_mut(), pace.floats);
+                decode_groups(simd, half, rule, shelf, group, groups, &mut lines);
+                lines.finish(simd);
+            }
             Output::Half(half, halves) => decode_groups(simd, half, rule, shelf, group, groups, &mut Direct(halves)),
         }
     }
 }
 
-/// Where decoded floats go, from front to back.
-trait Sink {
-    /// What they are.
-    type Float;
+/// Whether groups are whole cache lines.
+fn is_lined<F>(x: &[F], group: usize) -> bool {
+    x.as_ptr().addr().is_multiple_of(LINE) && (group * size_of::<F>()).is_multiple_of(LINE)
+}
 
+/// Where decoded floats go, from front to back.
+trait Sink<F> {
     /// The next `len` floats, to be written in full.
-    fn next<S: Simd>(&mut self, simd: S, len: usize) -> &mut [Self::Float];
+    fn next<S: Simd>(&mut self, simd: S, len: usize) -> &mut [F];
 }
 
 /// Straight to memory.
 struct Direct<'a, F>(&'a mut [F]);
 
-impl<F> Sink for Direct<'_, F> {
-    type Float = F;
-
+impl<F> Sink<F> for Direct<'_, F> {
     #[inline(always)]
     fn next<S: Simd>(&mut self, _: S, len: usize) -> &mut [F] {
         let (first, rest) = std::mem::take(&mut self.0).split_at_mut(len);
@@ -293,12 +328,10 @@ impl<F> Sink for Direct<'_, F> {
     }
 }
 
-impl Sink for Lines<'_> {
-    type Float = f32;
-
+impl<F: AnyBitPattern + NoUninit> Sink<F> for Lines<'_> {
     #[inline(always)]
-    fn next<S: Simd>(&mut self, simd: S, len: usize) -> &mut [f32] {
-        cast_slice_mut(Lines::next(self, simd, size_of::<f32>() * len))
+    fn next<S: Simd>(&mut self, simd: S, len: usize) -> &mut [F] {
+        cast_slice_mut(Lines::next(self, simd, size_of::<F>() * len))
     }
 }
 
@@ -323,7 +356,7 @@ trait Wanted: Copy {
         scale: S::F32,
         offset: S::F32,
         group: Group<P>,
-        out: &mut impl Sink<Float = Self::Float>,
+        out: &mut impl Sink<Self::Float>,
     );
 }
 
@@ -342,7 +375,7 @@ impl Wanted for Single {
         scale: S::F32,
         offset: S::F32,
         group: Group<P>,
-        out: &mut impl Sink<Float = f32>,
+        out: &mut impl Sink<f32>,
     ) {
         match const { Uniform::of(R::NUMBERS) } {
             Some(uniform) if !S::HAS_TABLES => decode_group(simd, Computed { rule, scale, offset, uniform }, group, out),
@@ -351,11 +384,11 @@ impl Wanted for Single {
     }
 }
 
-/// Binary32 in whole cache lines, past the caches.
+/// The same past the caches.
 #[derive(Clone, Copy)]
-struct PastTheCaches;
+struct Past<W>(W);
 
-impl Wanted for PastTheCaches {
+impl Wanted for Past<Single> {
     type Float = f32;
 
     #[inline(always)]
@@ -366,9 +399,27 @@ impl Wanted for PastTheCaches {
         scale: S::F32,
         offset: S::F32,
         group: Group<P>,
-        out: &mut impl Sink<Float = f32>,
+        out: &mut impl Sink<f32>,
     ) {
-        decode_group(simd, Streamed(rule.values(simd, simd.load(&R::NUMBERS), scale, offset)), group, out);
+        decode_group(simd, Streamed(LookedUp(rule.values(simd, simd.load(&R::NUMBERS), scale, offset))), group, out);
+    }
+}
+
+impl Wanted for Past<Half> {
+    type Float = [u8; 2];
+
+    #[inline(always)]
+    fn decode_group<S: Simd, R: Meaning, P: Shelf>(
+        self,
+        simd: S,
+        rule: R,
+        scale: S::F32,
+        offset: S::F32,
+        group: Group<P>,
+        out: &mut impl Sink<[u8; 2]>,
+    ) {
+        let values = rule.values(simd, simd.load(&R::NUMBERS), scale, offset);
+        decode_group(simd, Streamed(Rounded(half_bits(simd, self.0, values))), group, out);
     }
 }
 
@@ -383,7 +434,7 @@ impl Wanted for Half {
         scale: S::F32,
         offset: S::F32,
         group: Group<P>,
-        out: &mut impl Sink<Float = [u8; 2]>,
+        out: &mut impl Sink<[u8; 2]>,
     ) {
         let values = rule.values(simd, simd.load(&R::NUMBERS), scale, offset);
         decode_group(simd, Rounded(half_bits(simd, self, values)), group, out);
@@ -398,7 +449,7 @@ fn decode_groups<S: Simd, W: Wanted, R: Meaning, P: Shelf>(
     shelf: P,
     group: usize,
     groups: usize,
-    out: &mut impl Sink<Float = W::Float>,
+    out: &mut impl Sink<W::Float>,
 ) {
     let (mut scales, mut offsets) = ([0.0; LANES], [0.0; LANES]);
     for first in (0..groups).step_by(LANES) {
@@ -417,7 +468,7 @@ fn decode_group<S: Simd, P: Shelf, F: Floats<S>>(
     simd: S,
     floats: F,
     Group { shelf, elements, index }: Group<P>,
-    out: &mut impl Sink<Float = F::Float>,
+    out: &mut impl Sink<F::Float>,
 ) {
     if elements <= PIECE {
         return shelf.decode(simd, floats, index, out.next(simd, elements));

@@ -2,7 +2,7 @@
 
 use super::e2m1::{Rounding, cells};
 use super::scalar::check_lines;
-use super::{Kernel, Simd};
+use super::{Kernel, LANES, Simd};
 use std::arch::x86_64::*;
 
 /// The proof that this CPU has AVX-512 F, BW, DQ, VL and VBMI.
@@ -153,6 +153,33 @@ impl Simd for Avx512 {
         fn unpack_eights(packed: &[u8; 8]) -> __m512i {
             _mm512_multishift_epi64_epi8(_mm512_loadu_si512(EIGHT_SHIFTS.as_ptr().cast()), _mm512_set1_epi64(i64::from_le_bytes(*packed)))
         }
+        fn look_up_pairs_u16(table: __m512i, packed: &[u8], x: &mut [[u8; 2]]) { {
+            let words = words(table);
+            let (whole, rest) = packed.as_chunks::<16>();
+            let (whole_x, rest_x) = x.split_at_mut(2 * LANES * whole.len());
+            for (packed, x) in whole.iter().zip(whole_x.as_chunks_mut::<{ 2 * LANES }>().0) {
+                // Four nibbles to a lane of 64 bits, then each to 16 bits. Only the low five bits of them count, and the table is there twice.
+                let bytes = _mm512_cvtepu16_epi64(_mm_loadu_si128(packed.as_ptr().cast()));
+                let codes = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x000c_0008_0004_0000), bytes);
+                _mm512_storeu_si512(x.as_mut_ptr().cast(), _mm512_permutexvar_epi16(codes, words));
+            }
+            for (packed, x) in rest.as_chunks::<8>().0.iter().zip(rest_x.as_chunks_mut::<LANES>().0) {
+                let bytes = _mm256_cvtepu16_epi64(_mm_loadl_epi64(packed.as_ptr().cast()));
+                let codes = _mm256_multishift_epi64_epi8(_mm256_set1_epi64x(0x000c_0008_0004_0000), bytes);
+                _mm256_storeu_si256(x.as_mut_ptr().cast(), _mm256_permutexvar_epi16(codes, _mm512_castsi512_si256(words)));
+            }
+        } }
+        fn look_up_halves_u16(table: __m512i, packed: &[u8], x: &mut [[u8; 2]]) { {
+            let words = words(table);
+            for (packed, x) in packed.as_chunks::<16>().0.iter().zip(x.as_chunks_mut::<{ 2 * LANES }>().0) {
+                let low = _mm256_cvtepu8_epi16(_mm_loadu_si128(packed.as_ptr().cast()));
+                let codes = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), _mm256_srli_epi16::<4>(low));
+                _mm512_storeu_si512(x.as_mut_ptr().cast(), _mm512_permutexvar_epi16(codes, words));
+            }
+        } }
+        fn look_up_u16(table: __m512i, codes: __m512i, x: &mut [[u8; 2]; 16]) {
+            _mm256_storeu_si256(x.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(_mm512_permutexvar_epi32(codes, table)))
+        }
         fn unpack_halves(packed: &[u8; 16]) -> [__m512i; 2] { {
             let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(packed.as_ptr().cast()));
             [bytes, _mm512_srli_epi32::<4>(bytes)]
@@ -181,10 +208,6 @@ impl Simd for Avx512 {
             for (from, to) in from.as_chunks::<64>().0.iter().zip(to.as_chunks_mut::<64>().0) {
                 _mm512_stream_si512(to.as_mut_ptr().cast(), _mm512_loadu_si512(from.as_ptr().cast()));
             }
-        } }
-        fn stream_floats(v: __m512, x: &mut [f32; 16]) { {
-            assert!(x.as_ptr().addr().is_multiple_of(64), "a whole cache line");
-            _mm512_stream_ps(x.as_mut_ptr(), v);
         } }
         fn fence() { _mm_sfence() }
     }
@@ -289,6 +312,14 @@ fn halves(a: __m512i, b: __m512i) -> __m512i {
 fn clamped(a: __m512i, b: __m512i, c: __m512i, d: __m512i) -> __m512i {
     let bytes = _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
     _mm512_min_epu8(bytes, _mm512_set1_epi8(15))
+}
+
+/// The low 16 bits of each lane, twice.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn words(table: __m512i) -> __m512i {
+    let words = _mm512_cvtepi32_epi16(table);
+    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(words), words)
 }
 
 /// Codes as bytes in the order of [`clamped`] to nibbles, the even one low.

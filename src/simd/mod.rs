@@ -106,15 +106,6 @@ pub trait Simd: Copy + Send + Sync + 'static {
     ///
     /// Unless both have the same length, a multiple of 64, and `to` begins at a multiple of 64.
     fn stream(self, from: &[u8], to: &mut [u8]);
-    /// 16 floats to memory, past the caches where the level can, as [`Simd::stream`].
-    ///
-    /// # Panics
-    ///
-    /// Where the level can and `x` does not begin at a multiple of 64.
-    #[inline(always)]
-    fn stream_floats(self, v: Self::F32, x: &mut [f32; 16]) {
-        self.store(v, x);
-    }
     /// Ask for the cache line `ahead` bytes after `x`, where the level can. It need not be memory of ours.
     #[inline(always)]
     fn prefetch<T>(self, _x: &T, _ahead: usize) {}
