@@ -243,6 +243,36 @@ fn streamed_output_is_the_same() {
 }
 
 #[test]
+fn decoded_floats_are_the_same_past_the_caches() {
+    // More than the caches hold, in both sizes of floats.
+    let shape = [4608, 4096];
+    let (x, elements) = (sample(shape[0] * shape[1], 14), shape[0] * shape[1]);
+    let (mut streamed, mut plain) = (vec![0; 4 * elements + 128], vec![0; 4 * elements]);
+    for format in FORMATS {
+        let spec = format.spec();
+        for group_size in [None, Some(GroupSize::Elements(32)), Some(GroupSize::Tensor)] {
+            let Ok(layout) = Layout::new(spec, &shape, Options { group_size, ..Options::default() }) else { continue };
+            let quantized = encode(&layout, &Source::from_slice(&x, &shape), &run_at(Level::detect(), 2)).unwrap();
+            for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+                let len = dtype.size() * elements;
+                let run = Run { reused: false, ..run_at(Level::detect(), 2) };
+                let sink = Sink::from_bytes(&mut plain[..len], dtype, &shape);
+                engine::dequantize(&layout, &quantized.views(), sink, &run).unwrap();
+                // Where cache lines begin, and where numpy's arrays do.
+                for beyond in [0, 16] {
+                    let first = streamed.as_ptr().align_offset(64) + beyond;
+                    let streamed = &mut streamed[first..][..len];
+                    streamed.fill(7);
+                    let sink = Sink::from_bytes(streamed, dtype, &shape);
+                    engine::dequantize(&layout, &quantized.views(), sink, &run_at(Level::detect(), 2)).unwrap();
+                    assert!(*streamed == plain[..len], "{layout:?} to {}, {beyond} bytes beyond a line", dtype.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn large_arrays_are_woven_as_small_ones_are() {
     // As floats they are more than the caches hold, as halves they are not. Rows of the turned matrices are whole cache lines, at which
     // tiles begin; or they are not, and tiles begin where they may.
