@@ -263,7 +263,7 @@ fn turned_arrays_are_cut_into_tiles_unseen() {
         let large = count * rows * columns > 8 << 20;
         let names = ["int4", "uint4", "gguf:q4_0", "gguf:q4_k", "mlx:mxfp4", "modelopt:nvfp4", "bnb:nf4", "onnx:matmulnbits", "gptq"];
         let formats = FORMATS.iter().map(|format| format.spec());
-        let formats: Vec<_> = formats.filter(|spec| !large || names.iter().any(|name| spec.name == *name)).collect();
+        let formats: Vec<_> = formats.filter(|spec| !large || names.contains(&spec.name)).collect();
         let x = sample(shape.iter().product(), 14);
         for spec in formats {
             for group in [None, Some(16), Some(31), Some(128)].into_iter().take(if large { 1 } else { 4 }) {
