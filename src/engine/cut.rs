@@ -19,7 +19,7 @@ pub(super) type Parts<'a> = [&'a [u8]; MAX_PARTS];
 const TASK: usize = 64 * 1024;
 
 /// Elements of a task at most, so that an interrupt is seen soon and the last tasks end together.
-const LARGEST_TASK: usize = 1024 * 1024;
+pub(super) const LARGEST_TASK: usize = 1024 * 1024;
 
 /// Elements of a group up to which it is coded in one piece: 256 KiB of f32, which stay in a core's own cache between the pass
 /// that finds the range and the pass that codes.
@@ -41,7 +41,7 @@ pub(super) struct Grid {
     /// Elements that are coded together: one group, or a block of several.
     pub block: usize,
     /// Elements of the smallest piece of a row that may be cut off.
-    unit: usize,
+    pub unit: usize,
     /// Whether groups are coded in several pieces, with a range that is found before.
     pub long: bool,
     /// Whether all rows are in one group.

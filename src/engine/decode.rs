@@ -2,12 +2,13 @@
 
 use super::cut::{self, Grid, Parts, Task};
 use super::groups::{long_scales, one_group};
-use super::woven::{self, Tiles};
+use super::woven::{self, Place, Tiles};
 use super::{Outcome, Run, SERIAL, STREAM, once};
-use crate::element::Sink;
+use crate::element::{Room, Sink};
 use crate::error::{Error, Result};
 use crate::formats::{self, Context, Format, Groups, Rows, Weave};
 use crate::kernels::decode::Output;
+use crate::kernels::stream::Fence;
 use crate::layout::Layout;
 use crate::level::Level;
 use crate::pool;
@@ -62,6 +63,9 @@ fn decode(
     run: &Run<'_>,
 ) -> Result<bool> {
     let grid = Grid::new(layout, run.threads);
+    if let Some(tiles) = Tiles::turned(layout, &grid, sink.turned_rows(layout.columns())) {
+        return decode_turned(&tiles, &grid, format, global, parts, sink, run);
+    }
     let grid = if sink.is_turned() { grid.by_rows(layout.columns()) } else { grid };
     let mut rest = cut::borrow(parts);
     // Each span waits for memory once, so short rows that are spans of their own are not streamed.
@@ -73,6 +77,36 @@ fn decode(
         (Task { start, len, parts }, sink.take(len))
     });
     pool::for_each(tasks, run.threads, run.interrupted, |(task, sink)| job.decode_task(task, sink))
+}
+
+/// The same to turned matrices, tile by tile.
+fn decode_turned(
+    tiles: &Tiles<'_>,
+    grid: &Grid,
+    format: &'static dyn Rows,
+    global: f32,
+    parts: &[&[u8]],
+    sink: Sink<'_>,
+    run: &Run<'_>,
+) -> Result<bool> {
+    let past = run.reused && sink.len() * sink.item_size() > STREAM;
+    let context = Context { level: run.level, group: grid.group, scale_dtype: tiles.rows.scale_dtype, global, stream: false };
+    let (mut blocks, mut sinks) = (tiles.blocks(parts), tiles.sinks(sink));
+    let tasks = tiles.tasks(run.threads, |_| (woven::next(&mut blocks), sinks.next().expect("a sink for every tile")));
+    pool::for_each(tasks, run.threads, run.interrupted, |task| {
+        let (mut room, mut groups) = (Room::default(), Groups::default());
+        for (Place { tile, .. }, (blocks, sink)) in task {
+            let mut rows = woven::Scratch::new(&tiles.rows, tile, true);
+            rows.slices().into_iter().zip(&blocks).for_each(|(to, from)| from.copy_to(to));
+            let mut rest = cut::borrow(&rows.views());
+            sink.store(run.level, &mut room, past, |mut x| {
+                for at in tiles.pieces(grid, tile) {
+                    format.decode(context, &tiles.split(&mut rest, at.len())[..parts.len()], &mut groups, x.part(at));
+                }
+            });
+        }
+        run.level.run(Fence);
+    })
 }
 
 /// Decode into a vector in C order, on the calling thread.
@@ -196,8 +230,7 @@ impl Woven<'_> {
             let context = Context { stream, ..context };
             let spans = tiles.spans(len, if stream { len } else { sink.span(cut::SPAN) });
             let mut next = |span: &Range<usize>, x: Output<'_>| {
-                let parts =
-                    cut::split(&mut rest, std::array::from_fn(|index| if index < count { tiles.row_bytes(index, span.len()) } else { 0 }));
+                let parts = tiles.split(&mut rest, span.len());
                 format.decode(context, &parts[..count], &mut groups, x);
             };
             match sink.as_output() {
@@ -222,8 +255,7 @@ impl Woven<'_> {
         single.resize(tiles.rows.spec, context_of_one, columns);
         for mut sink in sinks {
             for start in (0..sink.len()).step_by(columns) {
-                let bytes = std::array::from_fn(|index| if index < count { tiles.row_bytes(index, columns) } else { 0 });
-                format.unpack(context, &cut::split(&mut rest, bytes)[..count], &mut row);
+                format.unpack(context, &tiles.split(&mut rest, columns)[..count], &mut row);
                 single.codes.copy_from_slice(&row.codes);
                 for (to, &group) in single.scales.iter_mut().zip(order) {
                     *to = row.scales[group];

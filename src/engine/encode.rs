@@ -8,13 +8,14 @@ mod long;
 use super::cut::{self, Grid, PartsMut, Task};
 use super::search::{Method, Search};
 use super::stage::Stage;
-use super::woven::{self, Tiles};
+use super::woven::{self, Place, Tiles};
 use super::{Outcome, Run, SERIAL, STREAM, once};
-use crate::element::Source;
+use crate::element::{Room, Source};
 use crate::error::{Error, Result};
 use crate::formats::{self, Context, Faults, Format, Groups, Need, Range, Rows, Weave};
 use crate::kernels::encode::{Input, RangeOf, TILE};
 use crate::kernels::range::BEYOND_HALF;
+use crate::kernels::stream::{Fence, StreamRows};
 use crate::layout::Layout;
 use crate::level::Level;
 use crate::pool::{self, Watch};
@@ -346,11 +347,7 @@ impl Job<'_> {
             let mut faults = Faults::default();
             for (start, len) in tiles.runs(place) {
                 for at in tiles.spans(len, self.span) {
-                    let mut parts = PartsMut::default();
-                    for (index, (part, rest)) in parts.iter_mut().zip(&mut rest).enumerate() {
-                        let (first, others) = std::mem::take(rest).split_at_mut(tiles.row_bytes(index, at.len()));
-                        (*part, *rest) = (first, others);
-                    }
+                    let mut parts = tiles.split_mut(&mut rest, at.len());
                     faults |= self.encode_span(start + at.start, at.len(), &mut scratch, &mut parts);
                 }
             }
@@ -363,7 +360,15 @@ impl Job<'_> {
     }
 
     fn encode(&mut self, parts: PartsMut<'_>) -> Result<(Faults, bool)> {
-        if self.grid.long { self.encode_long(parts) } else { self.encode_short(parts) }
+        if self.grid.long {
+            return self.encode_long(parts);
+        }
+        // What is searched for or replaced is known by its index.
+        let matrix = self.source.turned_rows(self.rows.columns()).filter(|_| self.policy.is_none() && self.search.is_none());
+        match Tiles::turned(self.rows, &self.grid, matrix) {
+            Some(tiles) => self.encode_turned(&tiles, parts),
+            None => self.encode_short(parts),
+        }
     }
 
     fn context(&self) -> Context {
@@ -382,6 +387,34 @@ impl Job<'_> {
             self.grid.tasks().map(|(start, len)| Task { start, len, parts: cut::split_mut(&mut parts, self.grid.bytes(self.rows, len)) });
         let pool_failed = pool::for_each(tasks, self.run.threads, self.run.interrupted, |task| {
             let faults = if stream { self.encode_streamed(task) } else { self.encode_task(task) };
+            if faults.any() {
+                *all.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) |= faults;
+            }
+        })?;
+        Ok((all.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()), pool_failed))
+    }
+
+    fn encode_turned(&self, tiles: &Tiles<'_>, mut parts: PartsMut<'_>) -> Result<(Faults, bool)> {
+        let (count, stream, level) = (self.rows.spec.parts.len(), self.is_streamed(), self.run.level);
+        let mut blocks = tiles.blocks_mut(&mut parts[..count]);
+        let all = Mutex::new(Faults::default());
+        let tasks = tiles.tasks(self.run.threads, |_| woven::next_mut(&mut blocks));
+        let pool_failed = pool::for_each(tasks, self.run.threads, self.run.interrupted, |task| {
+            let (mut room, mut groups, mut faults) = (Room::default(), Groups::default(), Faults::default());
+            for (Place { first_row, first_column, tile }, blocks) in task {
+                let (rows, columns) = (first_row..first_row + tile.rows, first_column..first_column + tile.columns);
+                let input = self.source.load_tile(level, rows, columns, &mut room);
+                let mut rows = woven::Scratch::new(&tiles.rows, tile, true);
+                let mut rest = rows.slices();
+                for at in tiles.pieces(&self.grid, tile) {
+                    let mut parts = tiles.split_mut(&mut rest, at.len());
+                    faults |= self.format.encode(self.context(), input.part(at), &mut groups, &mut parts[..count]);
+                }
+                for (mut to, from) in blocks.into_iter().zip(rows.views()) {
+                    if stream { level.run(StreamRows { from, to }) } else { to.copy_from(from) }
+                }
+            }
+            level.run(Fence);
             if faults.any() {
                 *all.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) |= faults;
             }

@@ -4,11 +4,15 @@
 //! written in whole cache lines.
 
 use super::Run;
+use super::cut::{self, Grid, LARGEST_TASK, Parts, PartsMut, SPAN};
+use crate::element::{Sink, SinkTile};
 use crate::error::Result;
 use crate::formats::{Context, Tile, Weave};
 use crate::kernels::blocks::{Block, BlockMut, Blocks, BlocksMut, Walk};
+use crate::kernels::encode;
 use crate::layout::Layout;
 use crate::pool;
+use crate::simd::LANES;
 use crate::spec::{Extent, GroupSize};
 use crate::tensor::Quantized;
 use std::cell::RefCell;
@@ -25,6 +29,12 @@ const TALL: usize = 512;
 
 /// Rows of a tile at least, where the tensor has them: 16 words are a cache line.
 const LEAST_ROWS: usize = 16;
+
+/// Elements of a tile of a turned array, about: 256 KiB of f32, half of the second cache of a small core.
+const TURNED: usize = 64 * 1024;
+
+/// Columns of such a tile at least, where it has them: two cache lines of codes. Then it has as many rows, a KiB of f32 of each line.
+const WIDE: usize = 256;
 
 /// Elements of a run of a turned matrix at least, where it has them: eight cache lines of codes.
 const LEAST_RUN: usize = 1024;
@@ -113,6 +123,44 @@ impl<'a> Tiles<'a> {
         Tiles { layout, rows, row_lengths: lengths(n, height), column_lengths: lengths(k, width) }
     }
 
+    /// Cut an array of matrices of `height` rows that are stored turned, where tiles of them are worth their cost: lines of memory are read
+    /// and written in runs of tiles, and what a tile touches stays in a core's own cache.
+    pub(super) fn turned(layout: &'a Layout, grid: &Grid, height: Option<usize>) -> Option<Self> {
+        let (height, k) = (height?, layout.columns());
+        let small = height < LANES || height * k <= TURNED;
+        if small || grid.long || grid.group > encode::TILE || layout.spec.is_flat() {
+            return None;
+        }
+        let width = ((TURNED / height).max(WIDE) / grid.unit).max(1) * grid.unit;
+        let width = width.min(k);
+        let row_lengths = lengths(height, (TURNED / width / 64).max(1) * 64).repeat(layout.rows() / height);
+        Some(Tiles { layout, rows: layout.clone(), row_lengths, column_lengths: lengths(k, width) })
+    }
+
+    /// The tiles with what `share` gives for each of them, in turn: several for a task, which is as long as one of rows that follow each other.
+    pub(super) fn tasks<S>(&self, threads: usize, mut share: impl FnMut(Place) -> S) -> impl Iterator<Item = Vec<(Place, S)>> {
+        let count = self.row_lengths.len() * self.column_lengths.len();
+        let most = (count / (16 * threads.max(1))).clamp(1, LARGEST_TASK / TURNED);
+        let mut places = self.places();
+        std::iter::from_fn(move || {
+            let task: Vec<_> = places.by_ref().take(most).map(|place| (place, share(place))).collect();
+            (!task.is_empty()).then_some(task)
+        })
+    }
+
+    /// The elements of a tile of a turned array in pieces of about a span: those of whole units, row after row, as if they were one row.
+    pub(super) fn pieces(&self, grid: &Grid, tile: Tile) -> impl Iterator<Item = Range<usize>> + use<> {
+        let len = tile.rows * tile.columns;
+        let row = if tile.columns.is_multiple_of(grid.unit) { len } else { tile.columns };
+        let grid = grid.clone();
+        (0..len).step_by(row).flat_map(move |start| grid.spans(start, row, SPAN)).map(|(start, len)| start..start + len)
+    }
+
+    /// The tiles of a turned array, in the order of [`Tiles::places`].
+    pub(super) fn sinks<'s>(&self, sink: Sink<'s>) -> impl Iterator<Item = SinkTile<'s>> + Send + use<'s> {
+        sink.tiles(&self.row_lengths, &self.column_lengths)
+    }
+
     pub(super) fn context(&self, run: &Run<'_>) -> Context {
         let (group, scale_dtype) = (self.rows.group_elements(), self.rows.scale_dtype);
         Context { level: run.level, group, scale_dtype, global: 1.0, stream: false }
@@ -157,6 +205,22 @@ impl<'a> Tiles<'a> {
     /// Bytes that so many elements of a row take of part `index` of the rows.
     pub(super) fn row_bytes(&self, index: usize, columns: usize) -> usize {
         row_bytes(&self.rows, index, columns)
+    }
+
+    /// Cut what so many elements of a row take off each part of the rows.
+    pub(super) fn split_mut<'p>(&self, rest: &mut [&'p mut [u8]], columns: usize) -> PartsMut<'p> {
+        let mut parts = PartsMut::default();
+        for (index, (part, rest)) in parts.iter_mut().zip(rest).enumerate() {
+            let (first, others) = std::mem::take(rest).split_at_mut(self.row_bytes(index, columns));
+            (*part, *rest) = (first, others);
+        }
+        parts
+    }
+
+    /// The same of parts that are read.
+    pub(super) fn split<'p>(&self, rest: &mut Parts<'p>, columns: usize) -> Parts<'p> {
+        let count = self.rows.spec.parts.len();
+        cut::split(rest, std::array::from_fn(|index| if index < count { self.row_bytes(index, columns) } else { 0 }))
     }
 
     /// The blocks of every part, one for each tile in the order of [`Tiles::places`].
@@ -228,7 +292,9 @@ impl<'a> Tiles<'a> {
                 *across.last_mut()? = row - others;
                 (rows.clone(), across, Walk::ColumnMajor)
             }
-            Extent::Groups => (rows.clone(), each(columns, &|k| k.div_ceil(group) * size), Walk::ColumnMajor),
+            Extent::Groups | Extent::GroupPairs | Extent::GroupCodes | Extent::Blocks(_) => {
+                (rows.clone(), each(columns, &|k| row_bytes(layout, index, k)), Walk::ColumnMajor)
+            }
             _ => return None,
         };
         Some((across.iter().sum(), down, across, walk))

@@ -1,5 +1,6 @@
 //! Copy to memory past the caches: for output that is larger than they are and is not read again soon.
 
+use super::blocks::BlockMut;
 use super::pace::Pace;
 use crate::simd::{Kernel, Simd};
 
@@ -21,6 +22,31 @@ impl Kernel for Stream<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         stream(simd, self.from, self.to);
+    }
+}
+
+/// The same of rows that lie apart.
+pub struct StreamRows<'a> {
+    /// The bytes of the rows, one after the other.
+    pub from: &'a [u8],
+    /// As many bytes.
+    pub to: BlockMut<'a>,
+}
+
+impl Kernel for StreamRows<'_> {
+    type Output = ();
+
+    /// # Panics
+    ///
+    /// Unless there are as many bytes.
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let StreamRows { from, mut to } = self;
+        let width = to.width();
+        assert_eq!(from.len(), to.rows() * width, "as many bytes");
+        for row in 0..to.rows() {
+            stream(simd, &from[row * width..][..width], to.row(row));
+        }
     }
 }
 

@@ -42,6 +42,36 @@ impl Kernel for Items<'_> {
     }
 }
 
+/// The same of items of 2 or 4 bytes past the caches: runs of the rows that are written are collected first, as those lie far apart.
+/// The thread runs [`super::stream::Fence`] before it says that it is done.
+pub struct ItemsPast<'a> {
+    /// Bytes of an item.
+    pub size: usize,
+    /// n rows of m items.
+    pub from: Block<'a>,
+    /// m rows of n items.
+    pub to: BlockMut<'a>,
+    /// Room for [`STAGE`] bytes.
+    pub stage: &'a mut [u8],
+}
+
+impl Kernel for ItemsPast<'_> {
+    type Output = ();
+
+    /// # Panics
+    ///
+    /// Unless the shapes match and the stage has its size.
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let ItemsPast { size, from, to, stage } = self;
+        match size {
+            2 => turn_staged(Tiles { simd, from_order: [0, 1], to_order: [0, 1], flip: 0 }, from, to, true, stage),
+            4 => turn_staged(Tiles { simd, from_order: [0], to_order: [0], flip: 0 }, from, to, true, stage),
+            size => panic!("items have 2 or 4 bytes, not {size}"),
+        }
+    }
+}
+
 /// In which nibbles of a 32-bit word, the lowest first, a row keeps eight neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
@@ -380,7 +410,9 @@ const AHEAD: usize = 16;
 fn ask<S: Simd>(simd: S, line: &[u8], ahead: usize) {
     if let [first, .., last] = line {
         simd.prefetch(first, ahead);
-        simd.prefetch(last, ahead);
+        if !line.as_ptr().addr().is_multiple_of(LINE) {
+            simd.prefetch(last, ahead);
+        }
     }
 }
 

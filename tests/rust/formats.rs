@@ -242,6 +242,59 @@ fn streamed_output_is_the_same() {
     }
 }
 
+/// The bytes of a C-order array of matrices of `rows` rows, each of them turned.
+fn turned(bytes: &[u8], size: usize, rows: usize, columns: usize) -> Vec<u8> {
+    let mut out = vec![0; bytes.len()];
+    for (from, to) in bytes.chunks_exact(rows * columns * size).zip(out.chunks_exact_mut(rows * columns * size)) {
+        for (at, element) in from.chunks_exact(size).enumerate() {
+            let (row, column) = (at / columns, at % columns);
+            to[(column * rows + row) * size..][..size].copy_from_slice(element);
+        }
+    }
+    out
+}
+
+#[test]
+fn turned_arrays_are_cut_into_tiles_unseen() {
+    // Matrices of whole tiles, of tiles with edges, of rows that end in half a group and half a byte, of few rows, and several; the first
+    // is more than the caches hold, so that it is streamed.
+    for [count, rows, columns] in [[1, 2176, 4352], [1, 700, 1088], [1, 333, 515], [1, 20, 4099], [3, 288, 480]] {
+        let (shape, stored) = ([count, rows, columns], [count, columns, rows]);
+        let large = count * rows * columns > 8 << 20;
+        let names = ["int4", "uint4", "gguf:q4_0", "gguf:q4_k", "mlx:mxfp4", "modelopt:nvfp4", "bnb:nf4", "onnx:matmulnbits", "gptq"];
+        let formats = FORMATS.iter().map(|format| format.spec());
+        let formats: Vec<_> = formats.filter(|spec| !large || names.contains(&spec.name)).collect();
+        let x = sample(shape.iter().product(), 14);
+        for spec in formats {
+            for group in [None, Some(16), Some(31), Some(128)].into_iter().take(if large { 1 } else { 4 }) {
+                let options = Options { group_size: group.map(GroupSize::Elements), ..Options::default() };
+                // Some formats take matrices alone.
+                let layout = Layout::new(spec, &shape, options)
+                    .or_else(|error| if count == 1 { Layout::new(spec, &[rows, columns], options) } else { Err(error) });
+                let Ok(layout) = layout else { continue };
+                let (shape, stored) = (&shape[3 - layout.shape.len()..], &stored[3 - layout.shape.len()..]);
+                let axis = shape.len() - 2;
+                let f32s = || x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+                let halves = |half: Half| x.iter().flat_map(|&x| (half.from_f32)(x)).collect::<Vec<u8>>();
+                let dtypes = [(Dtype::F32, f32s()), (Dtype::F16, halves(HALVES[0])), (Dtype::Bf16, halves(HALVES[1]))];
+                for ((dtype, bytes), threads) in dtypes.into_iter().take(if large { 2 } else { 3 }).zip([2, 1, 2]) {
+                    let (size, run) = (dtype.size(), run_at(Level::detect(), threads));
+                    let what = format!("{layout:?} of {} on {threads} threads", dtype.name());
+                    let expected = encode(&layout, &Source::from_bytes(&bytes, dtype, shape), &run).unwrap();
+                    let lying = turned(&bytes, size, rows, columns);
+                    let quantized = encode(&layout, &Source::from_bytes(&lying, dtype, stored).with_axis_last(axis), &run).unwrap();
+                    assert!(quantized.parts == expected.parts, "{what}");
+                    let (mut plain, mut out) = (vec![7; bytes.len()], vec![7; bytes.len() + 1]);
+                    engine::dequantize(&layout, &expected.views(), Sink::from_bytes(&mut plain, dtype, shape), &run).unwrap();
+                    let sink = Sink::from_bytes(&mut out[1..], dtype, stored).with_axis_last(axis);
+                    engine::dequantize(&layout, &expected.views(), sink, &run).unwrap();
+                    assert!(out[1..] == turned(&plain, size, rows, columns), "{what}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn decoded_floats_are_the_same_past_the_caches() {
     // More than the caches hold, in both sizes of floats.
