@@ -286,7 +286,7 @@ impl<R: Meaning, P: Shelf> Kernel for Tables<'_, R, P> {
                 simd.fence();
             }
             Output::F32(x) if stream => {
-                let mut lines = Lines::new(cast_slice_mut(x), pace.floats);
+                let mut lines = Lines::new(cast_slice_mut(x), pace.floats(group * size_of::<f32>()));
                 decode_groups(simd, Single, rule, shelf, group, groups, &mut lines);
                 lines.finish(simd);
             }
@@ -296,7 +296,7 @@ impl<R: Meaning, P: Shelf> Kernel for Tables<'_, R, P> {
                 simd.fence();
             }
             Output::Half(half, halves) if stream && pace.from_registers => {
-                let mut lines = Lines::new(halves.as_flattened_mut(), pace.floats);
+                let mut lines = Lines::new(halves.as_flattened_mut(), pace.floats(2 * group));
                 decode_groups(simd, half, rule, shelf, group, groups, &mut lines);
                 lines.finish(simd);
             }

@@ -1,7 +1,7 @@
 //! How a CPU likes to be asked for memory, by kernels that read elements twice, for their range and for their codes, and write codes past
 //! the caches.
 
-use super::stream::Lines;
+use super::stream::{LINE, Lines};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Bytes, measured: `benches/record/notes.md` has the figures.
@@ -14,7 +14,7 @@ pub(crate) struct Pace {
     /// How many bytes of codes are collected before they leave past the caches.
     pub(crate) burst: usize,
     /// How many bytes of decoded floats.
-    pub(crate) floats: usize,
+    floats: usize,
     /// Whether decoded floats leave from registers, where they are whole lines, and those of 16 bits past the caches at all.
     pub(crate) from_registers: bool,
 }
@@ -47,6 +47,11 @@ impl Pace {
             known => known,
         };
         if maker == INTEL { Pace::NEAR } else { Pace::FAR }
+    }
+
+    /// How many bytes of decoded floats are collected that come in pieces of so many: lines one by one were dearer in small bursts.
+    pub(crate) fn floats(self, piece: usize) -> usize {
+        if piece > LINE { self.floats } else { Lines::BURST }
     }
 
     /// For elements that the first cache holds.
