@@ -17,16 +17,18 @@ pub(crate) struct Pace {
     floats: usize,
     /// Whether decoded floats leave from registers, where they are whole lines, and those of 16 bits past the caches at all.
     pub(crate) from_registers: bool,
+    /// Whether codes that are packed or unpacked alone go past the caches.
+    pub(crate) bytes: bool,
 }
 
 impl Pace {
     /// Ahead by what one core has on its way from memory (bandwidth times latency, some 7 KiB), and a tile; once for each line.
-    const FAR: Pace = Pace { range: 0, codes: 10 * 1024, burst: Lines::BURST, floats: Lines::BURST, from_registers: false };
+    const FAR: Pace = Pace { range: 0, codes: 10 * 1024, burst: Lines::BURST, floats: Lines::BURST, from_registers: false, bytes: false };
 
     /// On Intel whatever the first cache waits for, and each line on its way past the caches, occupies one of few buffers until memory
     /// answers, so that far requests and large bursts stop each other. The second cache's own prefetcher has room for more: it wants to
     /// be told at an even pace, from both loops, and of what comes next.
-    const NEAR: Pace = Pace { range: 3 * 1024, codes: 3 * 1024, burst: 128, floats: 512, from_registers: true };
+    const NEAR: Pace = Pace { range: 3 * 1024, codes: 3 * 1024, burst: 128, floats: 512, from_registers: true, bytes: true };
 
     /// For groups that are longer than a tile: there the first cache waits for little but their codes.
     pub(crate) const LONG: Pace = Pace::FAR;

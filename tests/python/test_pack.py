@@ -34,6 +34,21 @@ def test_a_large_array(signed):
     same(qz.unpack(packed, 2047, signed=signed), codes)
 
 
+@pytest.mark.parametrize("signed", [True, False])
+def test_output_that_is_larger_than_the_caches(signed):
+    count = (33 << 20) + 131
+    codes = np.resize(codes_of(1 << 20, signed), count)
+    expected = slow_pack(codes & 15)
+    # At a place of numpy's and at an odd one, as output goes past the caches in whole lines.
+    for first in (0, 1):
+        packed, unpacked = np.empty(expected.size + 1, np.uint8)[first:][: expected.size], np.empty(count + 1, codes.dtype)[first:][:count]
+        same(qz.pack(codes, signed=signed, out=packed), expected)
+        same(qz.unpack(packed, count, signed=signed, out=unpacked), codes)
+    codes[-2] = -9 if signed else 16
+    with pytest.raises(ValueError):
+        qz.pack(codes, signed=signed, out=packed)
+
+
 def test_the_even_element_is_low():
     assert qz.pack(np.array([1, 2, -1], np.int8)).tolist() == [0x21, 0x0F]
     assert qz.pack(np.array([1, 2, 15], np.uint8), signed=False).tolist() == [0x21, 0x0F]
