@@ -4,18 +4,18 @@
 //! (`Grid::long` says which). Elements that are not finite show in the ranges; only then are they looked for.
 
 mod long;
+mod turned;
 
 use super::cut::{self, Grid, PartsMut, Task};
 use super::search::{Method, Search};
 use super::stage::Stage;
-use super::woven::{self, Place, Tiles};
+use super::woven::{self, Tiles};
 use super::{Outcome, Run, SERIAL, STREAM, once};
-use crate::element::{Room, Source};
+use crate::element::Source;
 use crate::error::{Error, Result};
 use crate::formats::{self, Context, Faults, Format, Groups, Need, Range, Rows, Weave};
 use crate::kernels::encode::{Input, RangeOf, TILE};
 use crate::kernels::range::BEYOND_HALF;
-use crate::kernels::stream::{Fence, StreamRows};
 use crate::layout::Layout;
 use crate::level::Level;
 use crate::pool::{self, Watch};
@@ -387,34 +387,6 @@ impl Job<'_> {
             self.grid.tasks().map(|(start, len)| Task { start, len, parts: cut::split_mut(&mut parts, self.grid.bytes(self.rows, len)) });
         let pool_failed = pool::for_each(tasks, self.run.threads, self.run.interrupted, |task| {
             let faults = if stream { self.encode_streamed(task) } else { self.encode_task(task) };
-            if faults.any() {
-                *all.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) |= faults;
-            }
-        })?;
-        Ok((all.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()), pool_failed))
-    }
-
-    fn encode_turned(&self, tiles: &Tiles<'_>, mut parts: PartsMut<'_>) -> Result<(Faults, bool)> {
-        let (count, stream, level) = (self.rows.spec.parts.len(), self.is_streamed(), self.run.level);
-        let mut blocks = tiles.blocks_mut(&mut parts[..count]);
-        let all = Mutex::new(Faults::default());
-        let tasks = tiles.tasks(self.run.threads, |_| woven::next_mut(&mut blocks));
-        let pool_failed = pool::for_each(tasks, self.run.threads, self.run.interrupted, |task| {
-            let (mut room, mut groups, mut faults) = (Room::default(), Groups::default(), Faults::default());
-            for (Place { first_row, first_column, tile }, blocks) in task {
-                let (rows, columns) = (first_row..first_row + tile.rows, first_column..first_column + tile.columns);
-                let input = self.source.load_tile(level, rows, columns, &mut room);
-                let mut rows = woven::Scratch::new(&tiles.rows, tile, true);
-                let mut rest = rows.slices();
-                for at in tiles.pieces(&self.grid, tile) {
-                    let mut parts = tiles.split_mut(&mut rest, at.len());
-                    faults |= self.format.encode(self.context(), input.part(at), &mut groups, &mut parts[..count]);
-                }
-                for (mut to, from) in blocks.into_iter().zip(rows.views()) {
-                    if stream { level.run(StreamRows { from, to }) } else { to.copy_from(from) }
-                }
-            }
-            level.run(Fence);
             if faults.any() {
                 *all.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) |= faults;
             }

@@ -282,25 +282,25 @@ impl<R: Meaning, P: Shelf> Kernel for Tables<'_, R, P> {
         let from_registers = stream && pace.from_registers && S::HAS_TABLES;
         match x {
             Output::F32(x) if from_registers && is_lined(x, group) => {
-                decode_groups(simd, Past(Single), rule, shelf, group, groups, &mut Direct(x));
+                decode_groups(simd, Single::<true>, rule, shelf, group, groups, &mut Direct(x));
                 simd.fence();
             }
             Output::F32(x) if stream => {
                 let mut lines = Lines::new(cast_slice_mut(x), pace.floats(group * size_of::<f32>()));
-                decode_groups(simd, Single, rule, shelf, group, groups, &mut lines);
+                decode_groups(simd, Single::<false>, rule, shelf, group, groups, &mut lines);
                 lines.finish(simd);
             }
-            Output::F32(x) => decode_groups(simd, Single, rule, shelf, group, groups, &mut Direct(x)),
+            Output::F32(x) => decode_groups(simd, Single::<false>, rule, shelf, group, groups, &mut Direct(x)),
             Output::Half(half, halves) if from_registers && !P::BY_VECTORS && is_lined(halves, group) => {
-                decode_groups(simd, Past(half), rule, shelf, group, groups, &mut Direct(halves));
+                decode_groups(simd, Sixteen::<true>(half), rule, shelf, group, groups, &mut Direct(halves));
                 simd.fence();
             }
             Output::Half(half, halves) if stream && pace.from_registers => {
                 let mut lines = Lines::new(halves.as_flattened_mut(), pace.floats(2 * group));
-                decode_groups(simd, half, rule, shelf, group, groups, &mut lines);
+                decode_groups(simd, Sixteen::<false>(half), rule, shelf, group, groups, &mut lines);
                 lines.finish(simd);
             }
-            Output::Half(half, halves) => decode_groups(simd, half, rule, shelf, group, groups, &mut Direct(halves)),
+            Output::Half(half, halves) => decode_groups(simd, Sixteen::<false>(half), rule, shelf, group, groups, &mut Direct(halves)),
         }
     }
 }
@@ -360,11 +360,11 @@ trait Wanted: Copy {
     );
 }
 
-/// Binary32.
+/// Binary32; past the caches from where it is made, or as its sink has it.
 #[derive(Clone, Copy)]
-struct Single;
+struct Single<const PAST: bool>;
 
-impl Wanted for Single {
+impl<const PAST: bool> Wanted for Single<PAST> {
     type Float = f32;
 
     #[inline(always)]
@@ -377,35 +377,20 @@ impl Wanted for Single {
         group: Group<P>,
         out: &mut impl Sink<f32>,
     ) {
+        let table = LookedUp(rule.values(simd, simd.load(&R::NUMBERS), scale, offset));
         match const { Uniform::of(R::NUMBERS) } {
+            _ if PAST => decode_group(simd, Streamed(table), group, out),
             Some(uniform) if !S::HAS_TABLES => decode_group(simd, Computed { rule, scale, offset, uniform }, group, out),
-            _ => decode_group(simd, LookedUp(rule.values(simd, simd.load(&R::NUMBERS), scale, offset)), group, out),
+            _ => decode_group(simd, table, group, out),
         }
     }
 }
 
-/// The same past the caches.
+/// A 16-bit float, likewise.
 #[derive(Clone, Copy)]
-struct Past<W>(W);
+struct Sixteen<const PAST: bool>(Half);
 
-impl Wanted for Past<Single> {
-    type Float = f32;
-
-    #[inline(always)]
-    fn decode_group<S: Simd, R: Meaning, P: Shelf>(
-        self,
-        simd: S,
-        rule: R,
-        scale: S::F32,
-        offset: S::F32,
-        group: Group<P>,
-        out: &mut impl Sink<f32>,
-    ) {
-        decode_group(simd, Streamed(LookedUp(rule.values(simd, simd.load(&R::NUMBERS), scale, offset))), group, out);
-    }
-}
-
-impl Wanted for Past<Half> {
+impl<const PAST: bool> Wanted for Sixteen<PAST> {
     type Float = [u8; 2];
 
     #[inline(always)]
@@ -419,25 +404,8 @@ impl Wanted for Past<Half> {
         out: &mut impl Sink<[u8; 2]>,
     ) {
         let values = rule.values(simd, simd.load(&R::NUMBERS), scale, offset);
-        decode_group(simd, Streamed(Rounded(half_bits(simd, self.0, values))), group, out);
-    }
-}
-
-impl Wanted for Half {
-    type Float = [u8; 2];
-
-    #[inline(always)]
-    fn decode_group<S: Simd, R: Meaning, P: Shelf>(
-        self,
-        simd: S,
-        rule: R,
-        scale: S::F32,
-        offset: S::F32,
-        group: Group<P>,
-        out: &mut impl Sink<[u8; 2]>,
-    ) {
-        let values = rule.values(simd, simd.load(&R::NUMBERS), scale, offset);
-        decode_group(simd, Rounded(half_bits(simd, self, values)), group, out);
+        let rounded = Rounded(half_bits(simd, self.0, values));
+        if PAST { decode_group(simd, Streamed(rounded), group, out) } else { decode_group(simd, rounded, group, out) }
     }
 }
 
