@@ -6,24 +6,36 @@
 //!
 //! ```text
 //! caller     task task task ... wait      asks `interrupted` every 50 ms, between tasks and while it waits
-//! helper     task task task               whoever is free pulls the next task
-//! helper      (wakes) task task
+//! helper     task task task     stay      whoever is free pulls the next task
+//! helper      (wakes) task task stay
 //! ```
+//!
+//! To wake a thread takes as long as to encode a megabyte. So who waits, the caller for the last task of a helper and a helper for the
+//! next call, stays awake for about that long and lets other threads have the CPU meanwhile; then it sleeps.
 
+mod door;
+
+use std::any::Any;
+use std::cell::Cell;
 use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use rayon::{ThreadPool, ThreadPoolBuilder, Yield};
 
 use crate::error::{Error, Result};
 use crate::simd::ieee::Ieee;
+use door::Door;
 
 /// How long a caller goes without asking whether it is interrupted. A quarter of the 0.2 s within which Ctrl-C must act.
 const PATIENCE: Duration = Duration::from_millis(50);
+
+/// How long who waits stays awake: two or three times what it takes to wake a thread, measured (`benches/record/notes.md`).
+const AWAKE: Duration = Duration::from_micros(100);
 
 /// Do `work` on every task, on at most `threads` threads of which the caller is one.
 ///
@@ -45,21 +57,14 @@ pub fn for_each<T: Send>(
 ) -> Result<bool> {
     let useful = tasks.size_hint().1.unwrap_or(usize::MAX);
     let helpers = threads.min(useful).saturating_sub(1);
-    let call = Call { tasks: Mutex::new(tasks), work, stop: AtomicBool::new(false), helpers: Mutex::new(0), ended: Condvar::new() };
+    let call = Call { tasks: Mutex::new(tasks), work, stop: AtomicBool::new(false), panic: Mutex::new(None) };
     let mut watch = Watch::new(interrupted);
     if helpers == 0 {
         return call.lead(&mut watch).map(|()| false);
     }
     let (pool, failed) = Pool::with_workers(helpers);
     match pool {
-        Some(pool) => pool.workers.in_place_scope(|scope| {
-            let permits = pool.take_permits(helpers);
-            *call.count() = permits;
-            for _ in 0..permits {
-                scope.spawn(|_| call.help(&pool));
-            }
-            call.lead(&mut watch)
-        })?,
+        Some(pool) => call.share(&pool, helpers, &mut watch)?,
         None => call.lead(&mut watch)?,
     }
     Ok(failed)
@@ -71,13 +76,11 @@ struct Call<I, W> {
     work: W,
     /// Read before every task; set by an interrupt and by a panic.
     stop: AtomicBool,
-    /// Helpers that have not ended.
-    helpers: Mutex<usize>,
-    /// Signalled by every helper that ends.
-    ended: Condvar,
+    /// Of a helper.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-impl<T, I: Iterator<Item = T>, W: Fn(T)> Call<I, W> {
+impl<T: Send, I: Iterator<Item = T> + Send, W: Fn(T) + Sync> Call<I, W> {
     fn next(&self) -> Option<T> {
         if self.stop.load(Ordering::Relaxed) {
             return None;
@@ -85,59 +88,58 @@ impl<T, I: Iterator<Item = T>, W: Fn(T)> Call<I, W> {
         self.tasks.lock().ok()?.next() // poisoned: the iterator itself panicked, there is no next task
     }
 
-    /// The calling thread: tasks, then the wait for the helpers.
+    /// The tasks, on the calling thread and up to `helpers` idle workers.
+    fn share(&self, pool: &Arc<Pool>, helpers: usize, watch: &mut Watch) -> Result<()> {
+        let ended = Door::open(&|| self.help(), |door| {
+            for _ in 0..pool.take_permits(helpers) {
+                let (job, door) = (Arc::clone(pool), Arc::clone(door));
+                pool.workers.spawn(move || job.serve(&door));
+            }
+            let _stop = StopOnPanic(&self.stop);
+            let ended = self.lead(watch);
+            door.close();
+            self.wait(door, watch, ended)
+        });
+        let panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        panic.map_or(ended, |panic| resume_unwind(panic))
+    }
+
+    /// The calling thread: tasks until there are none, or an interrupt.
     fn lead(&self, watch: &mut Watch) -> Result<()> {
-        let _stop = StopOnPanic(&self.stop);
-        let mut cancelled = false;
-        while !cancelled && let Some(task) = self.next() {
+        while let Some(task) = self.next() {
             (self.work)(task);
-            cancelled = watch.is_interrupted();
+            watch.check()?;
         }
-        let mut helpers = self.count();
-        while *helpers > 0 {
-            if cancelled {
+        Ok(())
+    }
+
+    /// The calling thread, when it is done: until the helpers are.
+    fn wait(&self, door: &Door, watch: &mut Watch, mut ended: Result<()>) -> Result<()> {
+        let mut awake = AWAKE;
+        loop {
+            if ended.is_err() {
                 self.stop.store(true, Ordering::Relaxed);
-                helpers = self.ended.wait(helpers).unwrap_or_else(PoisonError::into_inner);
-                continue;
             }
-            helpers = self.ended.wait_timeout(helpers, watch.patience()).unwrap_or_else(PoisonError::into_inner).0;
-            if watch.patience().is_zero() {
-                drop(helpers); // a signal handler may run for long
-                cancelled = watch.is_interrupted();
-                helpers = self.count();
+            let patience = if ended.is_err() { PATIENCE } else { watch.patience() };
+            if door.wait(mem::take(&mut awake), patience) {
+                return ended;
             }
+            ended = ended.and_then(|()| watch.check());
         }
-        if cancelled { Err(Error::Cancelled) } else { Ok(()) }
     }
 
     /// A worker of the pool.
-    fn help(&self, pool: &Pool) {
-        let _ended = Ended { call: self, pool };
-        let _stop = StopOnPanic(&self.stop);
+    fn help(&self) {
         let _ieee = Ieee::enter(); // the worker may have inherited another mode
-        while let Some(task) = self.next() {
-            (self.work)(task);
+        let tasks = || {
+            while let Some(task) = self.next() {
+                (self.work)(task)
+            }
+        };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(tasks)) {
+            self.stop.store(true, Ordering::Relaxed);
+            self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
         }
-    }
-}
-
-impl<I, W> Call<I, W> {
-    fn count(&self) -> MutexGuard<'_, usize> {
-        self.helpers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Counts a helper out and gives its permit back, also when a task panics.
-struct Ended<'a, I, W> {
-    call: &'a Call<I, W>,
-    pool: &'a Pool,
-}
-
-impl<I, W> Drop for Ended<'_, I, W> {
-    fn drop(&mut self) {
-        self.pool.idle.fetch_add(1, Ordering::Relaxed);
-        *self.call.count() -= 1;
-        self.call.ended.notify_one();
     }
 }
 
@@ -228,6 +230,32 @@ impl Pool {
         let idle = self.idle.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).expect("`take` always has an answer");
         idle.min(wanted)
     }
+
+    /// The job of a worker: help, give the permit back, be there for the next call.
+    fn serve(&self, door: &Door) {
+        door.enter();
+        self.idle.fetch_add(1, Ordering::Relaxed);
+        stay_awake();
+    }
+}
+
+/// Do the jobs that come within [`AWAKE`] of each other.
+fn stay_awake() {
+    thread_local! {
+        static STAYS: Cell<bool> = const { Cell::new(false) };
+    }
+    // Such a job comes here too.
+    if STAYS.replace(true) {
+        return;
+    }
+    let mut last = Instant::now();
+    while last.elapsed() < AWAKE {
+        match rayon::yield_now() {
+            Some(Yield::Executed) => last = Instant::now(),
+            _ => thread::yield_now(),
+        }
+    }
+    STAYS.set(false);
 }
 
 #[cfg(test)]
@@ -299,6 +327,24 @@ mod tests {
             hold.wait();
             assert!(!long.join().unwrap().unwrap());
         });
+    }
+
+    #[test]
+    fn a_worker_that_does_not_come_is_not_waited_for() {
+        let pool = Arc::new(Pool::new(std::process::id(), 1).unwrap());
+        let hold = Arc::new(Barrier::new(2));
+        let held = Arc::clone(&hold);
+        pool.workers.spawn(move || _ = held.wait());
+        let done = AtomicUsize::new(0);
+        let work = |index| _ = done.fetch_add(index, Ordering::Relaxed);
+        let call = Call { tasks: Mutex::new(0..10), work, stop: AtomicBool::new(false), panic: Mutex::new(None) };
+        call.share(&pool, 1, &mut Watch::new(NEVER)).unwrap(); // ends although the worker does not
+        assert_eq!(done.into_inner(), 45);
+        assert_eq!(pool.take_permits(1), 0);
+        hold.wait();
+        while pool.take_permits(1) == 0 {
+            thread::yield_now(); // it comes late, finds the door closed and is idle again
+        }
     }
 
     #[test]
