@@ -68,8 +68,7 @@ fn decode(
     }
     let grid = if sink.is_turned() { grid.by_rows(layout.columns()) } else { grid };
     let mut rest = cut::borrow(parts);
-    // Each span waits for memory once, so short rows that are spans of their own are not streamed.
-    let stream = large && grid.columns >= cut::STREAMED_SPAN;
+    let stream = large && grid.columns >= cut::STREAMED_RUN;
     let scales = grid.long.then(|| long_scales(layout, &grid, format, run.level, &mut rest));
     let job = Job { layout, format, grid, level: run.level, global, stream, scales };
     let tasks = job.grid.tasks().map(|(start, len)| {
@@ -139,7 +138,6 @@ impl Job<'_> {
     fn decode_task(&self, mut task: Task<Parts<'_>>, mut sink: Sink<'_>) {
         let mut groups = Groups::default();
         let mut scratch = Vec::new();
-        // Each call that streams ends with a wait for memory.
         let span = if self.stream { task.len } else { sink.span(cut::SPAN) };
         let spans = self.grid.segments(task.start, task.len).flat_map(|(start, len)| self.grid.spans(start, len, span));
         let mut next = |(start, len): (usize, usize), x: Output<'_>| {
@@ -160,6 +158,9 @@ impl Job<'_> {
                     sink.store(self.level, start - task.start, &scratch);
                 }
             }
+        }
+        if self.stream {
+            self.level.run(Fence);
         }
     }
 
@@ -218,6 +219,9 @@ impl Woven<'_> {
                 Some(order) => self.decode_ordered(&tiles, order, rest, sinks, context),
                 None => self.decode_runs(&tiles, rest, sinks, context),
             }
+            if self.stream {
+                run.level.run(Fence);
+            }
         })
     }
 
@@ -226,7 +230,7 @@ impl Woven<'_> {
         let (mut groups, mut scratch) = (Groups::default(), Vec::new());
         for mut sink in sinks {
             let len = sink.len();
-            let stream = self.stream && len >= cut::STREAMED_SPAN;
+            let stream = self.stream && len >= cut::STREAMED_RUN;
             let context = Context { stream, ..context };
             let spans = tiles.spans(len, if stream { len } else { sink.span(cut::SPAN) });
             let mut next = |span: &Range<usize>, x: Output<'_>| {

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::formats::{self, Context, Faults, Format, Groups, Need, Range, Rows, Weave};
 use crate::kernels::encode::{Input, RangeOf, TILE};
 use crate::kernels::range::BEYOND_HALF;
+use crate::kernels::stream::Fence;
 use crate::layout::Layout;
 use crate::level::Level;
 use crate::pool::{self, Watch};
@@ -407,14 +408,16 @@ impl Job<'_> {
     fn encode_streamed(&self, mut task: Task<PartsMut<'_>>) -> Faults {
         let mut scratch = Scratch::default();
         let mut faults = Faults::default();
-        if let (Some(input), None, None, true) = (self.input, self.policy, self.search, self.format.streams(self.grid.group)) {
+        // The codes of short rows leave together.
+        let streams = self.format.streams(self.grid.group) && self.grid.columns >= cut::STREAMED_SPAN;
+        if let (Some(input), None, None, true) = (self.input, self.policy, self.search, streams) {
+            let context = Context { stream: true, ..self.context() };
             for (start, len) in self.grid.segments(task.start, task.len) {
-                // At its end it waits for memory.
-                let context = Context { stream: len >= cut::STREAMED_SPAN, ..self.context() };
                 let mut parts = cut::split_mut(&mut task.parts, self.grid.bytes(self.rows, len));
                 let parts = &mut parts[..self.rows.spec.parts.len()];
                 faults |= self.format.encode(context, input.part(start..start + len), &mut scratch.groups, parts);
             }
+            self.run.level.run(Fence);
             return faults;
         }
         let spans = self.spans_of(&task, self.span);

@@ -153,7 +153,7 @@ pub struct Context {
     /// The second level of the scales, 1 where there is none.
     pub global: f32,
     /// Whether what is written goes past the caches, where the format can do that: decoded floats, codes that are turned, or those of a format that
-    /// [`Rows::streams`].
+    /// [`Rows::streams`]. Then the thread runs [`crate::kernels::stream::Fence`] before it says that it is done.
     pub stream: bool,
 }
 

@@ -197,20 +197,13 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
         let Context { scale_dtype: dtype, group, .. } = context;
         let rule = R::of(context.global);
         let has_nibbles = self.offsets() == Offsets::Nibbles;
-        let whole = if group <= TILE {
-            // Where a tile is one group, two tiles share a byte of zero points.
-            if has_nibbles && group == TILE { 2 * TILE } else { TILE }
-        } else if has_nibbles {
-            2 * group
-        } else {
-            group
-        };
+        // Two groups that are a tile each share a byte of zero points: what is left begins at a whole byte.
+        let whole = if has_nibbles && group >= TILE && !x.len().is_multiple_of(group) { 2 * group } else { group.max(TILE) };
         let rest = if Self::is_fused(group) { x.len() / whole * whole } else { 0 };
         let mut faults = Faults::default();
         if rest > 0 {
             let ([packed, others @ ..], mut lines) = (&mut *parts, None) else { unreachable!("the spec names two parts or more") };
-            let pace = if group > TILE { Pace::LONG } else { Pace::of_this_cpu() };
-            let packed = Front::new(&mut packed[..rest / 2], context.stream, pace, &mut lines);
+            let packed = Front::new(&mut packed[..rest / 2], context.stream, Pace::of_this_cpu(), &mut lines);
             let (place, x) = (Columns::<R, HIGH_FIRST>::new(context, self.offsets(), packed, others), x.part(0..rest));
             faults |= match group / LANES {
                 _ if group > TILE => context.level.run(Lines { rule, place, x: &x.floats(context.level), group, dtype }),
@@ -231,7 +224,7 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
         let (whole, rest) = x.split_at(x.len() / LINE * LINE);
         if !whole.is_empty() {
             let ([packed, others @ ..], mut lines) = (&mut *parts, None) else { unreachable!("the spec names two parts or more") };
-            let packed = Front::new(&mut packed[..whole.len() / 2], context.stream, Pace::LONG, &mut lines);
+            let packed = Front::new(&mut packed[..whole.len() / 2], context.stream, Pace::of_this_cpu(), &mut lines);
             let (rule, dtype) = (R::of(context.global), context.scale_dtype);
             let place = Columns::<R, HIGH_FIRST>::new(context, self.offsets(), packed, others);
             context.level.run(Ranged { rule, place, x: whole, range, dtype });

@@ -265,7 +265,7 @@ pub struct Tables<'a, R, P> {
     pub group: usize,
     /// The floats.
     pub x: Output<'a>,
-    /// Whether floats go past the caches.
+    /// Whether floats go past the caches. Then the thread runs [`super::stream::Fence`] before it says that it is done.
     pub stream: bool,
 }
 
@@ -283,7 +283,6 @@ impl<R: Meaning, P: Shelf> Kernel for Tables<'_, R, P> {
         match x {
             Output::F32(x) if from_registers && is_lined(x, group) => {
                 decode_groups(simd, Single::<true>, rule, shelf, group, groups, &mut Direct(x));
-                simd.fence();
             }
             Output::F32(x) if stream => {
                 let mut lines = Lines::new(cast_slice_mut(x), pace.floats(group * size_of::<f32>()));
@@ -293,7 +292,6 @@ impl<R: Meaning, P: Shelf> Kernel for Tables<'_, R, P> {
             Output::F32(x) => decode_groups(simd, Single::<false>, rule, shelf, group, groups, &mut Direct(x)),
             Output::Half(half, halves) if from_registers && !P::BY_VECTORS && is_lined(halves, group) => {
                 decode_groups(simd, Sixteen::<true>(half), rule, shelf, group, groups, &mut Direct(halves));
-                simd.fence();
             }
             Output::Half(half, halves) if stream && pace.from_registers => {
                 let mut lines = Lines::new(halves.as_flattened_mut(), pace.floats(2 * group));

@@ -358,9 +358,9 @@ impl<R: Rule, P: Place> Kernel for Lines<'_, R, P> {
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) -> Faults {
         let mut worst = Worst::new(simd);
-        let lines = self.group / LINE;
+        let (lines, pace) = (self.group / LINE, Pace::of_this_cpu());
         for (index, x) in self.x.chunks_exact(self.group).enumerate() {
-            let (range, keys) = range_of(simd, R::NEED, x);
+            let (range, keys) = range_of(simd, R::NEED, x, pace.range);
             worst.element = simd.max_i32(worst.element, keys);
             let fit = self.rule.fit(simd, Ranges::splat(simd, range), self.dtype);
             worst.take(simd, round_to(simd, fit.scale, self.dtype));
@@ -371,7 +371,7 @@ impl<R: Rule, P: Place> Kernel for Lines<'_, R, P> {
             for (line, x) in (0..lines).zip(x.as_chunks::<LINE>().0) {
                 let mut lanes = [simd.splat_i32(0); LINE / LANES];
                 for (lanes, x) in lanes.iter_mut().zip(x.as_chunks::<LANES>().0) {
-                    simd.prefetch(x, Pace::LONG.codes);
+                    simd.prefetch(x, pace.codes);
                     *lanes = self.rule.lanes(simd, simd.load(x), fit.factor, fit.offset);
                 }
                 self.place.codes(simd, lines * index + line, &lanes);
@@ -401,11 +401,16 @@ impl<R: Rule, P: Place> Kernel for Ranged<'_, R, P> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let fit = self.rule.fit(simd, Ranges::splat(simd, self.range), self.dtype);
+        let (fit, pace) = (self.rule.fit(simd, Ranges::splat(simd, self.range), self.dtype), Pace::of_this_cpu());
         for (line, x) in (0..self.x.len() / LINE).zip(self.x.as_chunks::<LINE>().0) {
             let mut lanes = [simd.splat_i32(0); LINE / LANES];
             for (lanes, x) in lanes.iter_mut().zip(x.as_chunks::<LANES>().0) {
-                simd.prefetch(x, Pace::LONG.codes);
+                // Nothing else asks for it.
+                if pace.range > 0 {
+                    simd.prefetch_second(x, pace.range)
+                } else {
+                    simd.prefetch(x, pace.codes)
+                }
                 *lanes = self.rule.lanes(simd, simd.load(x), fit.factor, fit.offset);
             }
             self.place.codes(simd, line, &lanes);
@@ -428,18 +433,32 @@ impl Kernel for RangeOf<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> (Range, bool) {
-        let (range, worst) = range_of(simd, self.need, self.x);
+        let (range, worst) = range_of(simd, self.need, self.x, Pace::of_this_cpu().range);
         let mut lanes = [0; LANES];
         simd.store_i32(worst, &mut lanes);
         (range, lanes[0] >= INFINITE)
     }
 }
 
-/// The range of `x`, and its worst key in every lane.
+/// The range of `x`, and its worst key in every lane. What lies `ahead` bytes after each element is asked for, unless that is 0.
 #[inline(always)]
-fn range_of<S: Simd>(simd: S, need: Need, x: &[f32]) -> (Range, S::I32) {
+fn range_of<S: Simd>(simd: S, need: Need, x: &[f32], ahead: usize) -> (Range, S::I32) {
     let (vectors, rest) = x.as_chunks::<LANES>();
-    let mut running = Running::of(simd, need, simd.splat(x[0]));
+    // Several, since each vector waits for the one before it.
+    let mut several = [Running::of(simd, need, simd.splat(x[0])); 4];
+    let (fours, vectors) = vectors.as_chunks::<4>();
+    for vectors in fours {
+        for (running, vector) in several.iter_mut().zip(vectors) {
+            if ahead > 0 {
+                simd.prefetch_second(vector, ahead);
+            }
+            running.take(simd, need, simd.load(vector));
+        }
+    }
+    let [mut running, others @ ..] = several;
+    for other in others {
+        running.join(simd, need, other);
+    }
     for vector in vectors {
         running.take(simd, need, simd.load(vector));
     }
@@ -490,7 +509,7 @@ impl<R: Rule> Kernel for Pieces<'_, R> {
             let ranges = match self.range {
                 Some(range) => Ranges::splat(simd, range),
                 None => {
-                    let (range, keys) = range_of(simd, R::NEED, x);
+                    let (range, keys) = range_of(simd, R::NEED, x, 0);
                     worst.element = simd.max_i32(worst.element, keys);
                     Ranges::splat(simd, range)
                 }

@@ -30,9 +30,6 @@ impl Pace {
     /// be told at an even pace, from both loops, and of what comes next.
     const NEAR: Pace = Pace { range: 3 * 1024, codes: 3 * 1024, burst: 128, floats: 512, from_registers: true, bytes: true };
 
-    /// For groups that are longer than a tile: there the first cache waits for little but their codes.
-    pub(crate) const LONG: Pace = Pace::FAR;
-
     /// What suits this CPU.
     pub(crate) fn of_this_cpu() -> Pace {
         // An atomic, as in `level.rs`. Asking the CPU takes microseconds in a virtual machine.

@@ -72,7 +72,11 @@ impl<S: Simd> Running<S> {
 
     #[inline(always)]
     pub(crate) fn take(&mut self, simd: S, need: Need, x: S::F32) {
-        let Running { high, low } = Running::<S>::of(simd, need, x);
+        self.join(simd, need, Running::of(simd, need, x));
+    }
+
+    #[inline(always)]
+    pub(crate) fn join(&mut self, simd: S, need: Need, Running { high, low }: Self) {
         self.high = simd.max_i32(self.high, high);
         self.low = match need {
             Need::Itself => simd.max_i32(self.low, low),

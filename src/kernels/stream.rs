@@ -87,7 +87,7 @@ impl Kernel for Fence {
 }
 
 /// Bytes that a kernel writes from front to back, in small pieces that leave in whole cache lines soon after: the processor works on
-/// the next piece while the lines of the last one are on their way.
+/// the next piece while the lines of the last one are on their way. The thread runs [`Fence`] before it says that it is done.
 pub(crate) struct Lines<'a> {
     rest: &'a mut [u8],
     buffer: Buffer,
@@ -132,7 +132,6 @@ impl<'a> Lines<'a> {
     #[inline(always)]
     pub(crate) fn finish<S: Simd>(&mut self, simd: S) {
         self.send(simd, self.filled);
-        simd.fence();
     }
 
     #[inline(always)]

@@ -7,6 +7,7 @@ use crate::engine::search::Search;
 use crate::error::Result;
 use crate::formats::{Context, Faults, Groups, Range};
 use crate::kernels::encode::Input;
+use crate::kernels::stream::Fence;
 use crate::pool::{self, Watch};
 use std::sync::atomic::Ordering;
 
@@ -35,9 +36,12 @@ impl Job<'_> {
             for (start, len) in self.spans_of(&task, span) {
                 let mut parts = cut::split_mut(&mut task.parts, self.grid.bytes(self.rows, len));
                 let parts = &mut parts[..self.rows.spec.parts.len()];
-                let context = Context { stream: large && len >= cut::STREAMED_SPAN, ..self.context() };
+                let context = Context { stream: large, ..self.context() };
                 let group = self.grid.group_of(start);
                 self.format.encode_part(context, self.long_span(start, len, group, &mut x), ranges[group], &mut groups, parts);
+            }
+            if large {
+                self.run.level.run(Fence);
             }
         })?;
         // The first pass saw the replaced elements too.
