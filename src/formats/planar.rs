@@ -79,17 +79,35 @@ impl<R: Rule, const HIGH_FIRST: bool> Planar<R, HIGH_FIRST> {
         if group <= TILE { group.is_power_of_two() && group >= LANES } else { group.is_multiple_of(LINE) }
     }
 
-    /// The parts from element `start` on, which begins a tile.
-    fn tails<'a>(&self, context: Context, start: usize, parts: &'a mut [&mut [u8]]) -> Vec<&'a mut [u8]> {
-        let groups = start / context.group;
+    /// Bytes of each part for so many elements; of the last group what there is.
+    fn sizes(&self, context: Context, elements: usize) -> [usize; 3] {
+        let groups = context.groups(elements);
         let scales = groups * context.scale_dtype.size();
         let offsets = match self.offsets() {
             Offsets::None => 0,
             Offsets::Numbers => scales,
             Offsets::Bytes => groups,
-            Offsets::Nibbles => groups / 2,
+            Offsets::Nibbles => groups.div_ceil(2),
         };
-        parts.iter_mut().zip([start / 2, scales, offsets]).map(|(part, start)| &mut part[start..]).collect()
+        [elements.div_ceil(2), scales, offsets]
+    }
+
+    /// The parts from element `start` on, which begins a tile.
+    fn tails<'a>(&self, context: Context, start: usize, parts: &'a mut [&mut [u8]]) -> Vec<&'a mut [u8]> {
+        parts.iter_mut().zip(self.sizes(context, start)).map(|(part, start)| &mut part[start..]).collect()
+    }
+
+    /// Decode less than two groups by the fused kernel, in a room of `N` floats that holds them filled up.
+    fn decode_filled<const N: usize>(&self, context: Context, parts: &[&[u8]], x: Output<'_>) {
+        let [packed, others @ ..] = parts else { unreachable!("the spec names two parts or more") };
+        let (len, bytes) = (x.len(), x.len().div_ceil(2));
+        let (mut codes, mut filled) = ([0; N], [0.0; N]);
+        codes[..bytes].copy_from_slice(&packed[..bytes]);
+        let parts_of_room = [&codes[..], others[0], others.get(1).copied().unwrap_or_default()];
+        let shelf = Stored::<R, HIGH_FIRST>::new(context, self.offsets(), &parts_of_room);
+        let whole = Output::F32(&mut filled[..context.groups(len) * context.group]);
+        context.level.run(Tables { rule: R::of(context.global), shelf, group: context.group, x: whole, stream: false });
+        x.fill(context.level, |x| x.copy_from_slice(&filled[..len]));
     }
 }
 
@@ -204,7 +222,7 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
         if rest > 0 {
             let ([packed, others @ ..], mut lines) = (&mut *parts, None) else { unreachable!("the spec names two parts or more") };
             let packed = Front::new(&mut packed[..rest / 2], context.stream, Pace::of_this_cpu(), &mut lines);
-            let (place, x) = (Columns::<R, HIGH_FIRST>::new(context, self.offsets(), packed, others), x.part(0..rest));
+            let (place, x) = (Columns::new(self, context, packed, others), x.part(0..rest));
             faults |= match group / LANES {
                 _ if group > TILE => context.level.run(Lines { rule, place, x: &x.floats(context.level), group, dtype }),
                 1 => context.level.run(Tiles::<_, _, 1> { rule, place, x, run: 1, dtype }),
@@ -212,9 +230,9 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
             };
         }
         if rest < x.len() {
-            let mut parts = self.tails(context, rest, parts);
-            groups.resize(self.spec, context, x.len() - rest);
-            faults |= self.quantize(context, &x.part(rest..x.len()).floats(context.level), None, groups);
+            let (mut parts, x) = (self.tails(context, rest, parts), x.part(rest..x.len()));
+            groups.resize(self.spec, context, x.len());
+            faults |= self.quantize(context, &x.floats(context.level), None, groups);
             self.pack(context, groups, &mut parts);
         }
         faults
@@ -226,7 +244,7 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
             let ([packed, others @ ..], mut lines) = (&mut *parts, None) else { unreachable!("the spec names two parts or more") };
             let packed = Front::new(&mut packed[..whole.len() / 2], context.stream, Pace::of_this_cpu(), &mut lines);
             let (rule, dtype) = (R::of(context.global), context.scale_dtype);
-            let place = Columns::<R, HIGH_FIRST>::new(context, self.offsets(), packed, others);
+            let place = Columns::new(self, context, packed, others);
             context.level.run(Ranged { rule, place, x: whole, range, dtype });
         }
         if !rest.is_empty() {
@@ -240,14 +258,33 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
         }
     }
 
-    fn decode(&self, context: Context, parts: &[&[u8]], groups: &mut Groups, x: Output<'_>) {
-        if context.group.is_multiple_of(LANES) && x.len().is_multiple_of(context.group) {
+    fn decode(&self, context: Context, parts: &[&[u8]], groups: &mut Groups, mut x: Output<'_>) {
+        let Context { group, stream, .. } = context;
+        let (len, is_fused) = (x.len(), group.is_multiple_of(LANES));
+        // Two groups share a byte of zero points: what is left begins at a whole byte.
+        let unit = if self.offsets() == Offsets::Nibbles && !len.is_multiple_of(group) { 2 * group } else { group };
+        let whole = if is_fused { len / unit * unit } else { 0 };
+        if whole > 0 {
             let shelf = Stored::<R, HIGH_FIRST>::new(context, self.offsets(), parts);
-            return context.level.run(Tables { rule: R::of(context.global), shelf, group: context.group, x, stream: context.stream });
+            context.level.run(Tables { rule: R::of(context.global), shelf, group, x: x.part(0..whole), stream });
         }
-        groups.resize(self.spec, context, x.len());
-        self.unpack(context, parts, groups);
-        x.fill(context.level, |x| self.dequantize(context, groups, x));
+        if whole < len {
+            let mut tails = [&[][..]; 3];
+            for ((tail, part), start) in tails.iter_mut().zip(parts).zip(self.sizes(context, whole)) {
+                *tail = &part[start..];
+            }
+            let (parts, x) = (&tails[..parts.len()], x.part(whole..len));
+            match group {
+                _ if !is_fused || group > TILE => {
+                    groups.resize(self.spec, context, len - whole);
+                    self.unpack(context, parts, groups);
+                    x.fill(context.level, |x| self.dequantize(context, groups, x));
+                }
+                // A large room takes longer to clear than these groups to decode.
+                ..=128 => self.decode_filled::<256>(context, parts, x),
+                _ => self.decode_filled::<{ 2 * TILE }>(context, parts, x),
+            }
+        }
     }
 }
 
@@ -257,15 +294,18 @@ struct Columns<'a, R, const HIGH_FIRST: bool> {
     scales: &'a mut [u8],
     offsets: &'a mut [u8],
     stored: Offsets,
+    /// Above the last of an odd number of zero points.
+    padding: u8,
     dtype: ScaleDtype,
     rule: PhantomData<R>,
 }
 
-impl<'a, R, const HIGH_FIRST: bool> Columns<'a, R, HIGH_FIRST> {
-    fn new(context: Context, stored: Offsets, packed: Front<'a>, parts: &'a mut [&mut [u8]]) -> Self {
+impl<'a, R: Rule, const HIGH_FIRST: bool> Columns<'a, R, HIGH_FIRST> {
+    fn new(format: &Planar<R, HIGH_FIRST>, context: Context, packed: Front<'a>, parts: &'a mut [&mut [u8]]) -> Self {
         let [scales, rest @ ..] = parts else { unreachable!("the spec names two parts or more") };
         let offsets = rest.first_mut().map_or(&mut [][..], |part| &mut **part);
-        Columns { packed, scales, offsets, stored, dtype: context.scale_dtype, rule: PhantomData }
+        let (stored, padding) = (format.offsets(), padding(format.spec));
+        Columns { packed, scales, offsets, stored, padding, dtype: context.scale_dtype, rule: PhantomData }
     }
 }
 
@@ -291,7 +331,7 @@ impl<R: Rule, const HIGH_FIRST: bool> Place for Columns<'_, R, HIGH_FIRST> {
         } else if groups == 1 {
             // One group a tile: two tiles share a byte, and the even one comes first.
             let byte = &mut self.offsets[tile / 2];
-            *byte = if tile.is_multiple_of(2) { zero_point(0) } else { *byte | zero_point(0) << 4 };
+            *byte = if tile.is_multiple_of(2) { zero_point(0) | self.padding } else { *byte & 15 | zero_point(0) << 4 };
         } else {
             for (pair, byte) in self.offsets[tile * groups / 2..][..groups / 2].iter_mut().enumerate() {
                 *byte = zero_point(2 * pair) | zero_point(2 * pair + 1) << 4;

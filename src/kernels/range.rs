@@ -47,7 +47,7 @@ pub enum Need {
     Itself,
 }
 
-/// Running maxima: of `key(x)` and `!key(x)`, of the bits as signed and as unsigned integers where zero belongs to the range, or of the bits
+/// The largest and the smallest `key(x)` so far, or running maxima: of the bits as signed and as unsigned integers where zero belongs to the range, or of the bits
 /// without their sign.
 #[derive(Clone, Copy)]
 pub(crate) struct Running<S: Simd> {
@@ -63,7 +63,7 @@ impl<S: Simd> Running<S> {
         match need {
             Need::Itself => {
                 let key = order(simd, bits);
-                Running { high: key, low: simd.xor(key, simd.splat_i32(-1)) }
+                Running { high: key, low: key }
             }
             Need::Magnitude => Running { high: simd.and(bits, simd.splat_i32(i32::MAX)), low: simd.splat_i32(0) },
             Need::Extreme | Need::WithZero => Running { high: bits, low: bits },
@@ -79,7 +79,7 @@ impl<S: Simd> Running<S> {
     pub(crate) fn join(&mut self, simd: S, need: Need, Running { high, low }: Self) {
         self.high = simd.max_i32(self.high, high);
         self.low = match need {
-            Need::Itself => simd.max_i32(self.low, low),
+            Need::Itself => simd.min_i32(self.low, low),
             Need::Magnitude => low,
             Need::Extreme | Need::WithZero => simd.max_u32(self.low, low),
         };
@@ -88,7 +88,8 @@ impl<S: Simd> Running<S> {
     #[inline(always)]
     pub(crate) fn keys(self, simd: S, need: Need) -> Keys<S> {
         let low = match need {
-            Need::Itself | Need::Magnitude => self.low,
+            Need::Itself => simd.xor(self.low, simd.splat_i32(-1)),
+            Need::Magnitude => self.low,
             Need::Extreme | Need::WithZero => simd.xor(self.low, simd.splat_i32(i32::MIN)),
         };
         Keys { high: self.high, low }
