@@ -205,6 +205,54 @@ impl<S: Simd, F: Floats<S, Float: AnyBitPattern + NoUninit>> Floats<S> for Strea
     }
 }
 
+/// Those of others; the memory that comes `ahead` bytes later is asked for to be written, unless that is 0.
+#[derive(Clone, Copy)]
+struct Asked<F> {
+    floats: F,
+    ahead: usize,
+}
+
+impl<F> Asked<F> {
+    #[inline(always)]
+    fn ask<S: Simd, T>(&self, simd: S, x: &[T]) {
+        if self.ahead > 0 {
+            for line in x.chunks_exact(LINE / size_of::<T>()) {
+                simd.prefetch_to_write(&line[0], self.ahead);
+            }
+        }
+    }
+}
+
+impl<S: Simd, F: Floats<S>> Floats<S> for Asked<F> {
+    type Float = F::Float;
+
+    #[inline(always)]
+    fn of(self, simd: S, nibbles: S::I32, x: &mut [F::Float; LANES]) {
+        self.ask(simd, x);
+        self.floats.of(simd, nibbles, x);
+    }
+
+    #[inline(always)]
+    fn of_pairs(self, simd: S, packed: &[u8], x: &mut [F::Float]) {
+        let ((blocks, rest), (x, x_rest)) = (packed.as_chunks::<16>(), x.as_chunks_mut::<{ 2 * LANES }>());
+        for (packed, x) in blocks.iter().zip(x) {
+            self.ask(simd, x);
+            self.floats.of_pairs(simd, packed, x);
+        }
+        for (packed, x) in rest.as_chunks::<8>().0.iter().zip(x_rest.as_chunks_mut::<LANES>().0) {
+            self.of(simd, simd.unpack_pairs(packed), x);
+        }
+    }
+
+    #[inline(always)]
+    fn of_halves(self, simd: S, packed: &[u8], x: &mut [F::Float]) {
+        for (packed, x) in packed.as_chunks::<16>().0.iter().zip(x.as_chunks_mut::<{ 2 * LANES }>().0) {
+            self.ask(simd, x);
+            self.floats.of_halves(simd, packed, x);
+        }
+    }
+}
+
 /// Each computed where it is met: the number of a nibble is `(nibble ^ flip) + first`.
 #[derive(Clone, Copy)]
 struct Computed<S: Simd, R> {
@@ -282,14 +330,14 @@ impl<R: Meaning, P: Shelf> Kernel for Tables<'_, R, P> {
         let from_registers = stream && pace.from_registers && S::HAS_TABLES;
         match x {
             Output::F32(x) if from_registers && is_lined(x, group) => {
-                decode_groups(simd, Single::<true>, rule, shelf, group, groups, &mut Direct(x));
+                decode_groups(simd, Single::<true>(0), rule, shelf, group, groups, &mut Direct(x));
             }
             Output::F32(x) if stream => {
                 let mut lines = Lines::new(cast_slice_mut(x), pace.floats(group * size_of::<f32>()));
-                decode_groups(simd, Single::<false>, rule, shelf, group, groups, &mut lines);
+                decode_groups(simd, Single::<false>(0), rule, shelf, group, groups, &mut lines);
                 lines.finish(simd);
             }
-            Output::F32(x) => decode_groups(simd, Single::<false>, rule, shelf, group, groups, &mut Direct(x)),
+            Output::F32(x) => decode_groups(simd, Single::<false>(pace.stay), rule, shelf, group, groups, &mut Direct(x)),
             Output::Half(half, halves) if from_registers && !P::BY_VECTORS && is_lined(halves, group) => {
                 decode_groups(simd, Sixteen::<true>(half), rule, shelf, group, groups, &mut Direct(halves));
             }
@@ -358,9 +406,9 @@ trait Wanted: Copy {
     );
 }
 
-/// Binary32; past the caches from where it is made, or as its sink has it.
+/// Binary32; past the caches from where it is made, or as its sink has it, for which memory is asked for so many bytes ahead.
 #[derive(Clone, Copy)]
-struct Single<const PAST: bool>;
+struct Single<const PAST: bool>(usize);
 
 impl<const PAST: bool> Wanted for Single<PAST> {
     type Float = f32;
@@ -378,8 +426,9 @@ impl<const PAST: bool> Wanted for Single<PAST> {
         let table = LookedUp(rule.values(simd, simd.load(&R::NUMBERS), scale, offset));
         match const { Uniform::of(R::NUMBERS) } {
             _ if PAST => decode_group(simd, Streamed(table), group, out),
-            Some(uniform) if !S::HAS_TABLES => decode_group(simd, Computed { rule, scale, offset, uniform }, group, out),
-            _ => decode_group(simd, table, group, out),
+            _ if S::HAS_TABLES => decode_group(simd, Asked { floats: table, ahead: self.0 }, group, out),
+            Some(uniform) => decode_group(simd, Computed { rule, scale, offset, uniform }, group, out),
+            None => decode_group(simd, table, group, out),
         }
     }
 }

@@ -15,6 +15,8 @@ pub(crate) struct Pace {
     pub(crate) burst: usize,
     /// How many bytes of decoded floats.
     floats: usize,
+    /// From decoded floats that stay in the caches to what is asked for with them to be written; 0 for not at all.
+    pub(crate) stay: usize,
     /// Whether decoded floats leave from registers, where they are whole lines, and those of 16 bits past the caches at all.
     pub(crate) from_registers: bool,
     /// Whether codes that are packed or unpacked alone go past the caches.
@@ -23,12 +25,13 @@ pub(crate) struct Pace {
 
 impl Pace {
     /// Ahead by what one core has on its way from memory (bandwidth times latency, some 7 KiB), and a tile; once for each line.
-    const FAR: Pace = Pace { range: 0, codes: 10 * 1024, burst: Lines::BURST, floats: Lines::BURST, from_registers: false, bytes: false };
+    const FAR: Pace =
+        Pace { range: 0, codes: 10 * 1024, burst: Lines::BURST, floats: Lines::BURST, stay: 0, from_registers: false, bytes: false };
 
     /// On Intel whatever the first cache waits for, and each line on its way past the caches, occupies one of few buffers until memory
     /// answers, so that far requests and large bursts stop each other. The second cache's own prefetcher has room for more: it wants to
-    /// be told at an even pace, from both loops, and of what comes next.
-    const NEAR: Pace = Pace { range: 3 * 1024, codes: 3 * 1024, burst: 128, floats: 512, from_registers: true, bytes: true };
+    /// be told at an even pace, from both loops, and of what comes next. Of a store that lies across two lines nothing is asked for early.
+    const NEAR: Pace = Pace { range: 3 * 1024, codes: 3 * 1024, burst: 128, floats: 512, stay: 512, from_registers: true, bytes: true };
 
     /// What suits this CPU.
     pub(crate) fn of_this_cpu() -> Pace {
