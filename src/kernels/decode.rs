@@ -205,7 +205,8 @@ impl<S: Simd, F: Floats<S, Float: AnyBitPattern + NoUninit>> Floats<S> for Strea
     }
 }
 
-/// Those of others; the memory that comes `ahead` bytes later is asked for to be written, unless that is 0.
+/// Those of others; with 32 of them the memory that comes `ahead` bytes later is asked for to be written, unless that is 0. Groups of fewer are
+/// bound by what they compute.
 #[derive(Clone, Copy)]
 struct Asked<F> {
     floats: F,
@@ -214,7 +215,7 @@ struct Asked<F> {
 
 impl<F> Asked<F> {
     #[inline(always)]
-    fn ask<S: Simd, T>(&self, simd: S, x: &[T]) {
+    fn ask<S: Simd, T>(&self, simd: S, x: &[T; 2 * LANES]) {
         if self.ahead > 0 {
             for line in x.chunks_exact(LINE / size_of::<T>()) {
                 simd.prefetch_to_write(&line[0], self.ahead);
@@ -228,7 +229,6 @@ impl<S: Simd, F: Floats<S>> Floats<S> for Asked<F> {
 
     #[inline(always)]
     fn of(self, simd: S, nibbles: S::I32, x: &mut [F::Float; LANES]) {
-        self.ask(simd, x);
         self.floats.of(simd, nibbles, x);
     }
 
@@ -239,9 +239,7 @@ impl<S: Simd, F: Floats<S>> Floats<S> for Asked<F> {
             self.ask(simd, x);
             self.floats.of_pairs(simd, packed, x);
         }
-        for (packed, x) in rest.as_chunks::<8>().0.iter().zip(x_rest.as_chunks_mut::<LANES>().0) {
-            self.of(simd, simd.unpack_pairs(packed), x);
-        }
+        self.floats.of_pairs(simd, rest, x_rest);
     }
 
     #[inline(always)]
