@@ -296,29 +296,37 @@ fn turned_arrays_are_cut_into_tiles_unseen() {
 }
 
 #[test]
-fn decoded_floats_are_the_same_past_the_caches() {
-    // More than the caches hold, in both sizes of floats.
-    let shape = [4608, 4096];
-    let (x, elements) = (sample(shape[0] * shape[1], 14), shape[0] * shape[1]);
-    let (mut streamed, mut plain) = (vec![0; 4 * elements + 128], vec![0; 4 * elements]);
-    for format in FORMATS {
-        let spec = format.spec();
-        for group_size in [None, Some(GroupSize::Elements(32)), Some(GroupSize::Tensor)] {
-            let Ok(layout) = Layout::new(spec, &shape, Options { group_size, ..Options::default() }) else { continue };
-            let quantized = encode(&layout, &Source::from_slice(&x, &shape), &run_at(Level::detect(), 2)).unwrap();
-            for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-                let len = dtype.size() * elements;
-                let run = Run { reused: false, ..run_at(Level::detect(), 2) };
-                let sink = Sink::from_bytes(&mut plain[..len], dtype, &shape);
-                engine::dequantize(&layout, &quantized.views(), sink, &run).unwrap();
-                // Where cache lines begin, and where numpy's arrays do.
-                for beyond in [0, 16] {
-                    let first = streamed.as_ptr().align_offset(64) + beyond;
-                    let streamed = &mut streamed[first..][..len];
-                    streamed.fill(7);
-                    let sink = Sink::from_bytes(streamed, dtype, &shape);
-                    engine::dequantize(&layout, &quantized.views(), sink, &run_at(Level::detect(), 2)).unwrap();
-                    assert!(*streamed == plain[..len], "{layout:?} to {}, {beyond} bytes beyond a line", dtype.name());
+fn large_arrays_are_the_same_past_the_caches() {
+    // More than the caches hold, in both sizes of floats; rows that follow each other, and rows that end in a short group and half a byte.
+    for shape in [[4608, 4096], [4608, 4095]] {
+        let (x, elements) = (sample(shape[0] * shape[1], 14), shape[0] * shape[1]);
+        let (mut streamed, mut plain) = (vec![0; 4 * elements + 128], vec![0; 4 * elements]);
+        // Floats that are no slice are read by way of a copy.
+        let mut moved = vec![0; 4 * elements + 4];
+        let first = moved.as_ptr().align_offset(4) + 1;
+        let moved = &mut moved[first..][..4 * elements];
+        moved.copy_from_slice(bytemuck::cast_slice(&x));
+        for format in FORMATS {
+            let spec = format.spec();
+            for group_size in [None, Some(GroupSize::Elements(32)), Some(GroupSize::Row), Some(GroupSize::Tensor)] {
+                let Ok(layout) = Layout::new(spec, &shape, Options { group_size, ..Options::default() }) else { continue };
+                let quantized = encode(&layout, &Source::from_slice(&x, &shape), &run_at(Level::detect(), 2)).unwrap();
+                let copied = encode(&layout, &Source::from_bytes(moved, Dtype::F32, &shape), &run_at(Level::detect(), 2)).unwrap();
+                assert!(quantized.parts == copied.parts, "{layout:?}");
+                for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+                    let len = dtype.size() * elements;
+                    let run = Run { reused: false, ..run_at(Level::detect(), 2) };
+                    let sink = Sink::from_bytes(&mut plain[..len], dtype, &shape);
+                    engine::dequantize(&layout, &quantized.views(), sink, &run).unwrap();
+                    // Where cache lines begin, and where numpy's arrays do.
+                    for beyond in [0, 16] {
+                        let first = streamed.as_ptr().align_offset(64) + beyond;
+                        let streamed = &mut streamed[first..][..len];
+                        streamed.fill(7);
+                        let sink = Sink::from_bytes(streamed, dtype, &shape);
+                        engine::dequantize(&layout, &quantized.views(), sink, &run_at(Level::detect(), 2)).unwrap();
+                        assert!(*streamed == plain[..len], "{layout:?} to {}, {beyond} bytes beyond a line", dtype.name());
+                    }
                 }
             }
         }
@@ -405,7 +413,8 @@ fn halves_that_are_not_finite_are_found_as_floats_are() {
 fn fused_and_plain_paths_agree() {
     for format in FORMATS {
         let Format::Rows(format) = *format else { continue };
-        for elements in [32, 512, 544, 1024, 1536, 4096] {
+        // Tiles, one long group, and groups that end short, also after an odd number of them or in half a byte.
+        for elements in [32, 333, 512, 544, 1000, 1024, 1025, 1536, 4096] {
             let x = sample(elements, 3);
             for layout in layouts(&[1, elements]).into_iter().filter(|layout| std::ptr::eq(layout.spec, format.spec())) {
                 for level in Level::available() {
