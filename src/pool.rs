@@ -11,7 +11,7 @@
 //! ```
 //!
 //! To wake a thread takes as long as to encode a megabyte. So who waits, the caller for the last task of a helper and a helper for the
-//! next call, stays awake for about that long and lets other threads have the CPU meanwhile; then it sleeps.
+//! next call, stays awake for two or three times that and lets other threads have its CPU meanwhile; then it sleeps.
 
 mod door;
 

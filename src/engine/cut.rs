@@ -28,7 +28,8 @@ pub(super) const LONG: usize = 64 * 1024;
 /// Elements of a span, where a group is not longer: 16 KiB of f32, which stay in the first cache.
 pub(super) const SPAN: usize = 4096;
 
-/// The same where nothing but the formats sees the floats: 256 KiB.
+/// The same where nothing but the formats sees the floats, and the least whose codes leave past the caches from within a kernel, which begins with
+/// a room to clear: 256 KiB.
 pub(super) const STREAMED_SPAN: usize = 64 * 1024;
 
 /// Elements of a run that is decoded past the caches at least: its ends are no whole cache lines.

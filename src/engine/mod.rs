@@ -46,7 +46,7 @@ pub use crate::kernels::sums::Sums;
 
 use crate::level::Level;
 
-/// Elements below which a call stays on the calling thread: 2 MiB of f32, the size from which waking a parked thread pays.
+/// Elements below which a call stays on the calling thread: 2 MiB of f32. What the cache of one core holds a second one would have to fetch.
 pub const SERIAL: usize = 512 * 1024;
 
 /// Bytes of input (encode) or output (decode) from which output is streamed past the caches: more than they hold.

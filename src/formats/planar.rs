@@ -222,7 +222,7 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
         if rest > 0 {
             let ([packed, others @ ..], mut lines) = (&mut *parts, None) else { unreachable!("the spec names two parts or more") };
             let packed = Front::new(&mut packed[..rest / 2], context.stream, Pace::of_this_cpu(), &mut lines);
-            let (place, x) = (Columns::new(self, context, packed, others), x.part(0..rest));
+            let (place, x) = (Columns::<R, HIGH_FIRST>::new(context, self.offsets(), packed, others), x.part(0..rest));
             faults |= match group / LANES {
                 _ if group > TILE => context.level.run(Lines { rule, place, x: &x.floats(context.level), group, dtype }),
                 1 => context.level.run(Tiles::<_, _, 1> { rule, place, x, run: 1, dtype }),
@@ -244,7 +244,7 @@ impl<R: Rule, const HIGH_FIRST: bool> Rows for Planar<R, HIGH_FIRST> {
             let ([packed, others @ ..], mut lines) = (&mut *parts, None) else { unreachable!("the spec names two parts or more") };
             let packed = Front::new(&mut packed[..whole.len() / 2], context.stream, Pace::of_this_cpu(), &mut lines);
             let (rule, dtype) = (R::of(context.global), context.scale_dtype);
-            let place = Columns::new(self, context, packed, others);
+            let place = Columns::<R, HIGH_FIRST>::new(context, self.offsets(), packed, others);
             context.level.run(Ranged { rule, place, x: whole, range, dtype });
         }
         if !rest.is_empty() {
@@ -294,18 +294,15 @@ struct Columns<'a, R, const HIGH_FIRST: bool> {
     scales: &'a mut [u8],
     offsets: &'a mut [u8],
     stored: Offsets,
-    /// Above the last of an odd number of zero points.
-    padding: u8,
     dtype: ScaleDtype,
     rule: PhantomData<R>,
 }
 
-impl<'a, R: Rule, const HIGH_FIRST: bool> Columns<'a, R, HIGH_FIRST> {
-    fn new(format: &Planar<R, HIGH_FIRST>, context: Context, packed: Front<'a>, parts: &'a mut [&mut [u8]]) -> Self {
+impl<'a, R, const HIGH_FIRST: bool> Columns<'a, R, HIGH_FIRST> {
+    fn new(context: Context, stored: Offsets, packed: Front<'a>, parts: &'a mut [&mut [u8]]) -> Self {
         let [scales, rest @ ..] = parts else { unreachable!("the spec names two parts or more") };
         let offsets = rest.first_mut().map_or(&mut [][..], |part| &mut **part);
-        let (stored, padding) = (format.offsets(), padding(format.spec));
-        Columns { packed, scales, offsets, stored, padding, dtype: context.scale_dtype, rule: PhantomData }
+        Columns { packed, scales, offsets, stored, dtype: context.scale_dtype, rule: PhantomData }
     }
 }
 
@@ -331,7 +328,7 @@ impl<R: Rule, const HIGH_FIRST: bool> Place for Columns<'_, R, HIGH_FIRST> {
         } else if groups == 1 {
             // One group a tile: two tiles share a byte, and the even one comes first.
             let byte = &mut self.offsets[tile / 2];
-            *byte = if tile.is_multiple_of(2) { zero_point(0) | self.padding } else { *byte & 15 | zero_point(0) << 4 };
+            *byte = if tile.is_multiple_of(2) { zero_point(0) } else { *byte | zero_point(0) << 4 };
         } else {
             for (pair, byte) in self.offsets[tile * groups / 2..][..groups / 2].iter_mut().enumerate() {
                 *byte = zero_point(2 * pair) | zero_point(2 * pair + 1) << 4;

@@ -205,8 +205,8 @@ impl<S: Simd, F: Floats<S, Float: AnyBitPattern + NoUninit>> Floats<S> for Strea
     }
 }
 
-/// Those of others; with 32 of them the memory that comes `ahead` bytes later is asked for to be written, unless that is 0. Groups of fewer are
-/// bound by what they compute.
+/// Those of others; with 32 of them the memory is asked for that is written `ahead` bytes later, unless that is 0. Groups of fewer are bound by what
+/// they compute.
 #[derive(Clone, Copy)]
 struct Asked<F> {
     floats: F,
@@ -218,7 +218,7 @@ impl<F> Asked<F> {
     fn ask<S: Simd, T>(&self, simd: S, x: &[T; 2 * LANES]) {
         if self.ahead > 0 {
             for line in x.chunks_exact(LINE / size_of::<T>()) {
-                simd.prefetch_to_write(&line[0], self.ahead);
+                simd.prefetch(&line[0], self.ahead);
             }
         }
     }

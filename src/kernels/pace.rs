@@ -1,5 +1,5 @@
-//! How a CPU likes to be asked for memory, by kernels that read elements twice, for their range and for their codes, and write codes past
-//! the caches.
+//! How a CPU likes to be asked for memory: by kernels that read elements for their range, for their codes or for both, and how what they
+//! write leaves past the caches or stays in them.
 
 use super::stream::{LINE, Lines};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 /// Bytes, measured: `benches/record/notes.md` has the figures.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
-    /// From an element whose range is found to what is asked for with it, into the second cache; 0 for not at all.
+    /// From an element whose range is found, or whose code alone is made, to what is asked for with it, into the second cache; 0 for not at all.
     pub(crate) range: usize,
     /// From an element whose code is made, or that is widened, to what is asked for with it, into the first cache.
     pub(crate) codes: usize,
@@ -15,7 +15,7 @@ pub(crate) struct Pace {
     pub(crate) burst: usize,
     /// How many bytes of decoded floats.
     floats: usize,
-    /// From decoded floats that stay in the caches to what is asked for with them to be written; 0 for not at all.
+    /// From decoded floats that stay in the caches to those that are written later, whose memory is asked for with them; 0 for not at all.
     pub(crate) stay: usize,
     /// Whether decoded floats leave from registers, where they are whole lines, and those of 16 bits past the caches at all.
     pub(crate) from_registers: bool,

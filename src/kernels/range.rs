@@ -2,7 +2,7 @@
 //!
 //! Floats are compared as integers: `key(x) = bits ^ ((bits >> 31) & 0x7fff_ffff)` orders them, with NaN beyond the infinities
 //! of its sign, so that NaN is carried to the end and one test a group finds it (`f32::max` would drop it).
-//! The smallest element is found as the largest of `!key(x)`, so that one reduction serves both.
+//! The smallest key is reduced as the largest of `!key(x)`, so that one reduction serves both.
 //!
 //! Where zero belongs to the range two instructions a vector suffice: of floats as signed integers the largest is the largest
 //! element, of floats as unsigned integers it is the smallest, unless none is negative.

@@ -60,13 +60,6 @@ impl Simd for Avx512 {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(x).wrapping_byte_add(ahead).cast()) }
     }
 
-    #[inline(always)]
-    #[allow(unsafe_code, reason = "an intrinsic")]
-    fn prefetch_to_write<T>(self, x: &T, ahead: usize) {
-        // SAFETY: as above.
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(std::ptr::from_ref(x).wrapping_byte_add(ahead).cast()) }
-    }
-
     primitives! {
         fn splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
         fn splat_i32(x: i32) -> __m512i { _mm512_set1_epi32(x) }

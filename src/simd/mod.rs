@@ -112,9 +112,6 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// The same, into the second cache.
     #[inline(always)]
     fn prefetch_second<T>(self, _x: &T, _ahead: usize) {}
-    /// Ask for the cache line `ahead` bytes after `x` to write to it, where the level gains by it. It need not be memory of ours.
-    #[inline(always)]
-    fn prefetch_to_write<T>(self, _x: &T, _ahead: usize) {}
     /// What was streamed before is visible to other threads before anything that follows.
     fn fence(self);
 

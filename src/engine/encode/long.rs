@@ -36,7 +36,7 @@ impl Job<'_> {
             for (start, len) in self.spans_of(&task, span) {
                 let mut parts = cut::split_mut(&mut task.parts, self.grid.bytes(self.rows, len));
                 let parts = &mut parts[..self.rows.spec.parts.len()];
-                let context = Context { stream: large, ..self.context() };
+                let context = Context { stream: large && len >= cut::STREAMED_SPAN, ..self.context() };
                 let group = self.grid.group_of(start);
                 self.format.encode_part(context, self.long_span(start, len, group, &mut x), ranges[group], &mut groups, parts);
             }
